@@ -1,0 +1,49 @@
+# Two commands on a fresh machine do everything: `make quickstart` and `make test`.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+RUN := .venv/bin/python
+RUNS ?= runs/quickstart
+METHODS := supervised cutmix css_mix supervised_all
+
+# Compiled programs are kept between runs and shared with every process that the tests start.
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.2
+
+.PHONY: help quickstart test soak lint bench clean
+
+help:
+	@echo 'make quickstart  set up; train and evaluate on the embedded dataset; compare and draw'
+	@echo 'make test        set up; run the tests'
+	@echo 'make soak        the long tests'
+	@echo 'make lint        ruff check and format'
+	@echo 'make bench       benchmarks; writes to benchmarks/results/'
+	@echo 'make clean       remove the environment, caches and runs'
+
+.venv/ready: requirements.txt requirements-dev.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 13) else \
+	  "css_jax needs Python 3.11 or 3.12, this is %d.%d: make PYTHON=/path/to/python3.11" % v)'
+	$(PYTHON) -m venv .venv
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+quickstart: .venv/ready
+	@set -e; for method in $(METHODS); do \
+	  echo "== $$method"; \
+	  $(RUN) -m css_jax.main --config configs/quickstart.py:$$method --workdir $(RUNS)/$$method; \
+	done
+	@$(RUN) -m css_jax.main --mode report --workdir $(RUNS)
+
+test: .venv/ready
+	$(RUN) -m pytest -m 'not soak'
+
+soak: .venv/ready
+	$(RUN) -m pytest -m soak
+
+lint: .venv/ready
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+bench: .venv/ready
+	$(RUN) -m benchmarks.run
+
+clean:
+	rm -rf .venv .cache $(RUNS)
