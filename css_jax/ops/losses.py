@@ -1,0 +1,126 @@
+"""Pixel losses. Each returns (sum, count), so that a mean over devices is psum(sum)/psum(count).
+
+Source for all: spec section 4 of CSS (arXiv 2307.09755, Eq. 7 and 8, and the authors' program).
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+def mean(total: Array, count: Array) -> Array:
+    """Gives total / count, and 0 where there is nothing to count."""
+    return total / jnp.maximum(count, 1)
+
+
+def pixel_cross_entropy(logits: Array, labels: Array, ignore: int = -1) -> Array:
+    """Softmax cross-entropy of each pixel, in float32.
+
+    Args:
+        logits: [..., C] scores of any float dtype.
+        labels: [...] integer classes in [0, C), or `ignore`.
+        ignore: label of pixels that have none.
+
+    Returns:
+        [...] float32, 0 where the label is `ignore`.
+    """
+    if logits.shape[:-1] != labels.shape:
+        raise ValueError(
+            f'labels: got shape {labels.shape}, expected {logits.shape[:-1]} as of logits '
+            f'{logits.shape} without the classes'
+        )
+    log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    valid = labels != ignore
+    index = jnp.where(valid, labels, 0)[..., None]
+    return -jnp.where(valid, jnp.take_along_axis(log_p, index, axis=-1)[..., 0], 0.0)
+
+
+def cross_entropy(logits: Array, labels: Array, ignore: int = -1) -> tuple[Array, Array]:
+    """Cross-entropy over the labelled pixels (Eq. 7).
+
+    Args:
+        logits: [..., C].
+        labels: [...] integer classes, or `ignore`.
+        ignore: label of pixels that have none.
+
+    Returns:
+        (sum of the pixels' losses, number of pixels not ignored), float32 scalars.
+    """
+    losses = pixel_cross_entropy(logits, labels, ignore)
+    return losses.sum(), (labels != ignore).sum().astype(jnp.float32)
+
+
+def ohem_cross_entropy(
+    logits: Array, labels: Array, threshold: float = 0.7, min_kept: int = 50_000, ignore: int = -1
+) -> tuple[Array, Array]:
+    """Cross-entropy over the hard pixels: online hard example mining, as for Cityscapes.
+
+    A valid pixel is kept if the probability of its true class is at most
+    max(threshold, the min_kept-th smallest such probability in the batch). With fewer than
+    `min_kept` valid pixels all are kept.
+
+    Args:
+        logits: [..., C].
+        labels: [...] integer classes, or `ignore`.
+        threshold: probability up to which a pixel always counts as hard.
+        min_kept: pixels kept at least, over the whole batch given here.
+        ignore: label of pixels that have none.
+
+    Returns:
+        (sum over the kept pixels, number of kept pixels), float32 scalars.
+    """
+    losses = pixel_cross_entropy(logits, labels, ignore).ravel()
+    valid = (labels != ignore).ravel()
+    probability = jnp.exp(-jax.lax.stop_gradient(losses))
+    if 0 < min_kept <= probability.size:
+        # Ignored pixels sort behind every valid one; fewer valid than min_kept gives 2: keep all.
+        kth = jnp.sort(jnp.where(valid, probability, 2.0))[min_kept - 1]
+        kept = valid & (probability <= jnp.maximum(threshold, kth))
+    else:
+        kept = valid if min_kept > 0 else valid & (probability <= threshold)
+    return jnp.where(kept, losses, 0.0).sum(), kept.sum().astype(jnp.float32)
+
+
+def weighted_unsupervised(
+    logits: Array, labels: Array, indicator: Array, threshold: float = 0.97, ignore: int = -1
+) -> tuple[Array, Array]:
+    """The reference's L_u: each image weighs by the share of its pixels that are confident.
+
+    w_i = #(pixels of image i with indicator >= threshold) / #(its pixels with a pseudo-label);
+    L_u = mean of w_i · CE over the pixels of the batch whose CE > 0. The numerator counts the
+    pixels without a pseudo-label too, so that w_i may exceed 1.
+
+    Args:
+        logits: [B, H, W, C].
+        labels: [B, H, W] pseudo-labels, or `ignore`.
+        indicator: [B, H, W] in [0, 1].
+        threshold: delta_u.
+        ignore: label of pixels that have none.
+
+    Returns:
+        (sum of w_i · CE, number of pixels with CE > 0), float32 scalars. An image without a
+        pseudo-label adds nothing.
+    """
+    losses = pixel_cross_entropy(logits, labels, ignore)
+    confident = (indicator >= threshold).sum((1, 2))
+    labelled = (labels != ignore).sum((1, 2))
+    weights = confident / jnp.maximum(labelled, 1)
+    return (weights[:, None, None] * losses).sum(), (losses > 0).sum().astype(jnp.float32)
+
+
+def thresholded_unsupervised(
+    logits: Array, labels: Array, indicator: Array, threshold: float = 0.97, ignore: int = -1
+) -> tuple[Array, Array]:
+    """The paper's L_u (Eq. 8): cross-entropy over the confident pixels.
+
+    Args:
+        logits: [B, H, W, C].
+        labels: [B, H, W] pseudo-labels, or `ignore`.
+        indicator: [B, H, W] in [0, 1].
+        threshold: delta_u; pixels with indicator >= threshold count.
+        ignore: label of pixels that have none.
+
+    Returns:
+        (sum over the confident pixels, number of them), float32 scalars.
+    """
+    return cross_entropy(logits, jnp.where(indicator >= threshold, labels, ignore), ignore)

@@ -1,0 +1,40 @@
+"""Schedules: functions of the step, of Python or traced integers."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jax import Array
+
+
+def poly(
+    base: float, steps: int, power: float = 0.9, floor: float = 0.0, warmup_steps: int = 0
+) -> Callable[[Array | int], Array]:
+    """Poly learning rate, base · (1 - t/T)^power, never under `floor`.
+
+    Args:
+        base: learning rate at step 0.
+        steps: T, the iterations of the whole run.
+        power: exponent.
+        floor: smallest value (the reference: 1e-4; the paper writes none).
+        warmup_steps: steps over which a linear factor rises from 1/warmup_steps to 1; 0: none.
+
+    Returns:
+        A function from the step, counted from 0, to a float32 scalar.
+    """
+
+    def schedule(step: Array | int) -> Array:
+        remaining = jnp.clip(1.0 - step / steps, 0.0, 1.0)
+        rate = jnp.maximum(base * remaining**power, floor)
+        return rate * jnp.minimum((step + 1) / warmup_steps, 1.0) if warmup_steps else rate
+
+    return schedule
+
+
+def ema_decay(step: Array | int, limit: float) -> Array:
+    """Decay of the teacher, min(1 - 1/(t+1), limit), t from 0: the first update copies."""
+    return jnp.minimum(1.0 - 1.0 / (step + 1.0), limit)
+
+
+def rampdown(step: Array | int, steps: int) -> Array:
+    """Factor of lambda_c, exp(-5 (t/T)^2): the reference's curve, laid over the whole run."""
+    return jnp.exp(-5.0 * (step / steps) ** 2)
