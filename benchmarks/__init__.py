@@ -1,0 +1,1 @@
+"""Measurements: `python -m benchmarks.NAME`; results are kept in benchmarks/results."""
