@@ -1,0 +1,117 @@
+"""The views of spec section 3 and the supervised loss, as the methods share them."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from css_jax import parallel
+from css_jax.ops import augment, losses, resize
+from css_jax.state import Context
+
+
+def host_labels(labels: Array) -> Array:
+    """Turns the records' uint8 labels (255: void) into int32 labels (-1: ignore)."""
+    return jnp.where(labels == 255, -1, labels.astype(jnp.int32))
+
+
+def normalise(images: Array, ctx: Context) -> Array:
+    """Standardises uint8 RGB images [B, H, W, 3] by `config.data.mean` and `std`."""
+    data = ctx.config.data
+    return augment.normalise(augment.to_float(images), data.mean, data.std)
+
+
+def labelled(batch: Mapping[str, Array], keys: parallel.Keys, ctx: Context) -> tuple[Array, Array]:
+    """The labelled view: colour jitter, blur and flip of what the host cropped.
+
+    Returns:
+        images [B, H, W, 3] normalised, labels [B, H, W] int32 with -1 for ignore.
+    """
+    images, maps = augment.photometric(
+        keys('labelled', 'photometric'),
+        augment.to_float(batch['image']),
+        {'label': host_labels(batch['label'])},
+        augment.Augment(**ctx.config.augment),
+        mean=ctx.config.data.mean,
+        std=ctx.config.data.std,
+    )
+    return images, maps['label']
+
+
+def strong(
+    images: Array, maps: dict[str, Array], keys: parallel.Keys, ctx: Context
+) -> tuple[Array, dict[str, Array]]:
+    """The strong view of the unlabelled images, with their pseudo-labels and indicators.
+
+    Args:
+        images: [B, H, W, 3] uint8, the weak view.
+        maps: name -> [B, H, W]; integers are labels, floats indicators. 'label' leads ClassMix.
+        keys: the step's keys.
+        ctx: configuration and axis.
+
+    Returns:
+        images [B, H, W, 3] normalised, and the maps moved alike.
+    """
+    images, maps = augment.strong_view(
+        keys('unlabelled', 'strong'),
+        augment.to_float(images),
+        maps,
+        augment.Augment(**ctx.config.augment),
+        label='label',
+        num_classes=ctx.config.num_classes,
+        mean=ctx.config.data.mean,
+        std=ctx.config.data.std,
+        next_example=lambda tree: parallel.next_example(tree, ctx.axis),
+    )
+    return jax.lax.stop_gradient((images, maps))
+
+
+def share(total: Array, count: Array, ctx: Context) -> tuple[Array, Array]:
+    """This device's share of a mean over all devices, and the mean itself for the log.
+
+    Only the first is differentiated: a psum of what depends on the parameters inside a
+    differentiated loss makes gradients P times too large (see `parallel.varying`).
+    """
+    count = parallel.psum(count, ctx.axis)
+    mean = losses.mean(parallel.psum(jax.lax.stop_gradient(total), ctx.axis), count)
+    return losses.mean(total, count), mean
+
+
+def supervised_loss(logits: Array, labels: Array, ctx: Context) -> tuple[Array, Array]:
+    """L_s (Eq. 7) of logits [B, h, w, C] against labels [B, H, W]: (share, mean)."""
+    c = ctx.config.supervised
+    logits = resize.bilinear(logits, labels.shape[1:])
+    if c.loss == 'ohem':
+        kept = c.ohem_kept * labels.shape[0]
+        return share(*losses.ohem_cross_entropy(logits, labels, c.ohem_threshold, kept), ctx)
+    return share(*losses.cross_entropy(logits, labels), ctx)
+
+
+def unsupervised_loss(
+    logits: Array, labels: Array, indicator: Array, ctx: Context
+) -> tuple[Array, Array]:
+    """L_u of logits [B, h, w, C] against pseudo-labels [B, H, W], unweighted: (share, mean)."""
+    c = ctx.config.unsupervised
+    loss = {
+        'weighted': losses.weighted_unsupervised,
+        'thresholded': losses.thresholded_unsupervised,
+    }[c.loss]
+    logits = resize.bilinear(logits, labels.shape[1:])
+    return share(*loss(logits, labels, indicator, c.threshold), ctx)
+
+
+def confidence_metrics(labels: Array, indicator: Array, ctx: Context) -> dict[str, Array]:
+    """Shares for the log, over pixels of all devices.
+
+    'confident' is the share of pixels that have a pseudo-label and indicator >= delta_u,
+    'confident_foreground' the part of these whose class is not 0 (the background, or whatever
+    a dataset has first).
+    """
+    confident = (indicator >= ctx.config.unsupervised.threshold) & (labels >= 0)
+    counts = jnp.stack([confident.sum(), (confident & (labels > 0)).sum(), jnp.array(labels.size)])
+    passed, foreground, pixels = parallel.psum(counts.astype(jnp.float32), ctx.axis)
+    return {
+        'confident': losses.mean(passed, pixels),
+        'confident_foreground': losses.mean(foreground, passed),
+    }

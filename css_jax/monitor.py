@@ -1,0 +1,169 @@
+"""What a run tells while it runs: metrics.jsonl, TensorBoard events, a line with a time to go."""
+
+import json
+import math
+import os
+import pathlib
+import time
+from collections.abc import Mapping
+
+from tensorboardX import SummaryWriter
+
+METRICS = 'metrics.jsonl'
+
+
+class Writer:
+    """Writes each step's numbers once, to DIR/metrics.jsonl and to TensorBoard event files.
+
+    metrics.jsonl is the record; the event files are made from it. A run that was killed has
+    written steps that the restored checkpoint does not know: opening drops those, and makes the
+    event files anew, so that every step is there once however often the run was killed.
+    """
+
+    def __init__(self, workdir: str | pathlib.Path, step: int):
+        """Opens the record of a run that goes on from `step`.
+
+        Args:
+            workdir: the run's folder; it exists.
+            step: iterations done; later records are dropped.
+        """
+        folder = pathlib.Path(workdir)
+        path = folder / METRICS
+        records = [r for r in read(workdir) if r['step'] <= step]
+        draft = path.with_suffix('.tmp')
+        draft.write_text(''.join(json.dumps(r) + '\n' for r in records))
+        os.replace(draft, path)
+        for old in folder.glob('events.out.tfevents.*'):
+            old.unlink()
+        self._events = SummaryWriter(str(folder), flush_secs=5)
+        self._file = path.open('a')
+        for record in records:
+            self._add_events(record)
+        self._events.flush()
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds numbers of `step`; what is written survives a kill."""
+        record = {'step': step, 'time': round(time.time(), 3)}
+        record.update({name: _plain(value) for name, value in values.items()})
+        self._file.write(json.dumps(record) + '\n')
+        self._file.flush()
+        self._add_events(record)
+        self._events.flush()
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._file.close()
+        self._events.close()
+
+    def _add_events(self, record: Mapping[str, float]) -> None:
+        for name, value in record.items():
+            if name not in ('step', 'time') and value is not None:
+                self._events.add_scalar(name, value, record['step'], walltime=record['time'])
+
+
+def read(workdir: str | pathlib.Path) -> list[dict]:
+    """Reads DIR/metrics.jsonl; a last line that a kill has cut off is left out."""
+    path = pathlib.Path(workdir) / METRICS
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+class Progress:
+    """Speed and time to go, from the steps since the last call."""
+
+    def __init__(self, step: int, steps: int, images_per_step: int):
+        """Starts the clock.
+
+        Args:
+            step: iterations done.
+            steps: iterations of the run.
+            images_per_step: images of all streams in one iteration, over all devices.
+        """
+        self._steps, self._images = steps, images_per_step
+        self._step, self._time, self._speed = step, time.perf_counter(), None
+
+    def pause(self) -> 'Pause':
+        """Gives a context that does not count: compilation, evaluation."""
+        return Pause(self)
+
+    def update(self, step: int) -> dict[str, float]:
+        """Gives {'images_per_second', 'seconds_to_go'} at `step`."""
+        now = time.perf_counter()
+        speed = (step - self._step) / max(now - self._time, 1e-9)
+        self._step, self._time = step, now
+        # The time to go follows a smoothed speed: one slow interval does not double it.
+        self._speed = speed if self._speed is None else 0.5 * (self._speed + speed)
+        return {
+            'images_per_second': speed * self._images,
+            'seconds_to_go': (self._steps - step) / max(self._speed, 1e-9),
+        }
+
+    def shift(self, seconds: float) -> None:
+        """Leaves `seconds` out of the interval."""
+        self._time += seconds
+
+
+class Pause:
+    """See `Progress.pause`."""
+
+    def __init__(self, progress: Progress):
+        self._progress = progress
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_) -> None:
+        self._progress.shift(time.perf_counter() - self._start)
+
+
+def duration(seconds: float) -> str:
+    """Formats seconds as 1:02:03 or 02:03."""
+    minutes, rest = divmod(max(round(seconds), 0), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f'{hours}:{minutes:02d}:{rest:02d}' if hours else f'{minutes:02d}:{rest:02d}'
+
+
+def line(step: int, steps: int, values: Mapping[str, float]) -> str:
+    """Formats the log line of one step: every number, and the time to go."""
+    numbers = [f'{name} {value:.4g}' for name, value in values.items() if name != 'seconds_to_go']
+    share = f'step {step}/{steps} ({100 * step // steps}%)'
+    return ' · '.join([share, *numbers, f'to go {duration(values["seconds_to_go"])}'])
+
+
+def scores_table(names: tuple[str, ...], columns: Mapping[str, Mapping], digits: int = 2) -> str:
+    """Formats scores as a Markdown table: a row per class, then mIoU and pixel accuracy.
+
+    Args:
+        names: class names.
+        columns: heading -> scores as `css_jax.ops.metrics.scores` gives them.
+        digits: behind the point, of percent.
+
+    Returns:
+        The table; '-' where a class is neither true nor predicted.
+    """
+
+    def percent(value: float | None) -> str:
+        return '-' if value is None else f'{100 * value:.{digits}f}'
+
+    rows = [['class', *columns]]
+    rows += [[n, *(percent(c['iou'][i]) for c in columns.values())] for i, n in enumerate(names)]
+    rows += [['mIoU', *(percent(c['miou']) for c in columns.values())]]
+    rows += [['pixel accuracy', *(percent(c['accuracy']) for c in columns.values())]]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        '| ' + ' | '.join([r[0].ljust(widths[0]), *map(str.rjust, r[1:], widths[1:])]) + ' |'
+        for r in rows
+    ]
+    rule = '|' + '|'.join(['-' * (widths[0] + 2), *('-' * (w + 1) + ':' for w in widths[1:])]) + '|'
+    return '\n'.join([lines[0], rule, *lines[1:]])
+
+
+def _plain(value: float) -> float | None:
+    """JSON has no NaN; None stands for it."""
+    value = float(value)
+    return value if math.isfinite(value) else None

@@ -1,0 +1,131 @@
+"""Devices: the only file that knows how a step is compiled, what crosses devices, and the keys.
+
+The helpers do nothing when `axis` is None, so the same step runs without a device axis.
+"""
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+
+def psum(tree: Any, axis: str | None) -> Any:
+    """Sums every leaf over the devices of `axis`."""
+    return tree if axis is None else lax.psum(tree, axis)
+
+
+def gather(x: Array, axis: str | None) -> Array:
+    """Stacks every device's x [...] to [P, ...], in device order."""
+    return x[None] if axis is None else lax.all_gather(x, axis)
+
+
+def rank(axis: str | None) -> Array | int:
+    """This device's place on `axis`, 0 without one."""
+    return 0 if axis is None else lax.axis_index(axis)
+
+
+def varying(tree: Any, axis: str | None) -> Any:
+    """Marks replicated parameters as this device's own, so that their gradients stay local.
+
+    Without it shard_map sums the gradients over devices itself, and the step's own psum makes
+    them P times too large, silently.
+    """
+    if axis is None:
+        return tree
+    return jax.tree.map(lambda x: lax.pcast(x, axis, to='varying'), tree)
+
+
+def next_example(tree: Any, axis: str | None) -> Any:
+    """Gives each example the one after it in the global batch, the last one the first.
+
+    Args:
+        tree: arrays [B, ...], this device's contiguous block of the batch.
+        axis: device axis or None.
+
+    Returns:
+        The same tree, shifted by one example over all devices.
+    """
+    if axis is None:
+        return jax.tree.map(lambda x: jnp.roll(x, -1, axis=0), tree)
+    size = lax.axis_size(axis)
+    towards_previous = [(i, (i - 1) % size) for i in range(size)]
+
+    def shift(x: Array) -> Array:
+        first_of_next = lax.ppermute(x[:1], axis, towards_previous)
+        return jnp.concatenate([x[1:], first_of_next])
+
+    return jax.tree.map(shift, tree)
+
+
+@dataclasses.dataclass(frozen=True)
+class Keys:
+    """Random keys of one step: the same draws for example i however the batch is laid out.
+
+    Attributes:
+        key: the step's key.
+        sizes: examples of each stream on this device.
+        rank: this device's place, 0 without a device axis.
+    """
+
+    key: Array
+    sizes: Mapping[str, int]
+    rank: Array | int
+
+    def __call__(self, stream: str, purpose: str) -> Array:
+        """Gives [B] keys, one per example of `stream`, folded from (step, stream, purpose, i)."""
+        size = self.sizes[stream]
+        key = _fold_name(_fold_name(self.key, stream), purpose)
+        index = self.rank * size + jnp.arange(size)
+        return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+
+    def shared(self, purpose: str) -> Array:
+        """Gives one key, equal on all devices."""
+        return _fold_name(self.key, purpose)
+
+
+def step_keys(key: Array, step: Array, batch: Mapping[str, Mapping], axis: str | None) -> Keys:
+    """Gives the keys of one step.
+
+    Args:
+        key: the run's key; nothing but the step changes what is drawn from it.
+        step: [] integer.
+        batch: stream -> dict of arrays [B, ...].
+        axis: device axis or None.
+    """
+    sizes = {name: jax.tree.leaves(arrays)[0].shape[0] for name, arrays in batch.items()}
+    return Keys(jax.random.fold_in(key, step), sizes, rank(axis))
+
+
+def _fold_name(key: Array, name: str) -> Array:
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
+def compile_step(step: Callable) -> Callable:
+    """Compiles `step(state, batch) -> (state, metrics)`; the state's buffers are given away."""
+    return jax.jit(step, donate_argnums=0)
+
+
+def cost(step: Callable, state: Any, batch: Any) -> dict[str, float | None]:
+    """Compiles a step without running it and says what one call takes.
+
+    Args:
+        step: as given by `compile_step`.
+        state: the state, or its shapes.
+        batch: the batch, or its shapes.
+
+    Returns:
+        'flops' per call and 'bytes_temporary', 'bytes_arguments', 'bytes_output', None where the
+        backend does not tell.
+    """
+    compiled = step.lower(state, batch).compile()
+    analysis, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
+    return {
+        'flops': analysis.get('flops'),
+        'bytes_temporary': getattr(memory, 'temp_size_in_bytes', None),
+        'bytes_arguments': getattr(memory, 'argument_size_in_bytes', None),
+        'bytes_output': getattr(memory, 'output_size_in_bytes', None),
+    }

@@ -1,0 +1,108 @@
+"""What a run would do, without training: a batch as the network sees it, and a step's cost."""
+
+import functools
+import json
+import pathlib
+from collections.abc import Mapping
+
+import jax
+from clu import parameter_overview
+from ml_collections import ConfigDict
+
+from css_jax import checkpoint, methods, parallel, pictures, state
+from css_jax import config as configs
+from css_jax import step as steps
+from css_jax.data import streams
+
+PICTURE = 'preview.png'
+TEXT = 'preview.txt'
+
+
+def preview(config: ConfigDict, workdir: str | pathlib.Path) -> None:
+    """Writes DIR/preview.png and DIR/preview.txt; trains nothing.
+
+    The picture shows a batch as the network sees it: labelled image and mask, weak view, strong
+    view with pseudo-label and indicator. The text has the configuration in effect, the parameter
+    table, and the arithmetic and memory of one compiled step. A run that is in DIR already is
+    shown at its latest checkpoint, with its configuration untouched; otherwise the weights are
+    the random ones of the start.
+
+    Args:
+        config: see `css_jax.config`.
+        workdir: a run's folder, or one to be made.
+    """
+    config = configs.finalise(config)
+    method = methods.get(config.method)
+    batches = streams.train_batches(config.data, seed=config.seed)
+    tx = method.optimizer(config)
+    ctx = methods.context(config)
+    workdir = pathlib.Path(workdir)
+    current = state.create(method, tx, ctx)
+    if (workdir / checkpoint.FOLDER).is_dir():
+        checkpoints = checkpoint.Checkpoints(workdir)
+        if checkpoints.latest_step is not None:
+            current = checkpoints.restore(current)
+        checkpoints.close()
+    batch = next(batches)
+
+    def view(current: state.TrainState, batch: dict) -> dict:
+        keys = parallel.step_keys(current.key, current.step, batch, ctx.axis)
+        return method.targets(current, batch, keys, ctx)[0]
+
+    workdir.mkdir(parents=True, exist_ok=True)
+    prepared = jax.device_get(jax.jit(view)(current, batch))
+    _picture(workdir / PICTURE, config, batch, prepared)
+
+    step = functools.partial(steps.train_step, method=method, optimizer=tx, ctx=ctx)
+    cost = parallel.cost(parallel.compile_step(step), current, batch)
+    text = '\n'.join(
+        [
+            f'Preview of {config.method} at step {int(current.step)}',
+            '',
+            'Configuration in effect:',
+            json.dumps(config.to_dict(), indent=2),
+            '',
+            parameter_overview.get_parameter_overview(current.student.params),
+            '',
+            'One training step:',
+            *_cost_lines(cost),
+        ]
+    )
+    (workdir / TEXT).write_text(text + '\n')
+    print(text)
+    print(f'written: {workdir / PICTURE}, {workdir / TEXT}')
+
+
+def _picture(path: pathlib.Path, config: ConfigDict, batch: Mapping, prepared: Mapping) -> None:
+    """Shows what of these the method has; streams may differ in crop and batch size."""
+    colours = functools.partial(pictures.colourise, num_classes=config.num_classes)
+    seen = functools.partial(pictures.denormalise, mean=config.data.mean, std=config.data.std)
+    columns = {}
+    for stream, arrays in batch.items():
+        columns[f'{stream} crop'] = arrays['image']
+        if 'label' in arrays:
+            columns[f'{stream} mask'] = colours(arrays['label'])
+    shown = {
+        'images': ('student, labelled', seen),
+        'labels': ('its mask', colours),
+        'strong': ('student, strong', seen),
+        'label': ('its pseudo-label', colours),
+        'indicator': ('its indicator', pictures.grey),
+    }
+    columns |= {
+        title: show(prepared[key]) for key, (title, show) in shown.items() if key in prepared
+    }
+    rows = min(4, *(len(images) for images in columns.values()))
+    pictures.write_grid(path, {title: images[:rows] for title, images in columns.items()})
+
+
+def _cost_lines(cost: Mapping[str, float | None]) -> list[str]:
+    def amount(value: float | None, unit: float, name: str) -> str:
+        return 'not told by this backend' if value is None else f'{value / unit:.3f} {name}'
+
+    return [
+        f'  arithmetic  {amount(cost["flops"], 1e9, "GFLOP")}',
+        f'  temporaries {amount(cost["bytes_temporary"], 2**30, "GiB")}',
+        f'  arguments   {amount(cost["bytes_arguments"], 2**30, "GiB")}',
+        f"  results     {amount(cost['bytes_output'], 2**30, 'GiB')} (in the arguments' place)",
+    ]
