@@ -39,7 +39,8 @@ def main(argv: list[str]) -> None:
     """Runs one mode; a mistake of the user is one line, not a traceback."""
     if len(argv) > 1:
         raise app.UsageError(f'unexpected arguments {argv[1:]}; flags start with --')
-    absl_logging.set_verbosity(absl_logging.WARNING)
+    # Orbax warns at every checkpoint that was not evaluated; what fails, it raises.
+    absl_logging.set_verbosity(absl_logging.ERROR)
     logging.basicConfig(format='%(message)s', stream=sys.stdout, force=True)
     logging.getLogger('css_jax').setLevel(logging.INFO)
     try:

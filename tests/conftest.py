@@ -3,7 +3,21 @@
 import os
 import pathlib
 
+import pytest
+
 ROOT = pathlib.Path(__file__).parents[1]
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(ROOT / '.cache' / 'jax'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # the cache's notes on machine features
+os.environ['JAX_NUM_CPU_DEVICES'] = '2'  # for the tests of the device axis
+
+
+@pytest.fixture(scope='session')
+def data_dir(tmp_path_factory):
+    """A folder with a `shapes` of 24, 10 and 8 images."""
+    from data_prep import records
+    from data_prep.shapes.builder import Builder
+
+    folder = tmp_path_factory.mktemp('prepared')
+    records.prepare(Builder(data_dir=folder, splits={'train': 24, 'val': 10, 'fresh': 8}))
+    return str(folder)

@@ -99,6 +99,7 @@ def loss(
         bank_size=c.bank,
         estimator=c.estimator,
         gather=lambda x: parallel.gather(x, ctx.axis),
+        psum=lambda x: parallel.psum(x, ctx.axis),
         rank=parallel.rank(ctx.axis),
     )
     mean_c, info = parallel.psum(jax.lax.stop_gradient((contrast, info)), ctx.axis)

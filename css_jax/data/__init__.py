@@ -1,0 +1,1 @@
+"""From prepared records to batches on the host."""

@@ -1,0 +1,106 @@
+"""DeepLabV3+ (Chen et al., arXiv 1802.02611) as the reference has it, with any number of heads."""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from css_jax.models.layers import BatchNorm, Conv, channels
+from css_jax.ops import resize
+
+
+class ASPP(nn.Module):
+    """Atrous spatial pyramid pooling; [B, h, w, C] -> [B, h, w, features]."""
+
+    features: int
+    rates: tuple[int, int, int]
+    conv: Any
+    norm: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Concatenates 1x1, three atrous 3x3 and the image's mean; projects by 1x1."""
+        branches = []
+        for i, rate in enumerate((1, *self.rates)):
+            y = self.conv(self.features, 1 if i == 0 else 3, 1, rate, name=f'conv{i}')(x)
+            branches.append(nn.relu(self.norm(name=f'bn{i}')(y, train)))
+        y = x.astype(jnp.float32).mean((1, 2), keepdims=True)
+        y = self.conv(self.features, 1, name='pool_conv')(y)
+        y = nn.relu(self.norm(name='pool_bn')(y, train))
+        branches.append(jnp.broadcast_to(y, branches[0].shape))
+        y = self.conv(self.features, 1, name='project_conv')(jnp.concatenate(branches, axis=-1))
+        return nn.relu(self.norm(name='project_bn')(y, train))
+
+
+class Head(nn.Module):
+    """3x3 convolution, BatchNorm, ReLU, 1x1 with bias; [B, h, w, C] -> [B, h, w, outputs]."""
+
+    features: int
+    outputs: int
+    conv: Any
+    norm: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Applies the head; float32 comes out."""
+        x = self.conv(self.features, 3, name='conv')(x)
+        x = nn.relu(self.norm(name='bn')(x, train))
+        return self.conv(self.outputs, 1, use_bias=True, name='out')(x).astype(jnp.float32)
+
+
+class DeepLab(nn.Module):
+    """The network; images [B, H, W, 3] -> head name -> [B, h, w, channels].
+
+    h, w are whatever the backbone's first output has: H/4, W/4, rounded up, for a ResNet.
+
+    Attributes:
+        backbone: module, (images, train) -> (low_level [B, h, w, c], features [B, h', w', C]).
+        outputs: pairs (head name, channels).
+        rates: ASPP's dilations.
+        width: multiplies every channel count but the heads' outputs.
+        dtype: of the computation.
+        axis_name: of the devices whose BatchNorm statistics are shared.
+    """
+
+    backbone: nn.Module
+    outputs: tuple[tuple[str, int], ...]
+    rates: tuple[int, int, int] = (12, 24, 36)
+    width: float = 1.0
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> dict[str, jax.Array]:
+        """Applies the network.
+
+        Args:
+            images: [B, H, W, 3] float, normalised.
+            train: BatchNorm normalises by the batch and moves its running statistics; apply with
+                mutable=['batch_stats'].
+
+        Returns:
+            Head name -> [B, h, w, channels] float32.
+
+        Raises:
+            ValueError: images of another rank, or of integers.
+        """
+        if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
+            raise ValueError(
+                f'images are {images.dtype}{list(images.shape)}; expected float [B, H, W, 3]'
+            )
+        conv = partial(Conv, dtype=self.dtype)
+        norm = partial(BatchNorm, axis_name=self.axis_name, dtype=self.dtype)
+        features = channels(256, self.width)
+
+        low_level, x = self.backbone(images, train)
+        x = ASPP(features, self.rates, conv, norm, name='aspp')(x, train)
+        x = resize.bilinear(x, low_level.shape[1:3]).astype(self.dtype)
+        low_level = conv(channels(48, self.width), 1, name='low_level_conv')(low_level)
+        low_level = nn.relu(norm(name='low_level_bn')(low_level, train))
+        x = jnp.concatenate([low_level, x], axis=-1)  # [B, h, w, 48 + 256], in this order
+        return {
+            name: Head(features, count, conv, norm, name=f'head_{name}')(x, train)
+            for name, count in self.outputs
+        }

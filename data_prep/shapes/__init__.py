@@ -1,0 +1,1 @@
+"""A procedural dataset: textured shapes over clutter. Needs nothing from the user."""

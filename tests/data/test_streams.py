@@ -1,0 +1,238 @@
+import itertools
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from css_jax.data import geometry, sources, streams
+
+
+def take(iterator, count):
+    return list(itertools.islice(iterator, count))
+
+
+def assert_same(got, expected):
+    assert len(got) == len(expected)
+    for one, other in zip(got, expected, strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            assert one[name].keys() == other[name].keys()
+            for key in one[name]:
+                np.testing.assert_array_equal(one[name][key], other[name][key])
+
+
+def test_batches_have_the_shapes_asked_for(data):
+    data.streams.labelled.batch_size = 2
+    batch = next(streams.train_batches(data, seed=0))
+    assert batch['labelled']['image'].shape == (2, 48, 40, 3)
+    assert batch['labelled']['label'].shape == (2, 48, 40)
+    assert batch['unlabelled']['image'].shape == (4, 48, 40, 3)
+    assert {array.dtype.name for part in batch.values() for array in part.values()} == {'uint8'}
+
+
+def test_stream_without_labels_never_decodes_a_mask(data, monkeypatch):
+    del data.streams['labelled']
+    data.streams.unlabelled.exclude = ''
+    monkeypatch.setattr(geometry, 'decode_label', lambda encoded: pytest.fail('decoded a mask'))
+    assert next(streams.train_batches(data, seed=0))['unlabelled'].keys() == {'image'}
+
+
+def test_resumed_batches_equal_uninterrupted_ones(data):
+    whole = take(streams.train_batches(data, seed=3), 9)  # over 4 passes of the labelled images
+    assert_same(take(streams.train_batches(data, seed=3, start_step=5), 4), whole[5:])
+
+
+@pytest.mark.parametrize('process_count', [2, 4])
+def test_processes_hold_the_blocks_of_the_same_batches(data, process_count):
+    whole = take(streams.train_batches(data, seed=0), 3)
+    parts = [
+        take(streams.train_batches(data, seed=0, process_index=p, process_count=process_count), 3)
+        for p in range(process_count)
+    ]
+    joined = [
+        {
+            name: {key: np.concatenate([part[name][key] for part in blocks]) for key in stream}
+            for name, stream in blocks[0].items()
+        }
+        for blocks in zip(*parts, strict=True)
+    ]
+    assert_same(joined, whole)
+
+
+def test_batches_do_not_depend_on_threads(data):
+    expected = take(streams.train_batches(data, seed=0), 6)
+    for data.threads, data.prefetch in ((0, 1), (1, 1), (7, 9)):
+        assert_same(take(streams.train_batches(data, seed=0), 6), expected)
+
+
+def test_seeds_streams_and_passes_differ(data):
+    data.streams.unlabelled = data.streams.labelled.copy_and_resolve_references()
+    batches = take(streams.train_batches(data, seed=0), 4)  # two passes of 8 images
+    other = take(streams.train_batches(data, seed=1), 4)
+    pixels = [batch['labelled']['image'].tobytes() for batch in batches]
+    assert len(set(pixels)) == 4
+    assert pixels != [batch['labelled']['image'].tobytes() for batch in other]
+    assert pixels != [batch['unlabelled']['image'].tobytes() for batch in batches]
+
+
+def test_every_pass_shows_every_image_once(data):
+    data.streams.labelled.update(crop=(64, 64), resize=(1.0, 1.0))
+    shown = [
+        image.tobytes()
+        for batch in take(streams.train_batches(data, seed=0), 4)
+        for image in batch['labelled']['image']
+    ]
+    assert len(set(shown)) == 8
+    assert sorted(shown[:8]) == sorted(shown[8:])
+    assert shown[:8] != shown[8:]
+
+
+def test_image_and_label_move_together(data):
+    """An image that shows its own label must still do so after resize, pad and crop."""
+    source = sources.load('shapes', 'train', data.dir)
+    label = geometry.decode_label(source.records[0]['label'])
+    arrays = {'image': np.repeat(label[..., None], 3, axis=-1), 'label': label}
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        moved = geometry.random_crop(
+            arrays, rng, crop=(48, 90), scale=(1.0, 1.0), fill=(255, 255, 255)
+        )
+        np.testing.assert_array_equal(moved['image'][..., 0], moved['label'])
+
+
+def test_subset_is_deterministic_and_grows_with_count(data):
+    chosen = streams.subsets(data)
+    assert chosen == streams.subsets(data)
+    data.streams.labelled.update(min_per_class=0, subset_seed=1)
+    small = streams.subsets(data)['labelled']
+    assert small != chosen['labelled']
+    data.streams.labelled.count = 12
+    assert set(small) < set(streams.subsets(data)['labelled'])
+
+
+def test_subset_shows_every_class_often_enough(data):
+    data.streams.labelled.update(count=6, min_per_class=3)
+    source = sources.load('shapes', 'train', data.dir)
+    for data.streams.labelled.subset_seed in range(5):
+        chosen = streams.subsets(data)['labelled']
+        rows = [source.ids.index(image_id) for image_id in chosen]
+        assert (source.pixels[rows] > 0).sum(0).min() >= 3
+        assert rows == sorted(rows)
+
+
+def test_streams_that_exclude_share_no_image(data):
+    chosen = streams.subsets(data)
+    assert len(chosen['labelled']) == 8
+    assert not set(chosen['labelled']) & set(chosen['unlabelled'])
+    assert len(set(chosen['labelled']) | set(chosen['unlabelled'])) == 24
+
+
+def test_ids_file_names_the_images(data, tmp_path):
+    path = tmp_path / 'ids.txt'
+    path.write_text('train_00003\n\ntrain_00001\n')
+    data.streams.labelled.update(count=0, min_per_class=0, ids_file=str(path))
+    chosen = streams.subsets(data)
+    assert chosen['labelled'] == ('train_00001', 'train_00003')
+    assert len(chosen['unlabelled']) == 22
+
+
+def test_fingerprint_follows_the_ids_only():
+    ids = {'labelled': ('a', 'b'), 'unlabelled': ('c',)}
+    print_ = streams.fingerprint(ids)
+    assert print_ == streams.fingerprint(dict(reversed(ids.items())))
+    assert print_ != streams.fingerprint({'labelled': ('a',), 'unlabelled': ('b', 'c')})
+    assert len(print_) == 12 and int(print_, 16) >= 0
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'batch_size': 5}, r'labelled.batch_size: got 5, expected a multiple .* processes, 2'),
+        ({'crop': (0, 8)}, r'labelled.crop: got \(0, 8\), expected a positive'),
+        ({'resize': (0.0, 1.0)}, r'labelled.resize: got \(0.0, 1.0\)'),
+        ({'pad': 'edge'}, r'labelled.pad: got edge, expected constant or reflect'),
+        ({'count': 25}, r'labelled.count: got 25, expected at most 24'),
+        ({'count': 0}, r'labelled.min_per_class: got 2, expected 0 where count is 0'),
+        ({'ids_file': 'no.txt', 'count': 0, 'min_per_class': 0}, r'ids_file: got no.txt'),
+        ({'min_per_class': 9}, r'labelled.min_per_class: got 9, expected at most \d'),
+        ({'exclude': 'unlabeled'}, r"labelled.exclude: got 'unlabeled', expected one of"),
+        ({'exclude': 'unlabelled'}, r"exclude: got '\w+', expected streams that do not exclude"),
+        ({'dataset': 'shape'}, r"there is no dataset 'shape'; there are shapes, "),
+        ({'dataset': 'shapes/46'}, r"no config '46'; it has 64, "),
+        ({'split': 'vall'}, r"no split 'vall'; it has val, "),
+    ],
+)
+def test_bad_settings_are_named(data, change, message):
+    data.streams.labelled.update(change)
+    with pytest.raises(ValueError, match=message):
+        streams.train_batches(data, seed=0, process_index=0, process_count=2)
+
+
+def test_impossible_draw_is_named(data, monkeypatch):
+    monkeypatch.setattr(streams, '_MAX_DRAWS', 3)
+    data.streams.labelled.update(count=3, min_per_class=3)
+    with pytest.raises(ValueError, match=r'min_per_class = 3|min_per_class: got 3'):
+        streams.subsets(data)
+
+
+def test_no_images_left_is_named(data):
+    data.streams.labelled.update(count=0, min_per_class=0)
+    with pytest.raises(ValueError, match=r'data.streams.unlabelled: got no images'):
+        streams.subsets(data)
+
+
+def test_unknown_id_is_named(data, tmp_path):
+    path = tmp_path / 'ids.txt'
+    path.write_text('train_00001\nval_00001\ntrain_99999\n')
+    data.streams.labelled.update(count=0, min_per_class=0, ids_file=str(path))
+    with pytest.raises(ValueError, match=r"ids_file: got 'val_00001' in .*such as 'train_00000'"):
+        streams.subsets(data)
+
+
+@pytest.mark.parametrize('process_count', [1, 2, 4])
+def test_evaluation_counts_every_pixel_once(data_dir, process_count):
+    source = sources.load('shapes', 'val', data_dir)  # 10 images: the third batch holds 2
+    parts = [
+        list(
+            streams.eval_batches(
+                source, batch_size=4, size=(70, 64), process_index=p, process_count=process_count
+            )
+        )
+        for p in range(process_count)
+    ]
+    assert [len(part) for part in parts] == [3] * process_count
+    labels = np.concatenate(
+        [batch['label'] for blocks in zip(*parts, strict=True) for batch in blocks]
+    )
+    assert labels.shape == (12, 70, 64)
+    counted = [np.bincount(label.ravel(), minlength=256)[:7] for label in labels]
+    np.testing.assert_array_equal(counted[:10], source.pixels)
+    assert (labels[10:] == 255).all()
+    assert (labels[:, 64:] == 255).all()
+
+
+def test_evaluation_pads_images_by_reflection(data_dir):
+    source = sources.load('shapes', 'val', data_dir)
+    image = next(streams.eval_batches(source, batch_size=2, size=(150, 70)))['image'][1]
+    original = geometry.decode_image(source.records[1]['image'])
+    expected = np.pad(original, ((0, 150 - 64), (0, 6), (0, 0)), mode='reflect')
+    np.testing.assert_array_equal(image, expected)
+
+
+def test_evaluation_names_the_image_that_is_too_large(data_dir):
+    source = sources.load('shapes', 'val', data_dir)
+    with pytest.raises(ValueError, match=r"got \(64, 63\).*\(64, 64\): image 'val_00000'"):
+        streams.eval_batches(source, batch_size=4, size=(64, 63))
+    with pytest.raises(ValueError, match=r'eval.batch_size: got 3, expected a positive multiple'):
+        streams.eval_batches(source, batch_size=3, process_count=2)
+
+
+def test_tensorflow_is_not_imported(data_dir):
+    program = (
+        'import sys; from css_jax.data import sources, streams;'
+        f'source = sources.load("shapes", "val", {data_dir!r});'
+        'next(streams.eval_batches(source, batch_size=2));'
+        'sys.exit("tensorflow" in sys.modules)'
+    )
+    assert subprocess.run([sys.executable, '-c', program]).returncode == 0

@@ -1,0 +1,397 @@
+"""The contrastive loss against loops over pixels, against its law, and over several devices."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from css_jax.ops import contrastive
+
+C, D, N = 4, 8, 512
+SMALL = {'num_anchors': 64, 'num_negatives': 24, 'bank_size': 12}
+ESTIMATORS = ['bank', 'sampled']
+
+
+def case(num_classes=C, n=N, seed=0, absent=()):
+    """Clustered representations [n, D], labels with ignore, a third of the pixels hard."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(-1, num_classes, n)
+    labels[np.isin(labels, absent)] = -1
+    centres = rng.normal(size=(num_classes + 1, D))
+    z = (centres[labels] + rng.normal(size=(n, D))).astype(np.float32)
+    prototypes = (centres[:-1] + 0.2 * rng.normal(size=(num_classes, D))).astype(np.float32)
+    return z, labels, rng.random(n) < 1 / 3, prototypes
+
+
+@partial(jax.jit, static_argnames=('options',))
+def compiled(key, z, labels, hard, prototypes, rank, options):
+    def f(z, prototypes):
+        return contrastive.loss(key, z, labels, hard, prototypes, rank=rank, **dict(options))
+
+    return jax.value_and_grad(f, (0, 1), has_aux=True)(z, prototypes)
+
+
+def value_and_grad(key, z, labels, hard, prototypes, rank=0, **options):
+    """Value, information and gradient; each set of options is compiled once for all tests."""
+    (value, info), (gradient, by_prototypes) = compiled(
+        key, z, labels, hard, prototypes, rank, tuple(sorted(options.items()))
+    )
+    assert value.dtype == jnp.float32 and gradient.dtype == z.dtype
+    assert (by_prototypes == 0).all()
+    return float(value), {k: float(v) for k, v in info.items()}, np.asarray(gradient, np.float32)
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def reference(key, anchors, negatives, labels, hard, prototypes, options, temperature=0.5):
+    """L_c by loops in float64 over the pixels that the same key draws."""
+    num_classes = len(prototypes)
+    by_class = [
+        np.concatenate(
+            [np.flatnonzero((labels == c) & hard), np.flatnonzero((labels == c) & ~hard)]
+        )
+        for c in range(num_classes)
+    ]
+    order = np.concatenate([*by_class, np.flatnonzero((labels < 0) | (labels >= num_classes))])
+    hard_count = np.array([((labels == c) & hard).sum() for c in range(num_classes)])
+    count = np.array([len(p) for p in by_class])
+    present = np.flatnonzero(count)
+    cosines = unit(prototypes.astype(np.float64)) @ unit(prototypes.astype(np.float64)).T
+    if options['estimator'] == 'sampled':
+        key = jax.random.fold_in(key, 0)
+    anchor_key, negative_key = jax.random.split(key)
+    a = options['num_anchors']
+    drawn_anchors = contrastive.draw(anchor_key, hard_count[:, None], (num_classes, a))
+    bank = contrastive.draw(negative_key, count[:, None], (num_classes, options['bank_size']))
+    parts = -(-a // 32)
+    keys = jax.random.split(negative_key, num_classes * parts).reshape(num_classes, parts)
+    total = 0.0
+    for c in present:
+        others = [k for k in present if k != c]
+        p = np.exp(cosines[c, others] / temperature)
+        p = dict(zip(others, p / p.sum(), strict=True))
+        log_p = np.array([np.log(p.get(k, 1e-30)) for k in range(num_classes)])
+        if options['estimator'] == 'sampled':
+            counts = jnp.asarray(np.stack([hard_count, count - hard_count], axis=1))
+            positions = np.concatenate(
+                [
+                    contrastive.draw_negatives(
+                        k, jnp.asarray(log_p), counts, (a // parts, options['num_negatives'])
+                    )
+                    for k in keys[c]
+                ]
+            )
+        for i in range(a if hard_count[c] else 0):
+            z = unit(anchors[by_class[c][drawn_anchors[c, i]]].astype(np.float64))
+            s = np.exp(z @ unit(prototypes[c].astype(np.float64)) / temperature)
+            if options['estimator'] == 'sampled':
+                drawn = unit(negatives[order[positions[i]]].astype(np.float64))
+                below = np.exp(drawn @ z / temperature).sum()
+            else:
+                below = 0.0
+                for k in others:
+                    drawn = unit(negatives[by_class[k][bank[k]]].astype(np.float64))
+                    mean = np.exp(drawn @ z / temperature).mean()
+                    below += options['num_negatives'] * p[k] * mean
+            total += np.log((s + below) / s) / a
+    return total / len(present)
+
+
+@pytest.mark.parametrize('estimator', ESTIMATORS)
+@pytest.mark.parametrize('absent', [(), (2,)])
+def test_value_and_gradient_equal_loops(estimator, absent):
+    key = jax.random.key(1)
+    z, labels, hard, prototypes = case(absent=absent)
+    hard[labels == 1] = False  # present, as negatives, but without anchors
+    options = {**SMALL, 'estimator': estimator}
+    value, info, gradient = value_and_grad(key, z, labels, hard, prototypes, **options)
+    brute = partial(
+        reference,
+        key,
+        labels=labels,
+        hard=hard,
+        prototypes=prototypes,
+        options=options,
+    )
+    assert value == pytest.approx(brute(anchors=z, negatives=z), rel=1e-5)
+    assert info['classes_present'] == C - len(absent)
+    assert info['anchors'] == SMALL['num_anchors'] * (C - len(absent) - 1)
+
+    # Only hard pixels of classes with anchors move, and as with constant negatives.
+    assert (gradient[~hard | (labels < 0)] == 0).all()
+    assert np.abs((gradient * z).sum(axis=1)).max() < 1e-7  # cosines do not depend on lengths
+    direction = np.random.default_rng(3).normal(size=z.shape)
+    ends = [brute(anchors=z + sign * 1e-4 * direction, negatives=z) for sign in (1, -1)]
+    expected = (ends[0] - ends[1]) / 2e-4
+    assert np.sum(gradient * direction) == pytest.approx(expected, rel=1e-3)
+
+
+def test_order_is_stable_by_class_and_hardness():
+    _, labels, hard, _ = case()
+    labels[:3] = 255, C, -7
+    hard[:3] = True
+    invalid = (labels < 0) | (labels >= C)
+    expected = np.lexsort((np.arange(N), ~hard & ~invalid, np.where(invalid, C, labels)))
+    counts = [[((labels == c) & (hard == h)).sum() for h in (True, False)] for c in range(C)]
+    order, found = contrastive.order_pixels(jnp.asarray(labels), jnp.asarray(hard), C)
+    np.testing.assert_array_equal(order, expected)
+    np.testing.assert_array_equal(found, counts)
+
+
+def test_order_when_class_and_index_do_not_fit_one_word():
+    many = 2**22
+    labels = jnp.asarray(np.random.default_rng(0).integers(-1, 3, N)) * (many // 3)
+    labels = jnp.where(labels < 0, -1, labels)
+    hard = jnp.arange(N) % 3 == 0
+    order, counts = contrastive.order_pixels(labels, hard, many)
+    group = np.where(labels < 0, 2 * many, 2 * labels + ~hard)
+    np.testing.assert_array_equal(order, np.argsort(group, kind='stable'))
+    np.testing.assert_array_equal(counts.sum(), (labels >= 0).sum())
+
+
+def chi_square_bound(cells):
+    """Mean of the statistic plus five standard deviations."""
+    return cells - 1 + 5 * np.sqrt(2 * (cells - 1))
+
+
+def test_anchors_are_uniform_over_the_hard_pixels_of_their_class():
+    _, labels, hard, _ = case()
+    order, counts = contrastive.order_pixels(jnp.asarray(labels), jnp.asarray(hard), C)
+    ranks = contrastive.draw(jax.random.key(0), counts[:, :1], (C, 40_000))
+    positions, owned = contrastive.locate(ranks, counts[None], 0)
+    assert owned.all()
+    for c in range(C):
+        drawn = np.bincount(np.asarray(order)[np.asarray(positions[c])], minlength=N)
+        pixels = (labels == c) & hard
+        assert (drawn[~pixels] == 0).all()
+        expected = 40_000 / pixels.sum()
+        statistic = ((drawn[pixels] - expected) ** 2 / expected).sum()
+        assert statistic < chi_square_bound(pixels.sum())
+
+
+def test_negatives_follow_the_softmax_and_are_uniform_in_their_class():
+    num, temperature, absent = 200_000, 0.5, (0, 3, 5)
+    _, labels, hard, prototypes = case(num_classes=6, absent=absent)
+    order, counts = contrastive.order_pixels(jnp.asarray(labels), jnp.asarray(hard), 6)
+    present = np.isin(np.arange(6), absent, invert=True)
+    table = contrastive.log_class_probabilities(prototypes, jnp.asarray(present), temperature)
+    cosines = unit(prototypes) @ unit(prototypes).T
+    for c in np.flatnonzero(present):
+        probability = np.exp(cosines[c] / temperature) * present * (np.arange(6) != c)
+        probability /= probability.sum()
+        np.testing.assert_allclose(np.exp(table[c]), probability, atol=1e-6)
+        key = jax.random.key(int(c))
+        drawn = np.asarray(order)[contrastive.draw_negatives(key, table[c], counts, (num,))]
+        found = np.bincount(labels[drawn], minlength=6)
+        assert (found[probability == 0] == 0).all()
+        error = np.sqrt(num * probability * (1 - probability))
+        assert (np.abs(found - num * probability) <= 5 * error).all()
+        for other in np.flatnonzero(probability):  # hard and easy alike
+            pixels = np.bincount(drawn, minlength=N)[labels == other]
+            expected = found[other] / len(pixels)
+            statistic = ((pixels - expected) ** 2 / expected).sum()
+            assert statistic < chi_square_bound(len(pixels))
+
+
+def test_draws_stay_below_their_count():
+    counts = jnp.array([[0], [1], [2], [2**24 + 1], [2**31 - 1]])
+    drawn = np.asarray(contrastive.draw(jax.random.key(0), counts, (5, 10_000)))
+    assert (drawn >= 0).all() and (drawn[1:] < counts[1:]).all() and (drawn[0] == 0).all()
+
+
+def test_estimators_agree_in_mean_and_mean_gradient():
+    z, labels, hard, prototypes = case(n=256)
+    draws, chunk = 2048, 64
+
+    def moments(estimator, seed):
+        def f(z, key):
+            return contrastive.loss(
+                key, z, labels, hard, prototypes, estimator=estimator, num_anchors=32
+            )[0]
+
+        def step(keys):
+            values, gradients = jax.vmap(jax.value_and_grad(f), (None, 0))(jnp.asarray(z), keys)
+            return values, gradients.mean(axis=0)
+
+        keys = jax.random.split(jax.random.key(seed), draws).reshape(-1, chunk)
+        values, gradients = jax.jit(partial(lax.map, step))(keys)
+        return np.asarray(values, np.float64).ravel(), np.asarray(gradients).mean(axis=0)
+
+    bank, bank_gradient = moments('bank', 0)
+    sampled, sampled_gradient = moments('sampled', 1)
+    error = np.sqrt((bank.var(ddof=1) + sampled.var(ddof=1)) / draws)
+    assert abs(bank.mean() - sampled.mean()) <= 3 * error
+    # Which anchors were drawn is most of what differs: 1 - cosine falls as 1 / their number.
+    cosine = np.vdot(unit(bank_gradient.ravel()), unit(sampled_gradient.ravel()))
+    assert cosine >= 0.999, cosine
+
+
+def degenerate(name):
+    z, labels, hard, prototypes = case()
+    if name == 'no valid pixel':
+        labels[:] = -1
+    elif name == 'one class, every pixel':
+        labels[:] = C - 1
+    elif name == 'no hard pixel':
+        hard[:] = False
+    elif name == 'all hard':
+        hard[:] = True
+    elif name == 'zero vectors':
+        z[:], prototypes[:] = 0, 0
+    elif name == 'two classes, one pixel each':
+        labels[:] = -1
+        labels[0], labels[-1], hard[:] = 0, C - 1, True
+    return z, labels, hard, prototypes
+
+
+@pytest.mark.parametrize('estimator', ESTIMATORS)
+def test_degenerate_inputs_are_finite(estimator):
+    def f(z, labels, hard, prototypes):
+        key, options = jax.random.key(0), {**SMALL, 'estimator': estimator}
+        return value_and_grad(key, z, labels, hard, prototypes, **options)
+
+    for name in ('no valid pixel', 'one class, every pixel', 'no hard pixel'):
+        value, _, gradient = f(*degenerate(name))
+        assert value == 0 and (gradient == 0).all(), name
+    for name in ('all hard', 'two classes, one pixel each'):
+        value, _, gradient = f(*degenerate(name))
+        assert value > 0 and np.isfinite(gradient).all() and (gradient != 0).any(), name
+    value, _, gradient = f(*degenerate('zero vectors'))  # all similarities are 0
+    assert value == pytest.approx(np.log(1 + SMALL['num_negatives']), rel=1e-6)
+    assert (gradient == 0).all()
+
+
+def test_small_temperature():
+    key, (z, labels, hard, prototypes) = jax.random.key(4), case()
+    options = {**SMALL, 'estimator': 'bank', 'temperature': 0.01}  # exponents up to 200
+    value, _, gradient = value_and_grad(key, z, labels, hard, prototypes, **options)
+    expected = reference(key, z, z, labels, hard, prototypes, options, temperature=0.01)
+    assert value == pytest.approx(expected, rel=1e-4) and np.isfinite(gradient).all()
+
+
+def test_bfloat16_is_computed_in_float32():
+    key, (z, *rest) = jax.random.key(4), case()
+    options = {**SMALL, 'estimator': 'bank'}
+    low = jnp.asarray(z, jnp.bfloat16)
+    value, _, gradient = value_and_grad(key, low, *rest, **options)
+    exact, _, expected = value_and_grad(key, low.astype(jnp.float32), *rest, **options)
+    assert value == pytest.approx(exact, rel=1e-6)
+    np.testing.assert_allclose(gradient, expected, atol=0.02 * expected.max())
+
+
+def on_devices(devices, key, z, labels, hard, prototypes, psum=None, **options):
+    """Value, information and gradient of each of several devices, which hold the batch in turn."""
+
+    def local(z, labels, hard):
+        return contrastive.loss(
+            key,
+            z,
+            labels,
+            hard,
+            prototypes,
+            gather=lambda x: lax.all_gather(x, 'd'),
+            psum=psum,
+            rank=lax.axis_index('d'),
+            **options,
+        )
+
+    split = [jnp.asarray(x).reshape(devices, -1, *x.shape[1:]) for x in (z, labels, hard)]
+    f = jax.vmap(jax.value_and_grad(local, has_aux=True), axis_name='d')
+    (value, info), gradient = jax.jit(f)(*split)
+    return np.asarray(value), info, gradient.reshape(z.shape)
+
+
+@pytest.mark.parametrize(('devices', 'psum'), [(2, None), (4, lambda x: lax.psum(x, 'd'))])
+def test_bank_is_that_of_the_global_batch(devices, psum):
+    key, (z, labels, hard, prototypes) = jax.random.key(5), case(absent=(2,))
+    labels[: N // devices][labels[: N // devices] == 1] = -1  # the first device lacks a class
+    labels[N - N // devices :] = -1  # the last has nothing
+    options = {**SMALL, 'estimator': 'bank'}
+    single, info, gradient = value_and_grad(key, z, labels, hard, prototypes, **options)
+    value, parts, sharded = on_devices(
+        devices, key, z, labels, hard, prototypes, psum=psum, **options
+    )
+    assert value.sum() == pytest.approx(single, rel=1e-6)
+    np.testing.assert_allclose(sharded, gradient, atol=1e-7)
+    assert {k: float(v.sum()) for k, v in parts.items()} == pytest.approx(info)
+
+
+def test_sampled_is_the_mean_over_devices():
+    key, (z, labels, hard, prototypes) = jax.random.key(6), case()
+    options = {**SMALL, 'estimator': 'sampled'}
+    value, info, gradient = on_devices(2, key, z, labels, hard, prototypes, **options)
+    for rank, part in enumerate((slice(0, N // 2), slice(N // 2, N))):
+        alone, _, expected = value_and_grad(
+            key, z[part], labels[part], hard[part], prototypes, rank=rank, **options
+        )
+        assert value[rank] == pytest.approx(alone / 2, rel=1e-6)
+        np.testing.assert_allclose(gradient[part], expected / 2, atol=1e-7)
+    assert info['classes_present'].sum() == C
+
+
+@pytest.mark.parametrize('estimator', ESTIMATORS)
+def test_shard_map_accepts_it(estimator):
+    key, (z, labels, hard, prototypes) = jax.random.key(7), case()
+    options = {**SMALL, 'estimator': estimator}
+
+    def local(z, labels, hard):
+        (value, _), gradient = jax.value_and_grad(
+            lambda z: contrastive.loss(
+                key,
+                z,
+                labels,
+                hard,
+                prototypes,
+                gather=lambda x: lax.all_gather(x, 'd'),
+                psum=lambda x: lax.psum(x, 'd'),
+                rank=lax.axis_index('d'),
+                **options,
+            ),
+            has_aux=True,
+        )(z)
+        return lax.psum(value, 'd'), gradient
+
+    data, whole = jax.P('d'), jax.P()
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ('d',))
+    f = jax.shard_map(local, mesh=mesh, in_specs=(data, data, data), out_specs=(whole, data))
+    value, gradient = jax.jit(f)(*map(jnp.asarray, (z, labels, hard)))
+    single, _, expected = value_and_grad(key, z, labels, hard, prototypes, **options)
+    assert float(value) == pytest.approx(single, rel=1e-6)
+    np.testing.assert_allclose(gradient, expected, atol=1e-7)
+
+
+@pytest.mark.parametrize('estimator', ESTIMATORS)
+def test_memory_at_the_real_size(estimator):
+    def f(key, z, labels, hard, prototypes):
+        return contrastive.loss(key, z, labels, hard, prototypes, estimator=estimator)[0]
+
+    map_shape = (16, 128, 128)
+    shapes = [
+        jax.ShapeDtypeStruct((*map_shape, 256), jnp.float32),
+        jax.ShapeDtypeStruct(map_shape, jnp.int32),
+        jax.ShapeDtypeStruct(map_shape, bool),
+        jax.ShapeDtypeStruct((21, 256), jnp.float32),
+    ]
+    program = jax.jit(jax.grad(f, argnums=1)).lower(jax.random.key(0), *shapes).compile()
+    memory = program.memory_analysis()
+    gradient = np.prod(shapes[0].shape) * 4
+    # Beside the gradient itself nothing of its size is held.
+    assert memory.output_size_in_bytes + memory.temp_size_in_bytes < 1.25 * gradient
+
+
+def test_errors_name_the_argument():
+    z, labels, hard, prototypes = case()
+    loss = partial(contrastive.loss, jax.random.key(0))
+    with pytest.raises(ValueError, match="estimator is 'banks'; expected 'bank' or 'sampled'"):
+        loss(z, labels, hard, prototypes, estimator='banks')
+    with pytest.raises(ValueError, match=r'hard has shape \(511,\); expected \(512,\)'):
+        loss(z, labels, hard[1:], prototypes)
+    with pytest.raises(ValueError, match=r'prototypes has shape \(4, 7\); expected \[C, 8\]'):
+        loss(z, labels, hard, prototypes[:, 1:])
+    with pytest.raises(ValueError, match='num_negatives is 0; expected more than 0'):
+        loss(z, labels, hard, prototypes, num_negatives=0)

@@ -1,0 +1,175 @@
+"""One iteration: the state it leaves, degenerate batches, and the same state over two devices."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, PartitionSpec
+
+from css_jax import config as configs
+from css_jax import methods, parallel, state
+from css_jax import step as steps
+from tests import tiny
+
+RNG = np.random.default_rng(0)
+LABELS = np.kron(RNG.integers(0, 7, (4, 4, 4)), np.ones((1, 8, 8))).astype(np.uint8)
+LABELS[3, :20] = 255  # so that devices hold different numbers of labelled pixels
+BATCH = {
+    'labelled': {'image': RNG.integers(0, 256, (4, 32, 32, 3), np.uint8), 'label': LABELS},
+    'unlabelled': {'image': RNG.integers(0, 256, (4, 32, 32, 3), np.uint8)},
+}
+TERMS = ('loss_supervised', 'loss_unsupervised', 'loss_contrastive')
+
+
+def setup(axis=None):
+    config = configs.finalise(tiny.get_config())
+    method = methods.get(config.method)
+    tx = method.optimizer(config)
+    ctx = methods.context(config, axis)
+    return (
+        method,
+        tx,
+        ctx,
+        functools.partial(steps.train_step, method=method, optimizer=tx, ctx=ctx),
+    )
+
+
+@pytest.fixture(scope='module')
+def run():
+    """(first state, step): a compiled step that leaves its state as it was."""
+    method, tx, ctx, step = setup()
+    return state.create(method, tx, ctx), jax.jit(step)
+
+
+@pytest.fixture(scope='module')
+def walk(run):
+    """States and metrics of the first three steps on one batch."""
+    current, step = run
+    states, metrics = [current], []
+    for _ in range(3):
+        current, values = step(current, BATCH)
+        states.append(current)
+        metrics.append(jax.device_get(values))
+    return states, metrics
+
+
+def leaves(tree):
+    return {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree.leaves_with_path(tree)}
+
+
+def test_the_teacher_starts_as_the_student_and_the_first_update_copies_it(walk):
+    states, _ = walk
+    jax.tree.map(np.testing.assert_array_equal, states[0].student, states[0].teacher)
+    jax.tree.map(np.testing.assert_array_equal, states[1].student.params, states[1].teacher.params)
+    moved = states[2].teacher.params['head_logits']['out']['bias']
+    half = (
+        states[2].student.params['head_logits']['out']['bias']
+        + states[1].teacher.params['head_logits']['out']['bias']
+    ) / 2
+    np.testing.assert_allclose(moved, half, rtol=1e-5, atol=1e-7)
+
+
+def test_the_teacher_has_statistics_of_its_own(walk):
+    student, teacher = (leaves(v.batch_stats) for v in (walk[0][1].student, walk[0][1].teacher))
+    first = leaves(walk[0][0].teacher.batch_stats)
+    assert all((teacher[k] != first[k]).any() for k in first)
+    assert any(not np.allclose(teacher[k], student[k], rtol=1e-3) for k in first)
+
+
+def test_prototypes_are_seen_after_one_step_and_move_slowly(walk):
+    states, metrics = walk
+    assert not states[0].memory['seen'].any()
+    assert states[1].memory['seen'].all()  # every class is labelled in the batch
+    before, after = states[1].memory['prototypes'], states[2].memory['prototypes']
+    assert 0 < jnp.linalg.norm(after - before) < 0.1 * jnp.linalg.norm(before)
+    # Without prototypes there is no second space, so nothing agrees and L_u is 0.
+    assert metrics[0]['agreement'] == 0 and metrics[0]['loss_unsupervised'] == 0
+    assert metrics[1]['agreement'] > 0
+
+
+def test_every_term_of_the_loss_is_alive_and_adds_up(walk):
+    values = walk[1][2]
+    assert all(values[term] > 0 for term in TERMS)
+    total = (
+        values['loss_supervised']
+        + values['loss_unsupervised']
+        + values['weight_contrastive'] * values['loss_contrastive']
+    )
+    np.testing.assert_allclose(values['loss'], total, rtol=1e-6)
+
+
+def test_steps_draw_anew_and_repeat_exactly(run, walk):
+    current, step = run
+    again = step(current, BATCH)[0]
+    jax.tree.map(np.testing.assert_array_equal, again.student, walk[0][1].student)
+    other = step(current.replace(step=current.step + 1), BATCH)[1]
+    assert other['loss_supervised'] != walk[1][0]['loss_supervised']
+
+
+def test_a_batch_without_any_label_changes_weights_by_decay_alone(run):
+    current, step = run
+    void = {**BATCH, 'labelled': {**BATCH['labelled'], 'label': np.full_like(LABELS, 255)}}
+    after, values = step(current, void)
+    assert values['loss'] == 0 and values['gradient_norm'] == 0
+    assert not after.memory['seen'].any()
+    for old, new in zip(
+        jax.tree.leaves(current.student.params), jax.tree.leaves(after.student.params), strict=True
+    ):
+        np.testing.assert_allclose(new, old * (1 - 0.1 * 1.9 * 5e-4), rtol=1e-5, atol=1e-8)
+
+
+def test_one_class_only_has_no_contrast_and_stays_finite(run):
+    current, step = run
+    one = {**BATCH, 'labelled': {**BATCH['labelled'], 'label': np.full_like(LABELS, 3)}}
+    after, values = step(current, one)
+    assert values['loss_contrastive'] == 0 and values['classes_present'] == 1
+    np.testing.assert_array_equal(np.flatnonzero(after.memory['seen']), [3])
+    assert all(np.isfinite(v).all() for v in leaves(after.student).values())
+
+
+def test_two_devices_leave_the_same_state_as_one(walk):
+    method, tx, ctx, step = setup('data')
+    mesh = Mesh(np.array(jax.devices()[:2]), ('data',))
+    spec = PartitionSpec()
+    sharded = jax.jit(
+        jax.shard_map(
+            step, mesh=mesh, in_specs=(spec, PartitionSpec('data')), out_specs=(spec, spec)
+        )
+    )
+    current = state.create(method, tx, ctx)
+    for _ in range(3):
+        current, values = sharded(current, BATCH)
+    expected, metrics = walk[0][3], walk[1][2]
+    for name in metrics:
+        np.testing.assert_allclose(values[name], metrics[name], rtol=2e-3, atol=1e-3, err_msg=name)
+    ours, theirs = leaves(current.student.params), leaves(expected.student.params)
+    for name in theirs:
+        np.testing.assert_allclose(ours[name], theirs[name], atol=2e-4, err_msg=name)
+
+
+def test_keys_do_not_depend_on_how_the_batch_is_laid_out():
+    key, step = jax.random.key(0), jnp.int32(3)
+    whole = parallel.step_keys(key, step, {'a': {'x': np.zeros(4)}}, None)('a', 'flip')
+
+    def part(x):
+        return parallel.step_keys(key, step, {'a': {'x': x}}, 'data')('a', 'flip')
+
+    parts = jax.vmap(part, axis_name='data')(jnp.zeros((2, 2)))
+    np.testing.assert_array_equal(
+        jax.random.key_data(parts).reshape(4, -1), jax.random.key_data(whole)
+    )
+    names = {
+        parallel.step_keys(key, step, {'a': {'x': np.zeros(1)}}, None)(s, p)[0].__repr__()
+        for s, p in [('a', 'flip'), ('a', 'mix')]
+    }
+    assert len(names) == 2
+
+
+def test_the_partner_is_the_next_image_of_the_global_batch():
+    x = jnp.arange(6.0)
+    whole = parallel.next_example({'x': x}, None)['x']
+    parts = jax.vmap(lambda x: parallel.next_example(x, 'data'), axis_name='data')(x.reshape(3, 2))
+    np.testing.assert_array_equal(whole, [1, 2, 3, 4, 5, 0])
+    np.testing.assert_array_equal(parts.ravel(), whole)

@@ -1,0 +1,196 @@
+"""Whole runs: killed and gone on with, stopped by NaN, evaluated again from what is stored."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+from css_jax import checkpoint, evaluate, methods, monitor, predict, state, train
+from css_jax import config as configs
+from tests import tiny
+from tests.conftest import ROOT
+
+# Runs the program, and kills it at the end of a step (once an earlier save is complete, which
+# at milliseconds a step takes longer than the steps), or as soon as a save has been started.
+DRIVER = """
+import os, pathlib, signal, sys, time
+from css_jax import checkpoint, main, monitor
+kind, step = sys.argv.pop(1), int(sys.argv.pop(1))
+def killed_after(function, is_it):
+    def wrapped(self, done, *args):
+        function(self, done, *args)
+        if is_it(done):
+            os.kill(os.getpid(), signal.SIGKILL)
+    return wrapped
+def saved(done):
+    folder = pathlib.Path(main._WORKDIR.value, checkpoint.FOLDER)
+    while done == step and not (folder / '3').exists():
+        time.sleep(0.05)
+    return done == step
+if kind == 'step':
+    monitor.Writer.write = killed_after(monitor.Writer.write, saved)
+if kind == 'save':
+    save = checkpoint.Checkpoints.save
+    checkpoint.Checkpoints.save = killed_after(save, lambda done: done == step)
+main.app.run(main.main)
+"""
+
+
+def run(workdir, data_dir, kill=('never', 0), flags=()):
+    """Runs main in a process of its own, on one device; gives its exit code and output."""
+    command = [sys.executable, '-c', DRIVER, kill[0], str(kill[1])]
+    command += [f'--config={ROOT}/tests/tiny.py', f'--workdir={workdir}']
+    command += [f'--config.data.dir={data_dir}', *flags]
+    environment = {**os.environ, 'JAX_NUM_CPU_DEVICES': '1', 'PYTHONPATH': str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+def restore(workdir):
+    """The whole state of the latest checkpoint."""
+    config = configs.load(workdir)
+    method = methods.get(config.method)
+    like = state.create(method, method.optimizer(config), methods.context(config))
+    checkpoints = checkpoint.Checkpoints(workdir)
+    restored = checkpoints.restore(like)
+    checkpoints.close()
+    return restored.replace(key=jax.random.key_data(restored.key))
+
+
+def test_a_killed_run_ends_with_the_same_bits(tmp_path, data_dir):
+    whole, broken = tmp_path / 'whole', tmp_path / 'broken'
+    code, output = run(whole, data_dir)
+    assert code == 0, output
+
+    code, output = run(broken, data_dir, kill=('step', 5))  # after a checkpoint of step 3
+    assert code == -signal.SIGKILL, output
+    assert [r['step'] for r in monitor.read(broken)] == [1, 2, 3, 4, 5]
+    (broken / monitor.METRICS).open('a').write('{"step": 6, "lo')  # as a kill cuts a line off
+
+    code, output = run(broken, data_dir, kill=('save', 6))
+    assert code == -signal.SIGKILL, output
+    assert 'going on from step 3' in output
+    assert list((broken / checkpoint.FOLDER).glob('6.*tmp*')), 'the save was over before the kill'
+
+    code, output = run(broken, data_dir)
+    assert code == 0, output
+    assert 'going on from step 3' in output
+    jax.tree.map(np.testing.assert_array_equal, restore(whole), restore(broken))
+
+    for folder in (whole, broken):
+        assert [r['step'] for r in monitor.read(folder)] == [1, 2, 3, 4, 5, 6, 7, 8]
+        events = [
+            event.step
+            for path in sorted(folder.glob('events.*'))
+            for event in EventFileLoader(str(path)).Load()
+            for value in event.summary.value
+            if value.tag == 'loss'
+        ]
+        assert events == [1, 2, 3, 4, 5, 6, 7, 8]
+    losses = [[r['loss'] for r in monitor.read(folder)] for folder in (whole, broken)]
+    assert losses[0] == losses[1]
+
+    code, output = run(whole, data_dir, flags=['--mode=evaluate'])  # computes the same again
+    assert code == 0, output
+    scores = json.loads((whole / evaluate.RESULTS).read_text())
+    assert scores['miou'] == json.loads((broken / evaluate.RESULTS).read_text())['miou']
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory, data_dir):
+    """Folder of a short supervised run."""
+    workdir = tmp_path_factory.mktemp('trained')
+    config = tiny.get_config('supervised')
+    config.data.dir = data_dir
+    config.steps = 4
+    train.train(config, workdir)
+    return workdir
+
+
+def test_evaluation_computes_from_the_weights(trained, tmp_path):
+    workdir = tmp_path / 'copy'
+    shutil.copytree(trained, workdir)
+    path = workdir / evaluate.RESULTS
+    stored = json.loads(path.read_text())
+
+    path.write_text(json.dumps({**stored, 'miou': 0.999}))
+    again = evaluate.evaluate(configs.load(workdir), workdir)
+    assert again['miou'] == stored['miou'] and again['iou'] == stored['iou']
+    assert json.loads(path.read_text())['miou'] == stored['miou']
+
+    config = configs.finalise(configs.load(workdir))
+    method = methods.get(config.method)
+    like = state.create(method, method.optimizer(config), methods.context(config))
+    checkpoints = checkpoint.Checkpoints(workdir)
+    current = checkpoints.restore(like)
+    meta = checkpoints.meta(4)
+    checkpoints.close()
+    shutil.rmtree(workdir / checkpoint.FOLDER)
+    bias = current.teacher.params['head_logits']['out']['bias']
+    current.teacher.params['head_logits']['out']['bias'] = bias.at[2].add(100.0)
+    checkpoints = checkpoint.Checkpoints(workdir)
+    checkpoints.save(4, current, meta)
+    checkpoints.close()
+    changed = evaluate.evaluate(configs.load(workdir), workdir)
+    assert changed['miou'] != stored['miou']
+    assert sum(v > 0 for v in changed['iou'].values()) == 1  # all pixels are of class 2 now
+
+
+def test_a_finished_run_is_evaluated_again_not_trained(trained):
+    before = (trained / monitor.METRICS).read_text()
+    scores = json.loads((trained / evaluate.RESULTS).read_text())
+    again = train.train(configs.load(trained), trained)
+    assert again['miou'] == scores['miou']
+    assert (trained / monitor.METRICS).read_text() == before
+
+
+def test_another_configuration_does_not_overwrite_a_run(trained):
+    config = configs.load(trained)
+    config.optimizer.learning_rate = 0.2
+    before = {p: p.stat().st_mtime_ns for p in pathlib.Path(trained).rglob('*')}
+    with pytest.raises(ValueError, match=r'optimizer\.learning_rate: 0\.1 there, 0\.2 now'):
+        train.train(config, trained)
+    assert before == {p: p.stat().st_mtime_ns for p in pathlib.Path(trained).rglob('*')}
+
+
+def test_evaluation_refuses_another_network(trained):
+    config = configs.load(trained)
+    config.model.width = 0.25
+    with pytest.raises(ValueError, match=r'another network \(model\.width: 0\.125 there, 0\.25'):
+        evaluate.evaluate(config, trained)
+
+
+def test_a_checkpoint_that_is_not_there_is_named_with_those_that_are(trained):
+    with pytest.raises(FileNotFoundError, match=r"checkpoint '7' .* steps \[3, 4\]"):
+        evaluate.evaluate(configs.load(trained), trained, '7')
+    with pytest.raises(FileNotFoundError, match='no checkpoint in'):
+        checkpoint.find(trained / 'nowhere', 'last')
+
+
+def test_loaded_run_predicts(trained):
+    predictor = predict.load(trained)
+    labels = predictor.predict(np.zeros((2, 40, 48, 3), np.uint8))
+    assert labels.shape == (2, 40, 48) and labels.dtype == np.int32
+    with pytest.raises(ValueError, match=r'images: got float64 \(2, 40, 48\)'):
+        predictor.predict(np.zeros((2, 40, 48)))
+
+
+def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, data_dir):
+    config = tiny.get_config('supervised')
+    config.data.dir = data_dir
+    config.steps = 40
+    config.optimizer.learning_rate = 1e3
+    config.optimizer.weight_decay = 10.0  # weights grow 10^4-fold a step
+    with pytest.raises(FloatingPointError, match=r'step \d+: loss or gradient is not finite'):
+        train.train(config, tmp_path)
+    kept = restore(tmp_path)
+    assert kept.step > 0
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(kept.student.params))
