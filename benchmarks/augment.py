@@ -1,24 +1,23 @@
-"""Times the strong view and its parts under jit: python -m benchmarks.augment."""
+"""Times the strong view and its parts: python -m benchmarks.augment."""
 
-import statistics
-import time
+from collections.abc import Callable, Iterator
 
 import jax
-import jax.numpy as jnp
 
-from css_jax import config
+from benchmarks import timing
+from css_jax import config, parallel
 from css_jax.ops import augment
 
 MEAN, STD = config.IMAGENET_MEAN, config.IMAGENET_STD
 NUM_CLASSES = 21
-REPEATS = 15
+SIZES = {'real': (16, 512, 512), 'small': (8, 64, 64)}  # of the images, [B, H, W]
 
 
 def next_example(tree):
-    return jax.tree.map(lambda x: jnp.roll(x, -1, axis=0), tree)
+    return parallel.next_example(tree, None)
 
 
-def parts(settings: augment.Augment) -> dict:
+def parts(settings: augment.Augment) -> dict[str, Callable]:
     """Gives each part as a function of (keys, images, maps)."""
     jitter = {
         name: getattr(settings, name)
@@ -43,6 +42,8 @@ def parts(settings: augment.Augment) -> dict:
         )
 
     return {
+        'strong_view': strong_view,
+        'photometric': lambda *view: augment.photometric(*view, settings, mean=MEAN, std=STD),
         'resize_crop': lambda *view: augment.resize_crop(*view, settings.resize),
         'cutmix': mix('cutmix'),
         'classmix': mix('classmix'),
@@ -51,36 +52,28 @@ def parts(settings: augment.Augment) -> dict:
             keys, images, prob=settings.blur_prob, sigma=settings.blur_sigma
         ),
         'flip': lambda *view: augment.flip(*view, prob=settings.flip_prob),
-        'photometric': lambda *view: augment.photometric(*view, settings, mean=MEAN, std=STD),
-        'strong_view': strong_view,
     }
 
 
-def median_ms(function, *arguments) -> float:
-    jax.block_until_ready(function(*arguments))
-    times = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        jax.block_until_ready(function(*arguments))
-        times.append(1e3 * (time.perf_counter() - start))
-    return statistics.median(times)
-
-
-def main():
-    settings = augment.Augment(**config.default().augment)
-    print(f'median of {REPEATS} in ms, jitted, on {jax.devices()[0].device_kind}')
-    for batch, size in ((8, 64), (4, 512)):
-        keys = jax.random.split(jax.random.key(0), batch)
-        shape = (batch, size, size)
-        images = jax.random.uniform(jax.random.key(1), (*shape, 3))
-        maps = {
-            'label': jax.random.randint(jax.random.key(2), shape, -1, NUM_CLASSES),
-            'indicator': jax.random.uniform(jax.random.key(3), shape),
-        }
-        for name, function in parts(settings).items():
-            spent = median_ms(jax.jit(function), keys, images, maps)
-            print(f'{batch} x {size} x {size}  {name:12} {spent:8.2f}', flush=True)
+def rows(size: str) -> Iterator[tuple[str, timing.Row]]:
+    """Gives a row a part, the whole first."""
+    shape = SIZES[size]
+    keys = jax.random.split(jax.random.key(0), shape[0])
+    images = jax.random.uniform(jax.random.key(1), (*shape, 3))
+    maps = {
+        'label': jax.random.randint(jax.random.key(2), shape, -1, NUM_CLASSES),
+        'indicator': jax.random.uniform(jax.random.key(3), shape),
+    }
+    caption = f'Images [B, H, W] = {list(shape)} and two maps, float32'
+    whole = None
+    for name, function in parts(augment.Augment(**config.default().augment)).items():
+        program, account = timing.compiled(jax.jit(function), keys, images, maps)
+        spent = timing.milliseconds(lambda program=program: program(keys, images, maps))
+        whole = whole or spent
+        row = {'part': name, 'ms': spent, 'to strong_view': spent / whole}
+        row |= {key: account[key] for key in ('temporary MiB', 'compile s')}
+        yield caption, row
 
 
 if __name__ == '__main__':
-    main()
+    timing.main('Strong view', rows)

@@ -1,4 +1,4 @@
-"""CamVid at half size, 46 labelled images of 367: minutes to hours on a CPU, to see it on photographs.
+"""CamVid at half size, 46 of 367 images labelled: photographs, on a CPU.
 
     python -m data_prep.camvid --source FOLDER --config half
     python -m css_jax.main --config configs/camvid.py --workdir runs/camvid_css

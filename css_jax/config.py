@@ -19,7 +19,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 FREE = ('log_every', 'checkpoint_every', 'eval.', 'data.dir', 'data.threads', 'data.prefetch')
 
 CHOICES = {
-    'method': tuple(methods.METHODS),
+    'method': methods.METHODS,
     'data.resampling': ('cv2', 'pil'),
     'supervised.loss': ('ce', 'ohem'),
     'augment.mixing': ('cutmix', 'classmix', 'cutout', 'none'),
@@ -79,7 +79,7 @@ def stream(dataset: str, **overrides) -> ConfigDict:
     c = ConfigDict()
     c.dataset = dataset
     c.split = 'train'
-    c.labels = True  # False: the records' masks are not read; the stream is images alone
+    c.labels = True  # False: the records' masks are not decoded; the stream is images alone
     c.count = 0  # images taken from the split; 0: all of them
     c.subset_seed = 0  # which `count` images
     c.min_per_class = 0  # with `count`: every class is in at least so many of the images taken
@@ -193,14 +193,17 @@ def finalise(config: ConfigDict) -> ConfigDict:
         config: a table as `default` gives it, changed by a file of configs/ or by flags.
 
     Returns:
-        A frozen copy with `num_classes` set, and without streams the method does not ask for.
+        A frozen copy with `num_classes` set, and without streams that the method has no use for.
 
     Raises:
         ValueError: a value is impossible; names the key, what came and what was expected.
     """
     config = config.copy_and_resolve_references().unlock()
     _check(config)
-    for name in set(config.data.streams) - set(methods.METHODS[config.method].STREAMS):
+    needed = list(methods.METHODS[config.method].STREAMS)
+    for name in needed:  # grows by what these leave out
+        needed += {config.data.streams[name].exclude} & set(config.data.streams) - set(needed)
+    for name in set(config.data.streams) - set(needed):
         del config.data.streams[name]
     names = sources.class_names(config.eval.dataset)
     config.num_classes = config.num_classes or len(names)

@@ -72,5 +72,15 @@ def _run() -> None:
         preview.preview(config, workdir)
 
 
+def parse(argv: list[str]) -> list[str]:
+    """Parses the flags; a mistake in them or in a file of configs/ is one line too."""
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, ValueError, OSError, AttributeError, KeyError, TypeError) as error:
+        if os.environ.get('CSS_JAX_TRACEBACK'):
+            raise
+        sys.exit(f'error: {str(error).strip().splitlines()[-1]} (--help lists the flags)')
+
+
 if __name__ == '__main__':
-    app.run(main)
+    app.run(main, flags_parser=parse)

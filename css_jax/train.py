@@ -63,7 +63,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
     start = int(current.step)
 
     step = functools.partial(steps.train_step, method=method, optimizer=tx, ctx=ctx)
-    warm = functools.partial(step, method=methods.get('supervised'))
+    warm = functools.partial(step, method=methods.burn_in())
     step, warm = parallel.compile_step(step), parallel.compile_step(warm)
     rate = optimizer.learning_rate(config)
     writer = monitor.Writer(workdir, start)

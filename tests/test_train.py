@@ -40,7 +40,7 @@ if kind == 'step':
 if kind == 'save':
     save = checkpoint.Checkpoints.save
     checkpoint.Checkpoints.save = killed_after(save, lambda done: done == step)
-main.app.run(main.main)
+main.app.run(main.main, flags_parser=main.parse)
 """
 
 

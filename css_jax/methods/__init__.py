@@ -30,6 +30,11 @@ def get(name: str) -> SimpleNamespace:
     return SimpleNamespace(**{**vars(default), **vars(METHODS[name])})
 
 
+def burn_in() -> SimpleNamespace:
+    """Gives the method of the first `config.burn_in_steps` steps of any other."""
+    return get('supervised')
+
+
 def context(config: ConfigDict, axis: str | None = None) -> Context:
     """Gives the network of `config.method`, with the configuration, as methods take them."""
     outputs = get(config.method).outputs(config)

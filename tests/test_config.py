@@ -1,0 +1,105 @@
+"""The configuration: what the quickstart compares, and how impossible values are answered."""
+
+import pytest
+
+from configs import camvid, quickstart
+from css_jax import config as configs
+
+
+def flat(config):
+    return configs._flat(config.to_dict())
+
+
+@pytest.mark.parametrize('method', ['cutmix', 'css_mix'])
+def test_the_quickstart_compares_methods_alone(method):
+    baseline, other = quickstart.get_config('supervised'), quickstart.get_config(method)
+    differences = {key for key, _, _ in configs.diff(baseline, other)}
+    allowed = {
+        'method',
+        'burn_in_steps',
+        'unsupervised.loss',
+        'unsupervised.threshold',
+        'unsupervised.weight',
+        'contrastive.weight',
+    }
+    print(f'supervised and {method} differ in', sorted(differences))
+    assert differences <= allowed and 'method' in differences
+
+
+def test_all_labels_differ_from_few_in_their_count_alone():
+    few, every = quickstart.get_config('supervised'), quickstart.get_config('supervised_all')
+    assert {key for key, _, _ in configs.diff(few, every)} == {
+        'data.streams.labelled.count',
+        'data.streams.labelled.min_per_class',
+    }
+
+
+def test_the_defaults_are_the_paper_s():
+    c = configs.default()
+    assert (c.steps, c.optimizer.learning_rate, c.optimizer.power) == (40_000, 0.0064, 0.9)
+    assert (c.optimizer.weight_decay, c.optimizer.momentum, c.optimizer.floor) == (5e-4, 0.9, 1e-4)
+    assert (c.teacher.decay, c.contrastive.prototype_decay) == (0.99, 0.99)
+    k = c.contrastive
+    assert (k.valid_threshold, k.hard_threshold, c.unsupervised.threshold) == (0.7, 0.8, 0.97)
+    assert (k.temperature, k.similarity_temperature, k.anchors, k.negatives) == (0.5, 0.5, 256, 512)
+    assert (c.burn_in_steps, k.weight) == (0, 1.0)
+
+
+@pytest.mark.parametrize('module', [quickstart, camvid])
+@pytest.mark.parametrize('method', ['supervised', 'cutmix', 'css_mix'])
+def test_configurations_are_possible(module, method):
+    config = configs.finalise(module.get_config(method))
+    assert config.num_classes == {quickstart: 7, camvid: 11}[module]
+
+
+def test_an_unknown_argument_of_a_configuration_is_named():
+    with pytest.raises(ValueError, match=r'quickstart.py:css: expected one of'):
+        quickstart.get_config('css')
+
+
+@pytest.mark.parametrize(
+    ('key', 'value', 'answer'),
+    [
+        ('method', 'css_mxi', r"method: got 'css_mxi'.*did you mean 'css_mix'"),
+        ('unsupervised.loss', 'weigthed', "did you mean 'weighted'"),
+        ('contrastive.estimator', 'banks', "did you mean 'bank'"),
+        ('augment.mixing', 'mixup', 'expected one of'),
+        ('unsupervised.threshold', 1.5, r'unsupervised\.threshold: got 1\.5, .* from 0 to 1'),
+        ('contrastive.temperature', 0.0, r'contrastive\.temperature: got 0'),
+        ('steps', 0, r'steps: got 0'),
+        ('burn_in_steps', 10_000, r'burn_in_steps: got 10000, expected at most steps=900'),
+        ('augment.resize', (1.5, 0.5), r'augment\.resize: got \(1\.5, 0\.5\)'),
+        ('data.streams.labelled.crop', (64,), r'labelled\.crop: got \(64,\), expected \(height'),
+        ('data.streams.labelled.batch_size', 0, r'labelled\.batch_size: got 0'),
+        ('data.streams.unlabelled.labels', True, r'unlabelled\.labels: got True, expected False'),
+        ('num_classes', 5, r'num_classes: got 5, but stream labelled \(shapes\) has 7'),
+        ('eval.dataset', 'shape', r'shapes'),
+    ],
+)
+def test_impossible_values_are_answered_in_words(key, value, answer):
+    config = quickstart.get_config()
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(ValueError, match=answer):
+        configs.finalise(config)
+
+
+def test_a_missing_stream_is_named():
+    config = quickstart.get_config().unlock()
+    del config.data.streams.unlabelled
+    with pytest.raises(ValueError, match="method css_mix needs 'unlabelled'"):
+        configs.finalise(config)
+
+
+def test_a_saved_configuration_is_read_back_alike(tmp_path):
+    config = configs.finalise(quickstart.get_config())
+    configs.save(config, tmp_path)
+    assert flat(configs.load(tmp_path)) == flat(config)
+    assert configs.diff(configs.load(tmp_path), config) == []
+    with pytest.raises(FileNotFoundError, match=r'config\.json is missing'):
+        configs.load(tmp_path / 'nowhere')
+
+
+def test_a_folder_with_checkpoints_of_nobody_knows_what_is_refused(tmp_path):
+    (tmp_path / 'checkpoints').mkdir()
+    with pytest.raises(ValueError, match=r'has checkpoints but no config\.json'):
+        configs.claim(configs.finalise(quickstart.get_config()), tmp_path)

@@ -1,0 +1,130 @@
+"""The command line as a user meets it: modes, and mistakes answered in one line."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from absl import flags
+
+from css_jax import checkpoint, evaluate, monitor, pictures, preview, report, train
+from css_jax import config as configs
+from data_prep import records
+from data_prep.camvid.builder import Builder as CamVid
+from tests import tiny
+from tests.conftest import ROOT
+
+
+def main(*arguments):
+    command = [sys.executable, '-m', 'css_jax.main', *map(str, arguments)]
+    environment = {**os.environ, 'JAX_NUM_CPU_DEVICES': '1'}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'answer'),
+    [
+        (('--mode=train',), '--workdir'),
+        (('--workdir=X', '--mode=trian'), 'trian'),
+        (('--workdir=X', '--config=configs/nowhere.py'), 'configs/nowhere.py'),
+        (('--workdir=X', '--config=configs/quickstart.py:css'), 'expected one of'),
+        (('--workdir=X', '--config=configs/quickstart.py', '--config.method=css_mxi'), 'css_mix'),
+        (('--workdir=X', '--mode=evaluate'), 'config.json is missing'),
+        (('--workdir=X', '--mode=report'), 'expected folders of runs'),
+        (('--workdir=X', '--config=configs/camvid.py'), 'python -m data_prep.camvid --source'),
+    ],
+)
+def test_mistakes_are_one_line_and_build_nothing(arguments, answer, tmp_path):
+    arguments = [a.replace('=X', f'={tmp_path}/x') for a in arguments]
+    if 'camvid' in arguments[-1]:
+        arguments.append(f'--config.data.dir={tmp_path}')
+    code, _, errors = main(*arguments)
+    assert code != 0
+    assert answer in errors
+    assert 'Traceback' not in errors
+    assert not (tmp_path / 'x').exists()
+
+
+def test_preview_trains_nothing_and_shows_the_batch(tmp_path, data_dir):
+    config = tiny.get_config()
+    config.data.dir = data_dir
+    preview.preview(config, tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {preview.PICTURE, preview.TEXT}
+    text = (tmp_path / preview.TEXT).read_text()
+    assert '"threshold": 0.2' in text and 'GFLOP' in text and 'head_representation' in text
+    picture = cv2.imread(str(tmp_path / preview.PICTURE))
+    assert picture.shape == (18 + 4 * (128 + 3), 8 * (128 + 3), 3)
+    assert picture.std() > 20
+
+
+def test_report_puts_runs_side_by_side(tmp_path, data_dir, capsys):
+    for seed in (0, 1):
+        config = tiny.get_config('supervised')
+        config.data.dir, config.seed, config.steps = data_dir, seed, 1
+        train.train(config, tmp_path / f'seed{seed}')
+    table = report.report(tmp_path, examples=3)
+    assert table in capsys.readouterr().out
+    mious = [
+        json.loads((tmp_path / run / evaluate.RESULTS).read_text())['miou']
+        for run in ('seed0', 'seed1')
+    ]
+    row = next(line for line in table.splitlines() if line.startswith('| mIoU'))
+    assert [float(v) for v in row.split('|')[2:4]] == [round(100 * m, 2) for m in mious]
+    picture = cv2.imread(str(tmp_path / report.PICTURE))
+    assert picture.shape == (18 + 3 * (128 + 3), 4 * (128 + 3), 3)
+
+    results = tmp_path / 'seed1' / evaluate.RESULTS
+    results.write_text(results.read_text().replace('shapes:val', 'shapes:fresh'))
+    with pytest.raises(ValueError, match='different splits'):
+        report.report(tmp_path)
+
+
+def test_training_reads_prepared_records_alone(tmp_path):
+    source, data_dir = tmp_path / 'source', tmp_path / 'prepared'
+    rng = np.random.default_rng(0)
+    counts = {'train': 6, 'val': 1, 'test': 3}
+    for split, count in counts.items():
+        for kind in ('images', 'labels'):
+            (source / split / kind).mkdir(parents=True)
+        for i in range(count):
+            image = rng.integers(0, 256, (36, 48, 3), np.uint8)
+            label = np.kron(rng.integers(0, 11, (3, 4)), np.ones((12, 12))).astype(np.uint8)
+            cv2.imwrite(str(source / split / 'images' / f'{i}.png'), image)
+            cv2.imwrite(str(source / split / 'labels' / f'{i}.png'), label)
+    records.prepare(CamVid(source=str(source), splits=counts, config='full', data_dir=data_dir))
+    shutil.rmtree(source)
+
+    config = tiny.get_config('supervised')
+    config.data.dir, config.steps = str(data_dir), 2
+    config.data.streams.labelled.update({'dataset': 'camvid', 'count': 4})
+    config.data.streams.unlabelled.dataset = 'camvid'
+    config.eval.update({'dataset': 'camvid', 'split': 'test', 'batch_size': 2})
+    results = train.train(config, tmp_path / 'run')
+    assert len(results['iou']) == 11 and 'bicyclist' in results['iou']
+    assert [r['step'] for r in monitor.read(tmp_path / 'run')] == [1, 2]
+    assert checkpoint.find(tmp_path / 'run', 'best') == 2
+    assert 'tensorflow' not in sys.modules
+
+
+def test_colours_are_pascal_s_and_void_is_white():
+    palette = pictures.palette(21)
+    assert palette[[0, 1, 2, 15, 20]].tolist() == [
+        [0, 0, 0],
+        [128, 0, 0],
+        [0, 128, 0],
+        [192, 128, 128],
+        [0, 64, 128],
+    ]
+    np.testing.assert_array_equal(pictures.colourise(np.array([-1, 255, 1]), 21)[:2], 255)
+
+
+def test_flags_exist_before_they_are_parsed():
+    """`python -m css_jax.main --help` lists every mode."""
+    code, output, _ = main('--help')
+    assert code == 1 and all(mode in output for mode in ('train', 'evaluate', 'preview', 'report'))
+    assert configs.FILE and flags.FLAGS is not None
