@@ -67,12 +67,10 @@ def rows(size: str) -> Iterator[tuple[str, timing.Row]]:
     caption = f'Images [B, H, W] = {list(shape)} and two maps, float32'
     whole = None
     for name, function in parts(augment.Augment(**config.default().augment)).items():
-        program, account = timing.compiled(jax.jit(function), keys, images, maps)
-        spent = timing.milliseconds(lambda program=program: program(keys, images, maps))
-        whole = whole or spent
-        row = {'part': name, 'ms': spent, 'to strong_view': spent / whole}
-        row |= {key: account[key] for key in ('temporary MiB', 'compile s')}
-        yield caption, row
+        _, row = timing.measured(function, keys, images, maps)
+        whole = whole or row['ms']
+        shown = {key: row[key] for key in ('ms', 'temporary MiB', 'compile s')}
+        yield caption, {'part': name, 'to strong_view': row['ms'] / whole, **shown}
 
 
 if __name__ == '__main__':

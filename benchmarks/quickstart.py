@@ -16,11 +16,13 @@ import statistics
 from configs import quickstart
 from css_jax import evaluate, train
 
-PLAIN = {'augment.jitter_prob': 0.0, 'augment.blur_prob': 0.0}
-AUGMENTATION = {'jitter + blur': {}, 'none': PLAIN}
+AUGMENTATION = {
+    'jitter + blur': {'augment.jitter_prob': 0.8, 'augment.blur_prob': 0.5},
+    'none': {'augment.jitter_prob': 0.0, 'augment.blur_prob': 0.0},
+}
 TUNED = list(itertools.product((0.05, 0.1, 0.2), (450, 900), AUGMENTATION))
 # Three times the steps of the quickstart, at each learning rate: is the baseline converged?
-LONGER = list(itertools.product((0.05, 0.1), (2700,), ('jitter + blur',)))
+LONGER = list(itertools.product((0.05, 0.1), (2700,), ('none',)))
 
 
 def score(folder: pathlib.Path, method: str, seed: int, split: str = 'val', **changes) -> float:

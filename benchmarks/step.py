@@ -8,24 +8,18 @@ its row says so and the next one has half the batch. A program compiled later ma
 tuned by an earlier one, so only the first compile time is that of a fresh process.
 """
 
-import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import jax
-import jax.numpy as jnp
-import optax
 from ml_collections import ConfigDict
 
-from benchmarks import timing
+from benchmarks import parts, timing
 from configs import quickstart
 from css_jax import config as configs
 from css_jax import methods, parallel, state
 from css_jax import step as steps
-from css_jax.methods import views
-from css_jax.ops import pseudo_labels
-from css_jax.state import Variables
 
 # Method, type, output stride, whether its parts are measured too; in order of importance.
 CASES = (
@@ -36,6 +30,12 @@ CASES = (
     ('supervised', 'float32', 8, False),
 )
 BATCH = {'real': 16, 'small': 8}
+CAPTION = {
+    'real': 'The whole step: ResNet-101, crop 512 x 512, 21 classes',
+    'small': "The whole step: the quickstart's network and crop",
+}
+NUMBERS = ('img/s', 'TFLOP/s', 'compile s', 'GFLOP', 'memory MiB', 'temporary MiB')
+OUT_OF_MEMORY = {'ms': 'out of memory', **dict.fromkeys(NUMBERS, float('nan'))}
 
 
 def configuration(size: str, method: str, dtype: str, stride: int, batch: int) -> ConfigDict:
@@ -68,12 +68,6 @@ def setup(config: ConfigDict) -> SimpleNamespace:
     return SimpleNamespace(method=method, tx=tx, ctx=ctx, state=current, batch=batch)
 
 
-def measure(program: Callable, account: timing.Row, *arguments: jax.Array) -> timing.Row:
-    """Times a compiled program."""
-    spent = timing.milliseconds(lambda: program(*arguments))
-    return {'ms': spent, 'TFLOP/s': account['GFLOP'] / spent, **account}
-
-
 def whole(run: SimpleNamespace) -> timing.Row:
     """Times the whole step as the training loop runs it; `run.state` moves on."""
     step = functools.partial(steps.train_step, method=run.method, optimizer=run.tx, ctx=run.ctx)
@@ -93,64 +87,24 @@ def whole(run: SimpleNamespace) -> timing.Row:
     }
 
 
-def parts(run: SimpleNamespace) -> Iterator[tuple[str, timing.Row | None]]:
-    """Measures the parts of CSS's step, each compiled alone, on what the one before gives.
+def rows(size: str) -> Iterator[tuple[str, timing.Row]]:
+    """Gives a row a case and a batch and, as tables of their own, a row a part of some cases."""
+    for method, dtype, stride, with_parts in CASES:
+        name = f'{method}, {dtype}, output stride {stride}'
+        for batch in (BATCH[size], BATCH[size] // 2):
+            run = timing.attempt(setup, configuration(size, method, dtype, stride, batch))
+            row = run and timing.attempt(whole, run)
+            images = ' + '.join([str(batch)] * len(methods.METHODS[method].STREAMS))
+            yield CAPTION[size], {'step': name, 'images': images, **(row or OUT_OF_MEMORY)}
+            if row:
+                break
+        if row and with_parts:
+            caption = f'Parts of {name}, {images} images, each compiled alone'
+            measured = parts.measure(run.method, run.tx, run.ctx, run.state, run.batch)
+            while pair := timing.attempt(next, measured, None):
+                part, numbers = pair
+                yield caption, {'part': part, 'of the step': numbers['ms'] / row['ms'], **numbers}
 
-    Yields:
-        (name, row), the row None where memory does not suffice.
-    """
-    ctx, c, memory = run.ctx, run.ctx.config.contrastive, run.state.memory
-    teacher, student = run.state.teacher, run.state.student
-    keys = parallel.step_keys(run.state.key, run.state.step, run.batch, None)
-    weak = run.batch['unlabelled']['image']
 
-    def labelled_view(batch):
-        return views.labelled(batch, keys, ctx)
-
-    def pseudo_label(out):
-        size = weak.shape[1:3]
-        y_lgt, j_lgt = pseudo_labels.from_logits(out['logits'], size)
-        y_rep, _ = pseudo_labels.from_prototypes(
-            out['representation'],
-            memory['prototypes'],
-            size,
-            c.similarity_temperature,
-            memory['seen'],
-        )
-        return {'label': pseudo_labels.mix(y_lgt, y_rep), 'indicator': j_lgt}
-
-    def strong_view(images, maps):
-        return views.strong(images, maps, keys, ctx)
-
-    def student_passes(variables, images, strong, cotangents):
-        def passes(params):
-            out, stats = ctx.train(Variables(params, variables.batch_stats), images)
-            out_u, stats = ctx.train(Variables(params, stats), strong)
-            return (out, out_u), stats
-
-        _, backward, stats = jax.vjp(passes, variables.params, has_aux=True)
-        return backward(cotangents)[0], stats
-
-    # The method's own loss behind a network that gives back its input: the outputs are its images.
-    identity = SimpleNamespace(apply=lambda arrays, images, **_: (images, {}))
-    behind = dataclasses.replace(ctx, module=identity)
-
-    def losses(head):
-        """Loss and gradient by one head; what only the other one needs falls to the compiler."""
-
-        def gradient(outputs, prepared):
-            def loss(own):
-                full = [{**other, head: mine} for other, mine in zip(outputs, own, strict=True)]
-                views_ = {**prepared, 'images': full[0], 'strong': full[1]}
-                value, (_, new_memory, _) = run.method.loss({}, run.state, views_, keys, behind)
-                return value, new_memory
-
-            grads, new_memory = jax.grad(loss, has_aux=True)([out[head] for out in outputs])
-            return grads, new_memory if head == 'representation' else {}
-
-        return gradient
-
-    def update(current, gradients, stats):
-        updates, opt_state = run.tx.update(gradients, current.opt_state, current.student.params)
-        new = Variables(optax.apply_updates(current.student.params, updates), stats)
-        return new, opt_state, run.method.update_teacher(current, new, stats, ctx)
+if __name__ == '__main__':
+    timing.main('Train step', rows)

@@ -73,6 +73,17 @@ def compiled(function: Callable, *arguments: Any) -> tuple[Callable, Row]:
     }
 
 
+def measured(function: Callable, *arguments: Any) -> tuple[Any, Row]:
+    """Compiles and times a function: its result, and 'ms', 'TFLOP/s' and what `compiled` says."""
+    return timed(*compiled(jax.jit(function), *arguments), *arguments)
+
+
+def timed(program: Callable, account: Row, *arguments: Any) -> tuple[Any, Row]:
+    """Times what `compiled` gave; as `measured`."""
+    spent = milliseconds(lambda: program(*arguments))
+    return program(*arguments), {'ms': spent, 'TFLOP/s': account['GFLOP'] / spent, **account}
+
+
 def attempt(function: Callable, *arguments: Any) -> Any:
     """Calls a function and gives its result, None where the device's memory does not suffice."""
     try:
