@@ -44,6 +44,8 @@ def get_config(method: str = 'css_mix') -> ConfigDict:
     c.eval.split = 'test'
     c.eval.batch_size = 8
 
+    c.unsupervised.loss = 'thresholded'
+    c.unsupervised.threshold = 0.9
     c.optimizer.learning_rate = 0.1
     c.optimizer.warmup_steps = 20
     c.update_from_flattened_dict(quickstart.METHODS[method])

@@ -19,17 +19,8 @@ from css_jax import config as configs
 METHODS = {
     'supervised': {},
     'supervised_all': {'data.streams.labelled.count': 0, 'data.streams.labelled.min_per_class': 0},
-    'cutmix': {
-        'burn_in_steps': 200,
-        'unsupervised.loss': 'thresholded',
-        'unsupervised.threshold': 0.9,
-    },
-    'css_mix': {
-        'burn_in_steps': 200,
-        'unsupervised.loss': 'thresholded',
-        'unsupervised.threshold': 0.9,
-        'contrastive.weight': 0.1,
-    },
+    'cutmix': {'burn_in_steps': 200},
+    'css_mix': {'burn_in_steps': 200, 'contrastive.weight': 0.1},
 }
 
 
@@ -53,6 +44,8 @@ def get_config(method: str = 'css_mix') -> ConfigDict:
     c.data.streams.unlabelled = configs.stream(
         'shapes', labels=False, exclude='labelled', resize=(1.0, 1.0), pad='reflect', **common
     )
+    c.unsupervised.loss = 'thresholded'
+    c.unsupervised.threshold = 0.9
     # Colour tells the classes of `shapes` apart, so jitter and blur hurt every method here.
     c.augment.jitter_prob = 0.0
     c.augment.blur_prob = 0.0

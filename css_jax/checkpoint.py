@@ -20,17 +20,20 @@ class Checkpoints:
     a run killed during a save restores the one before.
     """
 
-    def __init__(self, workdir: str | pathlib.Path):
+    def __init__(self, workdir: str | pathlib.Path, read_only: bool = False):
         """Opens DIR/checkpoints.
 
         Args:
             workdir: the run's folder.
+            read_only: nothing is written or cleaned up, as another process may be training.
         """
         policies = checkpoint_managers.preservation_policy
         best = {'get_metric_fn': _miou, 'reverse': False, 'n': 1}
         self._manager = ocp.CheckpointManager(
             pathlib.Path(workdir).absolute() / FOLDER,
             options=ocp.CheckpointManagerOptions(
+                cleanup_tmp_directories=not read_only,  # a killed save's remains
+                read_only=read_only,
                 best_fn=_miou,  # without it best_step() is the latest
                 preservation_policy=policies.AnyPreservationPolicy(
                     [
@@ -108,7 +111,7 @@ def find(workdir: str | pathlib.Path, which: str) -> int:
         raise FileNotFoundError(
             f'no checkpoint in {workdir}: expected a folder that --mode train has written to'
         )
-    checkpoints = Checkpoints(workdir)
+    checkpoints = Checkpoints(workdir, read_only=True)
     steps, best = checkpoints.steps, checkpoints.best()
     checkpoints.close()
     found = {'last': steps[-1] if steps else None, 'best': best[0] if best else None}
@@ -137,7 +140,9 @@ def restore_teacher(workdir: str | pathlib.Path, step: int, like: Variables) -> 
     )
     folder = pathlib.Path(workdir).absolute() / FOLDER
     # A manager of its own: one that has restored with other arguments refuses these.
-    with ocp.CheckpointManager(folder) as manager:
+    with ocp.CheckpointManager(
+        folder, options=ocp.CheckpointManagerOptions(read_only=True)
+    ) as manager:
         return manager.restore(step, args=ocp.args.Composite(state=args))['state']['teacher']
 
 

@@ -1,25 +1,23 @@
 """The one table of defaults. A file in configs/ starts from it and changes what its run needs."""
 
 import difflib
-import json
-import os
-import pathlib
+import math
 from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from css_jax import methods
+from css_jax import methods, models
 from css_jax.data import sources
 
-FILE = 'config.json'
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# Keys under which a run may be gone on with: none changes what is trained.
-FREE = ('log_every', 'checkpoint_every', 'eval.', 'data.dir', 'data.threads', 'data.prefetch')
-
 CHOICES = {
     'method': methods.METHODS,
+    'model.backbone': models.BACKBONES,
+    'model.stem': ('conv7', 'deep'),
+    'model.output_stride': (8, 16),
+    'model.dtype': ('float32', 'bfloat16'),
     'data.resampling': ('cv2', 'pil'),
     'supervised.loss': ('ce', 'ohem'),
     'augment.mixing': ('cutmix', 'classmix', 'cutout', 'none'),
@@ -38,7 +36,11 @@ RANGES = {
     'eval.batch_size': (1, _MANY),
     'data.threads': (1, 256),
     'data.prefetch': (1, 256),
+    'model.width': (1e-3, 1e3),
+    'model.representation_dim': (1, _MANY),
     'optimizer.learning_rate': (0, 1e3),
+    'optimizer.power': (0, 1e3),
+    'optimizer.floor': (0, 1e3),
     'optimizer.warmup_steps': (0, _MANY),
     'optimizer.momentum': (0, 1),
     'optimizer.weight_decay': (0, 1e3),
@@ -128,7 +130,7 @@ def default() -> ConfigDict:
 
     c.optimizer = ConfigDict()
     c.optimizer.learning_rate = 0.0064
-    c.optimizer.warmup_steps = 0  # linear from 0
+    c.optimizer.warmup_steps = 0  # linear, from 1/warmup_steps at step 0
     c.optimizer.power = 0.9  # poly: (1 - t/T)^power
     c.optimizer.floor = 1e-4  # smallest learning rate (the paper writes none: 0)
     c.optimizer.momentum = 0.9
@@ -137,7 +139,7 @@ def default() -> ConfigDict:
 
     c.teacher = ConfigDict()
     c.teacher.decay = 0.99  # EMA of the parameters, min(1 - 1/(t+1), decay)
-    c.teacher.labelled_pass = True  # teacher's BatchNorm also sees the labelled batch
+    c.teacher.labelled_pass = True  # its BatchNorm sees the labelled batch too (supervised: always)
 
     c.supervised = ConfigDict()
     c.supervised.loss = 'ce'  # ce | ohem
@@ -205,72 +207,36 @@ def finalise(config: ConfigDict) -> ConfigDict:
         needed += {config.data.streams[name].exclude} & set(config.data.streams) - set(needed)
     for name in set(config.data.streams) - set(needed):
         del config.data.streams[name]
-    names = sources.class_names(config.eval.dataset)
-    config.num_classes = config.num_classes or len(names)
-    for key, s in config.data.streams.items():
-        count = len(sources.class_names(s.dataset)) if s.labels else config.num_classes
-        if count > config.num_classes:
+    datasets = {'eval': config.eval.dataset}
+    datasets |= {f'data.streams.{name}': s.dataset for name, s in config.data.streams.items()}
+    for key, dataset in datasets.items():
+        try:
+            count = len(sources.class_names(dataset))
+        except ValueError as error:
+            raise ValueError(f'{key}.dataset: {error}') from None
+        config.num_classes = config.num_classes or count
+        labelled = key == 'eval' or config.data.streams[key.split('.')[-1]].labels
+        if labelled and count > config.num_classes:
             raise ValueError(
-                f'num_classes: got {config.num_classes}, but stream {key} ({s.dataset}) has {count}'
+                f'num_classes: got {config.num_classes}, but {key} ({dataset}) has {count}'
             )
     return FrozenConfigDict(config)
 
 
-def save(config: ConfigDict, workdir: str | pathlib.Path) -> None:
-    """Writes DIR/config.json, whole or not at all."""
-    path = pathlib.Path(workdir) / FILE
-    draft = path.with_suffix('.tmp')
-    draft.write_text(json.dumps(config.to_dict(), indent=2) + '\n')
-    os.replace(draft, path)
+def warnings(config: ConfigDict) -> list[str]:
+    """Says what is possible but unlikely to be meant, a sentence each.
 
-
-def load(workdir: str | pathlib.Path) -> ConfigDict:
-    """Reads the configuration a run was trained with from DIR/config.json.
-
-    Raises:
-        FileNotFoundError: DIR is not a run's folder.
+    Softmax similarity has an upper bound, as cosines have: 1 / (1 + (C-1) exp(-2/tau_sim)).
     """
-    path = pathlib.Path(workdir) / FILE
-    if not path.exists():
-        raise FileNotFoundError(
-            f'{path} is missing: expected the folder of a run that --mode train has written to'
-        )
-    return ConfigDict(_tuples(json.loads(path.read_text())))
-
-
-def claim(config: ConfigDict, workdir: str | pathlib.Path) -> None:
-    """Makes DIR the folder of this run, or makes sure that it is already.
-
-    Args:
-        config: finalised.
-        workdir: a new or empty folder, or one whose run was trained with the same configuration;
-            keys that do not change what is trained (`FREE`) may differ.
-
-    Raises:
-        ValueError: the run in DIR was trained with other values; names them.
-    """
-    workdir = pathlib.Path(workdir)
-    if (workdir / FILE).exists():
-        differences = diff(load(workdir), config)
-        fixed = [d for d in differences if not d[0].startswith(FREE)]
-        if fixed:
-            listed = ', '.join(f'{k}: {old!r} there, {new!r} now' for k, old, new in fixed)
-            raise ValueError(
-                f'{workdir} has a run with another configuration ({listed}). Take another '
-                '--workdir, or give the same values to go on with it.'
-            )
-    elif (workdir / 'checkpoints').exists():
-        raise ValueError(f'{workdir} has checkpoints but no {FILE}: expected a folder of a run')
-    workdir.mkdir(parents=True, exist_ok=True)
-    save(config, workdir)
-
-
-def diff(old: ConfigDict, new: ConfigDict) -> list[tuple[str, Any, Any]]:
-    """Lists (dotted key, old value, new value) of all keys that differ; a missing one is None."""
-    flat_old, flat_new = _flat(old.to_dict()), _flat(new.to_dict())
-    keys = sorted(flat_old.keys() | flat_new.keys())
-    pairs = [(key, flat_old.get(key), flat_new.get(key)) for key in keys]
-    return [pair for pair in pairs if pair[1] != pair[2]]
+    c = config.contrastive
+    bound = 1 / (1 + (config.num_classes - 1) * math.exp(-2 / c.similarity_temperature))
+    if config.method != 'css_mix' or c.hard_threshold <= bound:
+        return []
+    return [
+        f'contrastive.hard_threshold={c.hard_threshold} is above the largest softmax similarity, '
+        f'{bound:.3f} with {config.num_classes} classes at similarity_temperature='
+        f'{c.similarity_temperature}: every valid pixel is hard (the reference runs so)'
+    ]
 
 
 def _check(config: ConfigDict) -> None:
@@ -286,6 +252,12 @@ def _check(config: ConfigDict) -> None:
             raise ValueError(f'{key}: got {value!r}, expected a number from {low} to {high}')
     for key in ('augment.resize', 'augment.blur_sigma'):
         _check_range(key, _at(config, key))
+    for key, least in (('data.mean', 0.0), ('data.std', 1e-3)):
+        value = _at(config, key)
+        if len(value) != 3 or not all(least <= v <= 1 for v in value):
+            raise ValueError(f'{key}: got {value!r}, expected three numbers from {least} to 1')
+    if len(config.eval.pad_to) != 2 or min(config.eval.pad_to) < 0:
+        raise ValueError(f'eval.pad_to: got {config.eval.pad_to!r}, expected (height, width)')
     if config.burn_in_steps > config.steps:
         raise ValueError(
             f'burn_in_steps: got {config.burn_in_steps}, expected at most steps={config.steps}'
@@ -321,17 +293,3 @@ def _at(config: ConfigDict, key: str) -> Any:
     for part in key.split('.'):
         config = config[part]
     return config
-
-
-def _flat(tree: dict, prefix: str = '') -> dict[str, Any]:
-    flat = {}
-    for key, value in tree.items():
-        path = f'{prefix}{key}'
-        flat.update(_flat(value, f'{path}.') if isinstance(value, dict) else {path: value})
-    return flat
-
-
-def _tuples(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _tuples(v) for key, v in value.items()}
-    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value

@@ -11,7 +11,7 @@ import numpy as np
 from clu import metrics as clu_metrics
 from ml_collections import ConfigDict
 
-from css_jax import checkpoint, methods, monitor, state
+from css_jax import checkpoint, methods, monitor, parallel, state, stored
 from css_jax import config as configs
 from css_jax.data import sources, streams
 from css_jax.methods import views
@@ -87,7 +87,10 @@ class Evaluator:
         self.name = f'{c.dataset}:{c.split}'
         self._config = c
         self._source = sources.load(c.dataset, c.split, config.data.dir)
-        self.class_names = self._source.class_names
+        streams.eval_size(self._source, tuple(c.pad_to))  # refuses now what would not fit later
+        names = self._source.class_names
+        # A network may have more classes than the images: those of another dataset.
+        self.class_names = (*names, *(f'class {i}' for i in range(len(names), config.num_classes)))
         ctx = methods.context(config)
         method = methods.get(config.method)
 
@@ -95,7 +98,7 @@ class Evaluator:
             logits = method.predict(variables, views.normalise(images, ctx), ctx)
             return Scores.single_from_model_output(labels=views.host_labels(labels), logits=logits)
 
-        self._measure = jax.jit(measure)
+        self._measure = parallel.compile(measure)
 
     def __call__(self, variables: Variables) -> dict[str, Any]:
         """Gives 'miou', 'iou', 'accuracy' in [0, 1] and 'loss' of the variables."""
@@ -115,7 +118,8 @@ def evaluate(
     """Restores a checkpoint's teacher and evaluates it.
 
     Args:
-        config: the run's configuration; `eval` and `data.dir` may differ from the trained one.
+        config: the run's configuration; keys that do not change what was trained
+            (`css_jax.config.FREE`), such as `eval`, may differ.
         workdir: the run's folder.
         which: 'last', 'best' or a step.
 
@@ -124,14 +128,14 @@ def evaluate(
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
-        ValueError: the configuration's network is not the one that was trained.
+        ValueError: the configuration is not the one the run was trained with.
     """
     config = configs.finalise(config)
-    _match(config, workdir)
+    stored.match(config, workdir)
     step = checkpoint.find(workdir, which)
     evaluator = Evaluator(config)
     teacher = checkpoint.restore_teacher(workdir, step, state.shapes(methods.context(config)))
-    checkpoints = checkpoint.Checkpoints(workdir)
+    checkpoints = checkpoint.Checkpoints(workdir, read_only=True)
     best, split_hash = checkpoints.best(), checkpoints.meta(step)['split_hash']
     checkpoints.close()
     return report(workdir, config, evaluator, evaluator(teacher), step, split_hash, best)
@@ -180,12 +184,3 @@ def report(
     if best:
         print(f'best evaluated: step {best[0]}, mIoU {100 * best[1]:.2f}')
     return results
-
-
-def _match(config: ConfigDict, workdir: str | pathlib.Path) -> None:
-    """Makes sure that the configuration's network is the one trained in DIR."""
-    network = ('method', 'num_classes', 'model.')
-    wrong = [d for d in configs.diff(configs.load(workdir), config) if d[0].startswith(network)]
-    if wrong:
-        listed = ', '.join(f'{key}: {old!r} there, {new!r} now' for key, old, new in wrong)
-        raise ValueError(f'{workdir} was trained with another network ({listed})')

@@ -4,10 +4,13 @@ Any key of the configuration can be set, as in --config.optimizer.learning_rate=
 keys is css_jax/config.py.
 """
 
+import argparse
 import logging
 import os
 import pathlib
+import re
 import sys
+from typing import NoReturn
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -23,10 +26,10 @@ MODES = {
     'preview': 'write what the network sees and what a step costs to DIR, without training',
     'report': 'compare the runs in the folders of DIR: a table and a picture',
 }
-QUICKSTART = pathlib.Path(__file__).parents[1] / 'configs' / 'quickstart.py'
+CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
 
 _CONFIG = config_flags.DEFINE_config_file(
-    'config', help_string=f'file of configs/; default: the one in DIR, or {QUICKSTART.name}'
+    'config', help_string='file of configs/; default: that of the run in DIR, or quickstart.py'
 )
 _WORKDIR = flags.DEFINE_string('workdir', None, 'folder of the run', required=True)
 _MODE = flags.DEFINE_enum(
@@ -45,41 +48,60 @@ def main(argv: list[str]) -> None:
     logging.getLogger('css_jax').setLevel(logging.INFO)
     try:
         _run()
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
-        if os.environ.get('CSS_JAX_TRACEBACK'):
-            raise
-        sys.exit(f'error: {error}')
+    except (ValueError, OSError, FloatingPointError) as error:
+        _stop(error)
 
 
 def _run() -> None:
-    from css_jax import config as configs
     from css_jax import evaluate, preview, report, train
 
-    workdir, mode = pathlib.Path(_WORKDIR.value), _MODE.value
-    if mode == 'report':
-        report.report(workdir)
-        return
-    config = _CONFIG.value
-    if config is None and (mode == 'evaluate' or (workdir / configs.FILE).exists()):
-        config = configs.load(workdir)
-    elif config is None:
-        config = config_flags.config_path_loader(QUICKSTART)
+    workdir, mode, which = pathlib.Path(_WORKDIR.value), _MODE.value, _CHECKPOINT.value
+    if which != 'last' and mode != 'evaluate':
+        raise ValueError(f'--checkpoint={which}: expected with --mode=evaluate, got {mode}')
     if mode == 'train':
-        train.train(config, workdir)
+        train.train(_CONFIG.value, workdir)
     elif mode == 'evaluate':
-        evaluate.evaluate(config, workdir, _CHECKPOINT.value)
+        evaluate.evaluate(_CONFIG.value, workdir, which)
+    elif mode == 'preview':
+        preview.preview(_CONFIG.value, workdir)
     else:
-        preview.preview(config, workdir)
+        report.report(workdir)
 
 
 def parse(argv: list[str]) -> list[str]:
-    """Parses the flags; a mistake in them or in a file of configs/ is one line too."""
+    """Parses the flags; a mistake in them or in a file of configs/ is one line too.
+
+    Without --config it is the configuration of the run in DIR, else the quickstart's, so that
+    single keys can be set in either case.
+    """
     try:
+        if not any(re.match(r'--?config(=|$)', argument) for argument in argv):
+            argv = [argv[0], f'--config={_default_config(argv)}', *argv[1:]]
         return flags.FLAGS(argv)
     except (flags.Error, ValueError, OSError, AttributeError, KeyError, TypeError) as error:
-        if os.environ.get('CSS_JAX_TRACEBACK'):
-            raise
-        sys.exit(f'error: {str(error).strip().splitlines()[-1]} (--help lists the flags)')
+        _stop(error)
+
+
+def _default_config(argv: list[str]) -> pathlib.Path | str:
+    """The file to take where none is given; the flags are not parsed yet."""
+    reader = argparse.ArgumentParser(add_help=False, allow_abbrev=False, prefix_chars='-')
+    for name in ('workdir', 'mode'):
+        reader.add_argument(f'--{name}', f'-{name}', default='')
+    known, _ = reader.parse_known_args(argv[1:])
+    has_run = known.workdir and (pathlib.Path(known.workdir) / 'config.json').exists()
+    if known.workdir and (has_run or known.mode == 'evaluate'):
+        return f'{CONFIGS}/stored.py:{known.workdir}'
+    return CONFIGS / 'quickstart.py'
+
+
+def _stop(error: Exception) -> NoReturn:
+    if os.environ.get('CSS_JAX_TRACEBACK'):
+        raise error
+    text = error.args[0] if isinstance(error, KeyError) else error
+    lines = str(text).strip().splitlines()
+    # A flag error of a file of configs/ quotes the whole traceback; its last line says it.
+    text = lines[-1] if any(line.startswith('Traceback') for line in lines) else '\n'.join(lines)
+    sys.exit(f'error: {text}\n(--help lists the flags, CSS_JAX_TRACEBACK=1 shows where)')
 
 
 if __name__ == '__main__':

@@ -87,9 +87,13 @@ class Progress:
         self._steps, self._images = steps, images_per_step
         self._step, self._time, self._speed = step, time.perf_counter(), None
 
-    def pause(self) -> 'Pause':
-        """Gives a context that does not count: compilation, evaluation."""
-        return Pause(self)
+    def pause(self, steps: int = 0) -> 'Pause':
+        """Gives a context whose time does not count: compilation, evaluation.
+
+        Args:
+            steps: iterations done inside it, which do not count either.
+        """
+        return Pause(self, steps)
 
     def update(self, step: int) -> dict[str, float]:
         """Gives {'images_per_second', 'seconds_to_go'} at `step`."""
@@ -103,22 +107,23 @@ class Progress:
             'seconds_to_go': (self._steps - step) / max(self._speed, 1e-9),
         }
 
-    def shift(self, seconds: float) -> None:
-        """Leaves `seconds` out of the interval."""
+    def leave_out(self, seconds: float, steps: int) -> None:
+        """Leaves `seconds` and `steps` out of the interval."""
         self._time += seconds
+        self._step += steps
 
 
 class Pause:
     """See `Progress.pause`."""
 
-    def __init__(self, progress: Progress):
-        self._progress = progress
+    def __init__(self, progress: Progress, steps: int):
+        self._progress, self._steps = progress, steps
 
     def __enter__(self) -> None:
         self._start = time.perf_counter()
 
     def __exit__(self, *_) -> None:
-        self._progress.shift(time.perf_counter() - self._start)
+        self._progress.leave_out(time.perf_counter() - self._start, self._steps)
 
 
 def duration(seconds: float) -> str:

@@ -104,6 +104,11 @@ def _fold_name(key: Array, name: str) -> Array:
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
+def compile(function: Callable) -> Callable:
+    """Compiles a function of arrays; nothing is given away."""
+    return jax.jit(function)
+
+
 def compile_step(step: Callable) -> Callable:
     """Compiles `step(state, batch) -> (state, metrics)`; the state's buffers are given away."""
     return jax.jit(step, donate_argnums=0)

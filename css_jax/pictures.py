@@ -47,13 +47,14 @@ def write_grid(
 
     Args:
         path: of the file.
-        columns: heading -> [B, H, W, 3] uint8 RGB, as many examples each.
-        cell: height of a row in pixels, at least; images are enlarged without smoothing.
+        columns: heading -> [B, H, W, 3] uint8 RGB; columns may differ in all of B, H, W.
+        cell: height of a row in pixels, about; images are enlarged by a whole number.
     """
-    first = next(iter(columns.values()))
-    scale = max(1, round(cell / first.shape[1]))
-    height, width = (s * scale + _GAP for s in first.shape[1:3])
-    grid = np.full((_HEADING + height * len(first), width * len(columns), 3), 255, np.uint8)
+    sizes = np.array([images.shape[:3] for images in columns.values()])
+    scale = max(1, round(cell / sizes[:, 1].max()))
+    rows = sizes[:, 0].max()
+    height, width = (int(side) * scale + _GAP for side in sizes[:, 1:].max(0))
+    grid = np.full((_HEADING + height * rows, width * len(columns), 3), 255, np.uint8)
     for j, (heading, images) in enumerate(columns.items()):
         size = min(0.4, 0.4 * (width - 4) / cv2.getTextSize(heading, 0, 0.4, 1)[0][0])
         cv2.putText(grid, heading, (j * width + 2, 13), 0, size, (0, 0, 0), 1, cv2.LINE_AA)

@@ -5,7 +5,7 @@ import pathlib
 import jax
 import numpy as np
 
-from css_jax import checkpoint, methods, state
+from css_jax import checkpoint, methods, parallel, state, stored
 from css_jax import config as configs
 from css_jax.methods import views
 
@@ -20,7 +20,7 @@ class Predictor:
             workdir: the run's folder.
             which: 'last', 'best' or a step.
         """
-        self.config = configs.finalise(configs.load(workdir))
+        self.config = configs.finalise(stored.load(workdir))
         self.step = checkpoint.find(workdir, which)
         ctx = methods.context(self.config)
         method = methods.get(self.config.method)
@@ -29,7 +29,7 @@ class Predictor:
         def labels(variables: state.Variables, images: jax.Array) -> jax.Array:
             return method.predict(variables, views.normalise(images, ctx), ctx).argmax(-1)
 
-        self._labels = jax.jit(labels)
+        self._labels = parallel.compile(labels)
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """Gives the class of each pixel.

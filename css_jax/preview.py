@@ -9,7 +9,7 @@ import jax
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
-from css_jax import checkpoint, methods, parallel, pictures, state
+from css_jax import checkpoint, methods, parallel, pictures, state, stored
 from css_jax import config as configs
 from css_jax import step as steps
 from css_jax.data import streams
@@ -37,9 +37,11 @@ def preview(config: ConfigDict, workdir: str | pathlib.Path) -> None:
     tx = method.optimizer(config)
     ctx = methods.context(config)
     workdir = pathlib.Path(workdir)
+    if (workdir / checkpoint.FOLDER).is_dir():
+        stored.match(config, workdir)
     current = state.create(method, tx, ctx)
     if (workdir / checkpoint.FOLDER).is_dir():
-        checkpoints = checkpoint.Checkpoints(workdir)
+        checkpoints = checkpoint.Checkpoints(workdir, read_only=True)
         if checkpoints.latest_step is not None:
             current = checkpoints.restore(current)
         checkpoints.close()
@@ -50,7 +52,7 @@ def preview(config: ConfigDict, workdir: str | pathlib.Path) -> None:
         return method.targets(current, batch, keys, ctx)[0]
 
     workdir.mkdir(parents=True, exist_ok=True)
-    prepared = jax.device_get(jax.jit(view)(current, batch))
+    prepared = jax.device_get(parallel.compile(view)(current, batch))
     _picture(workdir / PICTURE, config, batch, prepared)
 
     step = functools.partial(steps.train_step, method=method, optimizer=tx, ctx=ctx)
@@ -83,6 +85,7 @@ def _picture(path: pathlib.Path, config: ConfigDict, batch: Mapping, prepared: M
         if 'label' in arrays:
             columns[f'{stream} mask'] = colours(arrays['label'])
     shown = {
+        'weak_label': ('teacher, logit space', colours),
         'images': ('student, labelled', seen),
         'labels': ('its mask', colours),
         'strong': ('student, strong', seen),

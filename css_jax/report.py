@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 
 from css_jax import config as configs
-from css_jax import evaluate, monitor, pictures, predict
+from css_jax import evaluate, monitor, pictures, predict, stored
 from css_jax.data import sources, streams
 
 TABLE = 'report.md'
@@ -49,13 +49,14 @@ def report(folder: str | pathlib.Path, examples: int = 6) -> str:
     table = monitor.scores_table(names, columns)
     (folder / TABLE).write_text(f'IoU in % on {first["split"]}\n\n{table}\n')
     print(f'IoU in % on {first["split"]}\n{table}')
-    _picture(folder, list(results), examples)
+    _picture(folder, {name: result['step'] for name, result in results.items()}, examples)
     print(f'written: {folder / TABLE}, {folder / PICTURE}')
     return table
 
 
-def _picture(folder: pathlib.Path, runs: list[str], examples: int) -> None:
-    config = configs.finalise(configs.load(folder / runs[0]))
+def _picture(folder: pathlib.Path, steps: dict[str, int], examples: int) -> None:
+    """Draws the predictions of the weights the table is about: run -> step."""
+    config = configs.finalise(stored.load(folder / next(iter(steps))))
     source = sources.load(config.eval.dataset, config.eval.split, config.data.dir)
     shown = np.linspace(0, len(source) - 1, examples).round().astype(int)
     size = tuple(config.eval.pad_to)
@@ -64,8 +65,8 @@ def _picture(folder: pathlib.Path, runs: list[str], examples: int) -> None:
     images = np.concatenate([batch['image'] for batch in chosen])
     labels = np.concatenate([batch['label'] for batch in chosen])
     columns = {'image': images, 'truth': pictures.colourise(labels, config.num_classes)}
-    for run in runs:
-        predicted = predict.load(folder / run).predict(images)
+    for run in steps:
+        predicted = predict.load(folder / run, str(steps[run])).predict(images)
         predicted = np.where(labels == sources.VOID, sources.VOID, predicted)
         columns[run] = pictures.colourise(predicted, config.num_classes)
     pictures.write_grid(folder / PICTURE, columns)

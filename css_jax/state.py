@@ -12,6 +12,8 @@ from flax import struct
 from jax import Array
 from ml_collections import ConfigDict
 
+from css_jax import parallel
+
 
 class Variables(struct.PyTreeNode):
     """A network's arrays: what the optimiser or the EMA moves, and BatchNorm's statistics."""
@@ -94,7 +96,6 @@ def create(
         ctx: network and configuration.
     """
 
-    @jax.jit
     def init(key: Array) -> TrainState:
         student = variables(ctx, jax.random.fold_in(key, 0))
         return TrainState(
@@ -106,4 +107,4 @@ def create(
             key=jax.random.fold_in(key, 1),
         )
 
-    return init(jax.random.key(ctx.config.seed))
+    return parallel.compile(init)(jax.random.key(ctx.config.seed))

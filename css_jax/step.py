@@ -44,7 +44,7 @@ def train_step(
     updates, opt_state = optimizer.update(grads, state.opt_state, state.student.params)
     student = Variables(optax.apply_updates(state.student.params, updates), batch_stats)
     teacher = method.update_teacher(state, student, teacher_stats, ctx)
-    metrics = {**metrics, 'gradient_norm': optax.tree.norm(grads)}
+    norms = {'gradient_norm': optax.tree.norm(grads), 'update_norm': optax.tree.norm(updates)}
     return (
         state.replace(
             step=state.step + 1,
@@ -53,5 +53,5 @@ def train_step(
             memory=memory,
             opt_state=opt_state,
         ),
-        metrics,
+        {**metrics, **norms},
     )

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import json
 import logging
 import pathlib
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ import numpy as np
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
-from css_jax import checkpoint, evaluate, methods, monitor, optimizer, parallel, state
+from css_jax import checkpoint, evaluate, methods, monitor, optimizer, parallel, state, stored
 from css_jax import config as configs
 from css_jax import step as steps
 from css_jax.data import streams
@@ -33,14 +32,16 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
 
     Raises:
         ValueError: the configuration is impossible, or not the one DIR was trained with.
-        FloatingPointError: a loss or gradient is not finite; the last checkpoint stays.
+        FloatingPointError: a loss, gradient or update is not finite; the last checkpoint stays.
     """
     config = configs.finalise(config)
     workdir = pathlib.Path(workdir)
     ids = streams.subsets(config.data)
     split_hash = streams.fingerprint(ids)
     evaluator = evaluate.Evaluator(config)
-    configs.claim(config, workdir)
+    stored.claim(config, workdir)
+    for warning in configs.warnings(config):
+        LOG.warning('warning: %s', warning)
     for name, chosen in ids.items():
         LOG.info('stream %s: %d images', name, len(chosen))
 
@@ -49,75 +50,83 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
     ctx = methods.context(config)
     current = state.create(method, tx, ctx)
     LOG.info('\n%s', parameter_overview.get_parameter_overview(current.student.params))
+    LOG.info('one device of %d: %s', jax.device_count(), jax.devices()[0].device_kind)
 
-    checkpoints = checkpoint.Checkpoints(workdir)
-    if checkpoints.latest_step is not None:
-        saved = checkpoints.meta(checkpoints.latest_step)
-        if saved['split_hash'] != split_hash:
-            raise ValueError(
-                f'{workdir} was trained on other images: split hash {saved["split_hash"]}, now '
-                f'{split_hash}. Take another --workdir, or the dataset it was trained on.'
-            )
-        current = checkpoints.restore(current)
-        LOG.info('going on from step %d', int(current.step))
-    start = int(current.step)
+    with contextlib.closing(checkpoint.Checkpoints(workdir)) as checkpoints:
+        if checkpoints.latest_step is not None:
+            saved = checkpoints.meta(checkpoints.latest_step)
+            if saved['split_hash'] != split_hash:
+                raise ValueError(
+                    f'{workdir} was trained on other images: split hash {saved["split_hash"]}, '
+                    f'now {split_hash}. Take another --workdir, or the dataset it was trained on.'
+                )
+            current = checkpoints.restore(current)
+            LOG.info('going on from step %d', int(current.step))
+        start = int(current.step)
+        scores = None
 
-    step = functools.partial(steps.train_step, method=method, optimizer=tx, ctx=ctx)
-    warm = functools.partial(step, method=methods.burn_in())
-    step, warm = parallel.compile_step(step), parallel.compile_step(warm)
-    rate = optimizer.learning_rate(config)
-    writer = monitor.Writer(workdir, start)
-    images = sum(s.batch_size for s in config.data.streams.values())
-    progress = monitor.Progress(start, config.steps, images)
-    batches = streams.train_batches(config.data, seed=config.seed, start_step=start)
+        step = functools.partial(steps.train_step, method=method, optimizer=tx, ctx=ctx)
+        first_steps = functools.partial(step, method=methods.burn_in())
+        step, first_steps = parallel.compile_step(step), parallel.compile_step(first_steps)
+        rate = optimizer.learning_rate(config)
+        images = sum(s.batch_size for s in config.data.streams.values())
+        progress = monitor.Progress(start, config.steps, images)
+        batches = streams.train_batches(config.data, seed=config.seed, start_step=start)
 
-    pending: dict[int, Mapping] = {}  # step -> metrics, still on the device
-    for t in range(start, config.steps):
-        run = warm if t < config.burn_in_steps else step
-        first = t in (start, config.burn_in_steps)
-        with progress.pause() if first else contextlib.nullcontext():  # compiles
-            current, pending[t + 1] = run(current, next(batches))
+        with contextlib.closing(monitor.Writer(workdir, start)) as writer:
+            pending: dict[int, Mapping] = {}  # step -> metrics, still on the device
+            for t in range(start, config.steps):
+                compiles = t in (start, config.burn_in_steps)
+                with progress.pause(steps=1) if compiles else contextlib.nullcontext():
+                    run = first_steps if t < config.burn_in_steps else step
+                    current, pending[t + 1] = run(current, next(batches))
 
-        done = t + 1
-        last = done == config.steps
-        log = last or done % config.log_every == 0
-        score = last or (config.eval.every and done % config.eval.every == 0)
-        save = score or done % config.checkpoint_every == 0
-        record, scores = {}, None
-        if log or save:
-            values = _finite(pending)
-            pending.clear()
-        if log:
-            record = {**values, 'learning_rate': float(rate(t)), **progress.update(done)}
-            LOG.info(monitor.line(done, config.steps, record))
-        if score:
-            with progress.pause():
-                scores = evaluator(current.teacher)
-            record['eval_miou'] = scores['miou']
-            LOG.info('step %d: mIoU %.2f on %s', done, 100 * scores['miou'], evaluator.name)
-        if record:
-            writer.write(done, record)
-        if save:
-            meta = {'split_hash': split_hash}
-            with progress.pause():
-                checkpoints.save(done, current, meta, scores and {'miou': scores['miou']})
+                done = t + 1
+                last = done == config.steps
+                log = last or done % config.log_every == 0
+                score = last or (config.eval.every > 0 and done % config.eval.every == 0)
+                save = score or done % config.checkpoint_every == 0
+                record = {}
+                if log or save:
+                    values = _finite(pending, writer)
+                    pending.clear()
+                if log:
+                    record = {**values, 'learning_rate': float(rate(t)), **progress.update(done)}
+                    LOG.info(monitor.line(done, config.steps, record))
+                if score:
+                    with progress.pause():
+                        scores = evaluator(current.teacher)
+                    record['eval_miou'] = scores['miou']
+                    LOG.info('step %d: mIoU %.2f on %s', done, 100 * scores['miou'], evaluator.name)
+                if record:
+                    writer.write(done, record)
+                if save:
+                    evaluated = {'miou': scores['miou']} if score else None
+                    with progress.pause():
+                        checkpoints.save(done, current, {'split_hash': split_hash}, evaluated)
+        best = checkpoints.best()
 
-    best = checkpoints.best()
-    checkpoints.close()
-    writer.close()
-    if start >= config.steps:
+    if scores is None:
         LOG.info('%s is trained to its last step %d already', workdir, start)
         scores = evaluator(current.teacher)
     return evaluate.report(workdir, config, evaluator, scores, int(current.step), split_hash, best)
 
 
-def _finite(pending: Mapping[int, Mapping]) -> dict[str, float]:
-    """Fetches the last step's metrics after checking every step since the last check."""
+def _finite(pending: Mapping[int, Mapping], writer: monitor.Writer) -> dict[str, float]:
+    """Fetches the last step's metrics after checking every step since the last check.
+
+    Raises:
+        FloatingPointError: at the first step that is not finite, with its numbers, which are
+            written to the record first. Loss, gradient and update finite: so are the weights.
+    """
     for step, metrics in jax.device_get(pending).items():
         values = {name: float(value) for name, value in metrics.items()}
-        if not np.isfinite([values['loss'], values['gradient_norm']]).all():
+        checked = [values[name] for name in ('loss', 'gradient_norm', 'update_norm')]
+        if not np.isfinite(checked).all():
+            writer.write(step, values)
+            shown = ' · '.join(f'{name} {value:.4g}' for name, value in values.items())
             raise FloatingPointError(
-                f'step {step}: loss or gradient is not finite; the last checkpoint before it is '
-                f'kept. The step: {json.dumps(values)}'
+                f'step {step}: loss, gradient or update is not finite ({shown}); the last '
+                'checkpoint before it is kept'
             )
     return values

@@ -4,22 +4,20 @@ import pytest
 
 from configs import camvid, quickstart
 from css_jax import config as configs
+from css_jax import stored
 
 
 def flat(config):
-    return configs._flat(config.to_dict())
+    return stored._flat(config.to_dict())
 
 
 @pytest.mark.parametrize('method', ['cutmix', 'css_mix'])
 def test_the_quickstart_compares_methods_alone(method):
     baseline, other = quickstart.get_config('supervised'), quickstart.get_config(method)
-    differences = {key for key, _, _ in configs.diff(baseline, other)}
+    differences = {key for key, _, _ in stored.diff(baseline, other)}
     allowed = {
         'method',
         'burn_in_steps',
-        'unsupervised.loss',
-        'unsupervised.threshold',
-        'unsupervised.weight',
         'contrastive.weight',
     }
     print(f'supervised and {method} differ in', sorted(differences))
@@ -28,7 +26,7 @@ def test_the_quickstart_compares_methods_alone(method):
 
 def test_all_labels_differ_from_few_in_their_count_alone():
     few, every = quickstart.get_config('supervised'), quickstart.get_config('supervised_all')
-    assert {key for key, _, _ in configs.diff(few, every)} == {
+    assert {key for key, _, _ in stored.diff(few, every)} == {
         'data.streams.labelled.count',
         'data.streams.labelled.min_per_class',
     }
@@ -72,8 +70,13 @@ def test_an_unknown_argument_of_a_configuration_is_named():
         ('data.streams.labelled.crop', (64,), r'labelled\.crop: got \(64,\), expected \(height'),
         ('data.streams.labelled.batch_size', 0, r'labelled\.batch_size: got 0'),
         ('data.streams.unlabelled.labels', True, r'unlabelled\.labels: got True, expected False'),
-        ('num_classes', 5, r'num_classes: got 5, but stream labelled \(shapes\) has 7'),
-        ('eval.dataset', 'shape', r'shapes'),
+        ('num_classes', 5, r'num_classes: got 5, but eval \(shapes\) has 7'),
+        ('model.backbone', 'resnet110', r"model\.backbone: .*did you mean 'resnet101'"),
+        ('data.std', (0.0, 1.0, 1.0), r'data\.std: got'),
+        ('data.mean', (0.5,), r'data\.mean: got \(0\.5,\), expected three numbers'),
+        ('optimizer.power', -3.0, r'optimizer\.power: got'),
+        ('eval.pad_to', (-1, 3), r'eval\.pad_to: got'),
+        ('eval.dataset', 'shape', r'eval\.dataset: .*shapes'),
     ],
 )
 def test_impossible_values_are_answered_in_words(key, value, answer):
@@ -92,14 +95,25 @@ def test_a_missing_stream_is_named():
 
 def test_a_saved_configuration_is_read_back_alike(tmp_path):
     config = configs.finalise(quickstart.get_config())
-    configs.save(config, tmp_path)
-    assert flat(configs.load(tmp_path)) == flat(config)
-    assert configs.diff(configs.load(tmp_path), config) == []
+    stored.save(config, tmp_path)
+    assert flat(stored.load(tmp_path)) == flat(config)
+    assert stored.diff(stored.load(tmp_path), config) == []
     with pytest.raises(FileNotFoundError, match=r'config\.json is missing'):
-        configs.load(tmp_path / 'nowhere')
+        stored.load(tmp_path / 'nowhere')
 
 
 def test_a_folder_with_checkpoints_of_nobody_knows_what_is_refused(tmp_path):
     (tmp_path / 'checkpoints').mkdir()
     with pytest.raises(ValueError, match=r'has checkpoints but no config\.json'):
-        configs.claim(configs.finalise(quickstart.get_config()), tmp_path)
+        stored.claim(configs.finalise(quickstart.get_config()), tmp_path)
+
+
+def test_a_threshold_above_the_bound_of_softmax_similarity_is_a_warning():
+    config = configs.default()
+    config.eval.dataset, config.num_classes = 'shapes', 21
+    config.data.streams.labelled = configs.stream('shapes')
+    config.data.streams.unlabelled = configs.stream('shapes', labels=False)
+    (warning,) = configs.warnings(configs.finalise(config))
+    assert 'hard_threshold=0.8 is above' in warning and '0.732' in warning
+    config.contrastive.similarity_temperature = 0.1
+    assert configs.warnings(configs.finalise(config)) == []

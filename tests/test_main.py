@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from absl import flags
 
-from css_jax import checkpoint, evaluate, monitor, pictures, preview, report, train
-from css_jax import config as configs
+from css_jax import checkpoint, evaluate, monitor, pictures, preview, report, stored, train
 from data_prep import records
 from data_prep.camvid.builder import Builder as CamVid
 from tests import tiny
@@ -35,6 +34,10 @@ def main(*arguments):
         (('--workdir=X', '--config=configs/quickstart.py:css'), 'expected one of'),
         (('--workdir=X', '--config=configs/quickstart.py', '--config.method=css_mxi'), 'css_mix'),
         (('--workdir=X', '--mode=evaluate'), 'config.json is missing'),
+        (('--workdir=X', '--config.stpes=3'), 'Did you mean "steps"'),
+        (('--workdir=X', '--config.eval.pad_to=32,32'), 'eval.pad_to: got (32, 32)'),
+        (('--workdir=X', '--checkpoint=best'), 'expected with --mode=evaluate'),
+        (('--workdir=/dev/null/x',), 'Not a directory'),
         (('--workdir=X', '--mode=report'), 'expected folders of runs'),
         (('--workdir=X', '--config=configs/camvid.py'), 'python -m data_prep.camvid --source'),
     ],
@@ -58,7 +61,7 @@ def test_preview_trains_nothing_and_shows_the_batch(tmp_path, data_dir):
     text = (tmp_path / preview.TEXT).read_text()
     assert '"threshold": 0.2' in text and 'GFLOP' in text and 'head_representation' in text
     picture = cv2.imread(str(tmp_path / preview.PICTURE))
-    assert picture.shape == (18 + 4 * (128 + 3), 8 * (128 + 3), 3)
+    assert picture.shape == (18 + 4 * (128 + 3), 9 * (128 + 3), 3)
     assert picture.std() > 20
 
 
@@ -127,4 +130,4 @@ def test_flags_exist_before_they_are_parsed():
     """`python -m css_jax.main --help` lists every mode."""
     code, output, _ = main('--help')
     assert code == 1 and all(mode in output for mode in ('train', 'evaluate', 'preview', 'report'))
-    assert configs.FILE and flags.FLAGS is not None
+    assert stored.FILE and flags.FLAGS is not None

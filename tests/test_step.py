@@ -20,11 +20,14 @@ BATCH = {
     'labelled': {'image': RNG.integers(0, 256, (4, 32, 32, 3), np.uint8), 'label': LABELS},
     'unlabelled': {'image': RNG.integers(0, 256, (4, 32, 32, 3), np.uint8)},
 }
+LEARNING_RATE = 0.02  # small, so that rounding does not grow over the steps
 TERMS = ('loss_supervised', 'loss_unsupervised', 'loss_contrastive')
 
 
 def setup(axis=None):
-    config = configs.finalise(tiny.get_config())
+    config = tiny.get_config()
+    config.optimizer.learning_rate = LEARNING_RATE
+    config = configs.finalise(config)
     method = methods.get(config.method)
     tx = method.optimizer(config)
     ctx = methods.context(config, axis)
@@ -117,7 +120,9 @@ def test_a_batch_without_any_label_changes_weights_by_decay_alone(run):
     for old, new in zip(
         jax.tree.leaves(current.student.params), jax.tree.leaves(after.student.params), strict=True
     ):
-        np.testing.assert_allclose(new, old * (1 - 0.1 * 1.9 * 5e-4), rtol=1e-5, atol=1e-8)
+        np.testing.assert_allclose(
+            new, old * (1 - LEARNING_RATE * 1.9 * 5e-4), rtol=1e-5, atol=1e-8
+        )
 
 
 def test_one_class_only_has_no_contrast_and_stays_finite(run):
@@ -130,7 +135,7 @@ def test_one_class_only_has_no_contrast_and_stays_finite(run):
 
 
 def test_two_devices_leave_the_same_state_as_one(walk):
-    method, tx, ctx, step = setup('data')
+    _, _, _, step = setup('data')
     mesh = Mesh(np.array(jax.devices()[:2]), ('data',))
     spec = PartitionSpec()
     sharded = jax.jit(
@@ -138,15 +143,17 @@ def test_two_devices_leave_the_same_state_as_one(walk):
             step, mesh=mesh, in_specs=(spec, PartitionSpec('data')), out_specs=(spec, spec)
         )
     )
-    current = state.create(method, tx, ctx)
-    for _ in range(3):
-        current, values = sharded(current, BATCH)
+    # From a state with prototypes, one step: over several, one flipped pseudo-label changes all.
+    current, values = sharded(walk[0][2], BATCH)
     expected, metrics = walk[0][3], walk[1][2]
+    assert metrics['agreement'] > 0 and metrics['loss_contrastive'] > 0
     for name in metrics:
-        np.testing.assert_allclose(values[name], metrics[name], rtol=2e-3, atol=1e-3, err_msg=name)
-    ours, theirs = leaves(current.student.params), leaves(expected.student.params)
-    for name in theirs:
-        np.testing.assert_allclose(ours[name], theirs[name], atol=2e-4, err_msg=name)
+        np.testing.assert_allclose(values[name], metrics[name], rtol=1e-4, err_msg=name)
+    jax.tree.map(
+        lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=2e-5),
+        (current.student, current.teacher, current.memory),
+        (expected.student, expected.teacher, expected.memory),
+    )
 
 
 def test_keys_do_not_depend_on_how_the_batch_is_laid_out():

@@ -3,17 +3,19 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from css_jax import checkpoint, evaluate, methods, monitor, predict, state, train
+from css_jax import checkpoint, evaluate, methods, monitor, predict, state, stored, train
 from css_jax import config as configs
 from tests import tiny
 from tests.conftest import ROOT
@@ -56,7 +58,7 @@ def run(workdir, data_dir, kill=('never', 0), flags=()):
 
 def restore(workdir):
     """The whole state of the latest checkpoint."""
-    config = configs.load(workdir)
+    config = stored.load(workdir)
     method = methods.get(config.method)
     like = state.create(method, method.optimizer(config), methods.context(config))
     checkpoints = checkpoint.Checkpoints(workdir)
@@ -119,14 +121,14 @@ def test_evaluation_computes_from_the_weights(trained, tmp_path):
     workdir = tmp_path / 'copy'
     shutil.copytree(trained, workdir)
     path = workdir / evaluate.RESULTS
-    stored = json.loads(path.read_text())
+    before = json.loads(path.read_text())
 
-    path.write_text(json.dumps({**stored, 'miou': 0.999}))
-    again = evaluate.evaluate(configs.load(workdir), workdir)
-    assert again['miou'] == stored['miou'] and again['iou'] == stored['iou']
-    assert json.loads(path.read_text())['miou'] == stored['miou']
+    path.write_text(json.dumps({**before, 'miou': 0.999}))
+    again = evaluate.evaluate(stored.load(workdir), workdir)
+    assert again['miou'] == before['miou'] and again['iou'] == before['iou']
+    assert json.loads(path.read_text())['miou'] == before['miou']
 
-    config = configs.finalise(configs.load(workdir))
+    config = configs.finalise(stored.load(workdir))
     method = methods.get(config.method)
     like = state.create(method, method.optimizer(config), methods.context(config))
     checkpoints = checkpoint.Checkpoints(workdir)
@@ -139,21 +141,21 @@ def test_evaluation_computes_from_the_weights(trained, tmp_path):
     checkpoints = checkpoint.Checkpoints(workdir)
     checkpoints.save(4, current, meta)
     checkpoints.close()
-    changed = evaluate.evaluate(configs.load(workdir), workdir)
-    assert changed['miou'] != stored['miou']
+    changed = evaluate.evaluate(stored.load(workdir), workdir)
+    assert changed['miou'] != before['miou']
     assert sum(v > 0 for v in changed['iou'].values()) == 1  # all pixels are of class 2 now
 
 
 def test_a_finished_run_is_evaluated_again_not_trained(trained):
     before = (trained / monitor.METRICS).read_text()
     scores = json.loads((trained / evaluate.RESULTS).read_text())
-    again = train.train(configs.load(trained), trained)
+    again = train.train(stored.load(trained), trained)
     assert again['miou'] == scores['miou']
     assert (trained / monitor.METRICS).read_text() == before
 
 
 def test_another_configuration_does_not_overwrite_a_run(trained):
-    config = configs.load(trained)
+    config = stored.load(trained)
     config.optimizer.learning_rate = 0.2
     before = {p: p.stat().st_mtime_ns for p in pathlib.Path(trained).rglob('*')}
     with pytest.raises(ValueError, match=r'optimizer\.learning_rate: 0\.1 there, 0\.2 now'):
@@ -162,15 +164,19 @@ def test_another_configuration_does_not_overwrite_a_run(trained):
 
 
 def test_evaluation_refuses_another_network(trained):
-    config = configs.load(trained)
+    config = stored.load(trained)
     config.model.width = 0.25
-    with pytest.raises(ValueError, match=r'another network \(model\.width: 0\.125 there, 0\.25'):
+    with pytest.raises(ValueError, match=r'configuration \(model\.width: 0\.125 there, 0\.25 now'):
+        evaluate.evaluate(config, trained)
+    config = stored.load(trained)
+    config.seed = 7  # would be written to results.json as the run's
+    with pytest.raises(ValueError, match='seed: 0 there, 7 now'):
         evaluate.evaluate(config, trained)
 
 
 def test_a_checkpoint_that_is_not_there_is_named_with_those_that_are(trained):
     with pytest.raises(FileNotFoundError, match=r"checkpoint '7' .* steps \[3, 4\]"):
-        evaluate.evaluate(configs.load(trained), trained, '7')
+        evaluate.evaluate(stored.load(trained), trained, '7')
     with pytest.raises(FileNotFoundError, match='no checkpoint in'):
         checkpoint.find(trained / 'nowhere', 'last')
 
@@ -184,13 +190,31 @@ def test_loaded_run_predicts(trained):
 
 
 def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, data_dir):
-    config = tiny.get_config('supervised')
-    config.data.dir = data_dir
-    config.steps = 40
-    config.optimizer.learning_rate = 1e3
-    config.optimizer.weight_decay = 10.0  # weights grow 10^4-fold a step
-    with pytest.raises(FloatingPointError, match=r'step \d+: loss or gradient is not finite'):
-        train.train(config, tmp_path)
+    # A process of its own: an interpreter that ends must not cut off a save under way.
+    flags = ['--config.method=supervised', '--config.steps=40']
+    flags += ['--config.optimizer.learning_rate=1000', '--config.optimizer.weight_decay=10']
+    code, output = run(tmp_path, data_dir, flags=flags)  # weights grow 10^4-fold a step
+    assert code == 1
+    assert 'Traceback' not in output
+    assert re.search(r'error: step \d+: loss, gradient or update is not finite \(', output)
     kept = restore(tmp_path)
     assert kept.step > 0
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(kept.student.params))
+    # The step's numbers are in the record, after the last good one.
+    assert monitor.read(tmp_path)[-1]['step'] > kept.step
+
+
+def test_a_run_of_an_older_version_gets_the_defaults_it_does_not_know(trained, tmp_path):
+    values = json.loads((trained / stored.FILE).read_text())
+    del values['model']['remat'], values['data']['streams']['labelled']['pad']
+    (tmp_path / stored.FILE).write_text(json.dumps(values))
+    assert stored.diff(stored.load(trained), stored.load(tmp_path)) == []
+
+
+def test_progress_leaves_out_compilation_and_its_step():
+    progress = monitor.Progress(0, 100, images_per_step=8)
+    with progress.pause(steps=1):
+        time.sleep(0.2)
+    time.sleep(0.1)
+    values = progress.update(11)
+    assert 8 * 10 / 0.2 < values['images_per_second'] <= 8 * 10 / 0.1

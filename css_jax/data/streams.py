@@ -239,10 +239,7 @@ def eval_batches(
     divides = batch_size > 0 and batch_size % process_count == 0
     wanted = f'a positive multiple of the number of processes, {process_count}'
     _check(divides, 'eval.batch_size', batch_size, wanted)
-    size = tuple(size) if any(size) else tuple(int(side) for side in source.sizes[0])
-    for image_id, sides in zip(source.ids, source.sizes.tolist(), strict=True):
-        wanted = f'at least height, width {tuple(sides)}: image {image_id!r} has them'
-        _check(sides[0] <= size[0] and sides[1] <= size[1], 'eval.pad_to', size, wanted)
+    size = eval_size(source, size)
 
     def padded(index: int) -> dict[str, np.ndarray]:
         if index >= len(source):
@@ -258,6 +255,23 @@ def eval_batches(
     blocks = grain.MapDataset.range(filled).map(padded).batch(batch_size // process_count)
     blocks = blocks[process_index::process_count]
     return iter(blocks.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)))
+
+
+def eval_size(source: Source, size: tuple[int, int]) -> tuple[int, int]:
+    """Gives the height and width of every image of an evaluation batch.
+
+    Args:
+        source: the images.
+        size: as configured; (0, 0): the first image's.
+
+    Raises:
+        ValueError: an image is larger; names the first.
+    """
+    size = tuple(size) if any(size) else tuple(int(side) for side in source.sizes[0])
+    for image_id, sides in zip(source.ids, source.sizes.tolist(), strict=True):
+        wanted = f'at least height, width {tuple(sides)}: image {image_id!r} has them'
+        _check(sides[0] <= size[0] and sides[1] <= size[1], 'eval.pad_to', size, wanted)
+    return size
 
 
 def _load(data: ConfigDict) -> dict[str, Source]:

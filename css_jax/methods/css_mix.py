@@ -57,7 +57,7 @@ def targets(
     images, labels = views.labelled(batch['labelled'], keys, ctx)
     if ctx.config.teacher.labelled_pass:
         _, teacher_stats = ctx.train(Variables(state.teacher.params, teacher_stats), images)
-    prepared = {'images': images, 'labels': labels, 'strong': strong, **maps}
+    prepared = {'images': images, 'labels': labels, 'strong': strong, 'weak_label': y_lgt, **maps}
     prepared['agreement'] = parallel.psum(agreement, ctx.axis) / parallel.psum(
         jnp.float32(mixed.size), ctx.axis
     )
@@ -78,9 +78,9 @@ def loss(
     unsupervised, mean_u = views.unsupervised_loss(out_u['logits'], label, indicator, ctx)
 
     # The valid pixels of both views, at the stride of the representations.
-    z = jnp.concatenate([out['representation'], out_u['representation']])
-    valid_u = jnp.where(indicator >= c.valid_threshold, label, -1)  # delta_w
-    valid = resize.nearest(jnp.concatenate([prepared['labels'], valid_u]), z.shape[1:3])
+    z = jnp.concatenate([_pixels(out), _pixels(out_u)])  # [N, D]
+    confident = jnp.where(indicator >= c.valid_threshold, label, -1)  # delta_w
+    valid = jnp.concatenate([_shrink(prepared['labels'], out), _shrink(confident, out_u)])  # [N]
     old, seen = state.memory['prototypes'], state.memory['seen']
     hard = _hard(jax.lax.stop_gradient(z), valid, old, seen, c)
 
@@ -98,6 +98,7 @@ def loss(
         num_negatives=c.negatives,
         bank_size=c.bank,
         estimator=c.estimator,
+        segments=(len(_pixels(out)), len(_pixels(out_u))),
         gather=lambda x: parallel.gather(x, ctx.axis),
         psum=lambda x: parallel.psum(x, ctx.axis),
         rank=parallel.rank(ctx.axis),
@@ -124,8 +125,16 @@ def loss(
     return total, (batch_stats, memory, jax.lax.stop_gradient(metrics))
 
 
+def _pixels(out: dict[str, Array]) -> Array:
+    return out['representation'].reshape(-1, out['representation'].shape[-1])
+
+
+def _shrink(labels: Array, out: dict[str, Array]) -> Array:
+    return resize.nearest(labels, out['representation'].shape[1:3]).ravel()
+
+
 def _hard(z: Array, labels: Array, rho: Array, seen: Array, c: ConfigDict) -> Array:
-    """Valid pixels [B, h, w] whose softmax similarity to their own class is under delta_s.
+    """Valid pixels [N] whose softmax similarity to their own class is under delta_s.
 
     A class without a prototype yet has similarity 0 there, so its pixels are all hard.
     """

@@ -36,7 +36,7 @@ def targets(
     images, labels = views.labelled(batch['labelled'], keys, ctx)
     if ctx.config.teacher.labelled_pass:
         _, teacher_stats = ctx.train(Variables(state.teacher.params, teacher_stats), images)
-    prepared = {'images': images, 'labels': labels, 'strong': strong, **maps}
+    prepared = {'images': images, 'labels': labels, 'strong': strong, 'weak_label': label, **maps}
     return jax.lax.stop_gradient(prepared), teacher_stats
 
 

@@ -6,12 +6,13 @@ it) alike. Negatives and prototypes are constants, so the gradient with respect 
 computed with the loss, class by class; the backward pass neither stores nor repeats similarities.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import gcd, log
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from css_jax.ops import prototypes as prototype_ops
@@ -24,7 +25,7 @@ _PROBABILITY_UNITS = 2**23
 
 
 def order_pixels(
-    labels: jax.Array, hard: jax.Array, num_classes: int
+    labels: jax.Array, hard: jax.Array, num_classes: int, segments: Sequence[int] = ()
 ) -> tuple[jax.Array, jax.Array]:
     """Orders the pixels by (class, hard before easy, index); pixels of no class come last.
 
@@ -32,13 +33,18 @@ def order_pixels(
         labels: [N] int; pixels outside [0, num_classes) are not valid.
         hard: [N] bool.
         num_classes: C.
+        segments: lengths of S consecutive parts of the pixels, counted apart; (): one.
 
     Returns:
-        order [N] int32, pixel indices; counts [C, 2] int32, each class's hard and easy pixels.
+        order [N] int32, pixel indices; counts [C, 2S] int32, each class's hard pixels in every
+        segment, then its easy ones.
     """
-    groups = 2 * num_classes
+    parts = max(len(segments), 1)
+    segment = np.repeat(np.arange(parts), segments or (labels.size,))  # a constant
+    groups = 2 * parts * num_classes
     valid = (labels >= 0) & (labels < num_classes)
-    group = jnp.where(valid, 2 * labels + ~hard.astype(bool), groups).astype(jnp.uint32)
+    group = (2 * labels + ~hard.astype(bool)) * parts + segment
+    group = jnp.where(valid, group, groups).astype(jnp.uint32)
     index_bits = max(1, (labels.size - 1).bit_length())
     if groups.bit_length() + index_bits <= 32:
         # Group and index in one word: sorting single words is four times as fast as an argsort.
@@ -49,7 +55,7 @@ def order_pixels(
         order = jnp.argsort(group, stable=True).astype(jnp.int32)
         group = group[order]
     bounds = jnp.searchsorted(group, jnp.arange(groups + 1, dtype=jnp.uint32))
-    return order, jnp.diff(bounds).astype(jnp.int32).reshape(num_classes, 2)
+    return order, jnp.diff(bounds).astype(jnp.int32).reshape(num_classes, 2 * parts)
 
 
 def draw(key: jax.Array, counts: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -96,7 +102,7 @@ def draw_negatives(
     Args:
         key: random key.
         log_probabilities: [C], a row of `log_class_probabilities`.
-        counts: [C, 2] of `order_pixels`.
+        counts: [C, 2S] of `order_pixels`.
         shape: of the draws.
 
     Returns:
@@ -113,28 +119,26 @@ def draw_negatives(
 def locate(ranks: jax.Array, counts: jax.Array, rank: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Finds pixels by their place among the pixels of a class on all devices.
 
-    A class's pixels are ordered: hard pixels of all devices, device after device, then the easy
-    ones likewise. That is the order of one device holding the concatenated batch.
+    A class's pixels are ordered: hard pixels of all devices, segment by segment and device after
+    device, then the easy ones likewise. That is the order of one device with the whole batch.
 
     Args:
         ranks: [C, n] int, places within each class.
-        counts: [P, C, 2] int, `order_pixels`'s of every device.
+        counts: [P, C, G] int, `order_pixels`'s of every device.
         rank: this device's row.
 
     Returns:
         positions [C, n] int32 into this device's order, and owned [C, n] bool, whether the pixel
         is one of this device's; the position of one that is not has no meaning, but is in range.
     """
-    own = counts[rank]  # [C, 2]
-    before = (jnp.cumsum(counts, axis=0) - counts)[rank]
-    hard_place = ranks - before[:, :1]
-    easy_place = ranks - counts[:, :, 0].sum(axis=0)[:, None] - before[:, 1:]
-    is_hard = (hard_place >= 0) & (hard_place < own[:, :1])
-    is_easy = (easy_place >= 0) & (easy_place < own[:, 1:])
-    start = (jnp.cumsum(own) - own.reshape(-1)).reshape(own.shape)
-    positions = jnp.where(is_hard, start[:, :1] + hard_place, start[:, 1:] + easy_place)
-    owned = is_hard | is_easy
-    return jnp.where(owned, positions, 0), owned
+    own, total = counts[rank], counts.sum(axis=0)  # [C, G]
+    first = jnp.cumsum(total, axis=1) - total  # where each group begins in its class, globally
+    first += (jnp.cumsum(counts, axis=0) - counts)[rank]  # and this device's part of it
+    place = ranks[..., None] - first[:, None]  # [C, n, G]
+    inside = (place >= 0) & (place < own[:, None])
+    start = (jnp.cumsum(own) - own.reshape(-1)).reshape(own.shape)  # in this device's order
+    positions = jnp.where(inside, start[:, None] + place, 0).sum(axis=-1)
+    return positions, inside.any(axis=-1)
 
 
 def loss(
@@ -149,6 +153,7 @@ def loss(
     num_negatives: int = 512,
     bank_size: int = 256,
     estimator: str = 'bank',
+    segments: Sequence[int] = (),
     gather: Callable[[jax.Array], jax.Array] = lambda x: x[None],
     psum: Callable[[jax.Array], jax.Array] | None = None,
     rank: jax.Array | int = 0,
@@ -185,6 +190,8 @@ def loss(
         num_negatives: M, per anchor.
         bank_size: K, per class; 'sampled' does not use it.
         estimator: 'bank' or 'sampled'.
+        segments: lengths of the consecutive parts of this device's pixels, where a batch has
+            parts that are each spread over the devices (its streams); (): one part.
         gather: maps an array to the stack [P, ...] of every device's.
         psum: maps an array to its sum over the devices; None: sums what gather gives, which
             holds every device's share of the bank at once.
@@ -208,14 +215,17 @@ def loss(
     pixels = representations.reshape(-1, representations.shape[-1])  # [N, D]
     constants = lax.stop_gradient(pixels)
     prototypes = lax.stop_gradient(prototypes.astype(jnp.float32))
-    order, own_counts = order_pixels(labels.reshape(-1), hard.reshape(-1), len(prototypes))
+    parts = max(len(segments), 1)
+    order, own_counts = order_pixels(
+        labels.reshape(-1), hard.reshape(-1), len(prototypes), tuple(segments)
+    )
 
-    counts = gather(own_counts)  # [P, C, 2]
+    counts = gather(own_counts)  # [P, C, 2S]
     devices = len(counts)
     if estimator == 'sampled':  # this device alone, with draws of its own
         key, counts, rank = jax.random.fold_in(key, rank), own_counts[None], 0
     anchor_key, negative_key = jax.random.split(key)
-    hard_count, valid_count = counts[..., 0].sum(axis=0), counts.sum(axis=(0, 2))  # [C]
+    hard_count, valid_count = counts[..., :parts].sum(axis=(0, 2)), counts.sum(axis=(0, 2))  # [C]
     present = valid_count > 0
     num_present = present.sum()
 
@@ -238,15 +248,15 @@ def loss(
         )
     else:
         at_once = gcd(num_anchors, _ANCHORS_AT_ONCE)
-        parts = num_anchors // at_once
-        chunks = len(prototypes) * parts
+        repeats = num_anchors // at_once
+        chunks = len(prototypes) * repeats
         total = _streamed(
             partial(_sampled_loss, temperature, num_negatives),
             anchors.reshape(chunks, at_once, -1),
             (
                 weights.reshape(chunks, at_once),
-                jnp.repeat(positives, parts, axis=0),
-                jnp.repeat(log_probabilities, parts, axis=0),
+                jnp.repeat(positives, repeats, axis=0),
+                jnp.repeat(log_probabilities, repeats, axis=0),
                 jax.random.split(negative_key, chunks),
             ),
             (constants, prototype_ops.inverse_norm(constants), order, own_counts),

@@ -32,7 +32,7 @@ def pixel_cross_entropy(logits: Array, labels: Array, ignore: int = -1) -> Array
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     valid = labels != ignore
     index = jnp.where(valid, labels, 0)[..., None]
-    return -jnp.where(valid, jnp.take_along_axis(log_p, index, axis=-1)[..., 0], 0.0)
+    return jnp.where(valid, -jnp.take_along_axis(log_p, index, axis=-1)[..., 0], 0.0)
 
 
 def cross_entropy(logits: Array, labels: Array, ignore: int = -1) -> tuple[Array, Array]:

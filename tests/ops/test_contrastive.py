@@ -395,3 +395,20 @@ def test_errors_name_the_argument():
         loss(z, labels, hard, prototypes[:, 1:])
     with pytest.raises(ValueError, match='num_negatives is 0; expected more than 0'):
         loss(z, labels, hard, prototypes, num_negatives=0)
+
+
+def test_segments_make_two_streams_draw_alike_on_one_device_and_on_two():
+    """A batch is [stream a, stream b] on one device, and both halves of each on every of two."""
+    key, (z, labels, hard, prototypes) = jax.random.key(7), case()
+    options = {**SMALL, 'estimator': 'bank'}
+    single, _, gradient = value_and_grad(key, z, labels, hard, prototypes, **options)
+    half, quarter = N // 2, N // 4
+    order = np.r_[0:quarter, half : half + quarter, quarter:half, half + quarter : N]
+    split = {**options, 'segments': (quarter, half - quarter)}
+    value, _, sharded = on_devices(
+        2, key, z[order], labels[order], hard[order], prototypes, **split
+    )
+    assert value.sum() == pytest.approx(single, rel=1e-6)
+    np.testing.assert_allclose(sharded, gradient[order], atol=1e-7)
+    mixed, _, _ = on_devices(2, key, z[order], labels[order], hard[order], prototypes, **options)
+    assert mixed.sum() != pytest.approx(single, rel=1e-6)  # without segments: other pixels
