@@ -52,7 +52,7 @@ def get_config(method: str = 'css_mix') -> ConfigDict:
     c.eval.dataset = 'shapes'
     c.eval.batch_size = 50
 
-    c.optimizer.learning_rate = 0.1
+    c.optimizer.learning_rate = 0.05
     c.optimizer.warmup_steps = 20
     c.log_every = 50
     c.checkpoint_every = 300

@@ -9,6 +9,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(ROOT / '.cache' / 'jax'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # the cache's notes on machine features
+# Compiling is most of what the tests take; unoptimised programs compute the same.
+os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_backend_optimization_level=0'
 os.environ['JAX_NUM_CPU_DEVICES'] = '2'  # for the tests of the device axis
 
 

@@ -158,7 +158,7 @@ def test_another_configuration_does_not_overwrite_a_run(trained):
     config = stored.load(trained)
     config.optimizer.learning_rate = 0.2
     before = {p: p.stat().st_mtime_ns for p in pathlib.Path(trained).rglob('*')}
-    with pytest.raises(ValueError, match=r'optimizer\.learning_rate: 0\.1 there, 0\.2 now'):
+    with pytest.raises(ValueError, match=r'optimizer\.learning_rate: 0\.05 there, 0\.2 now'):
         train.train(config, trained)
     assert before == {p: p.stat().st_mtime_ns for p in pathlib.Path(trained).rglob('*')}
 
