@@ -21,7 +21,7 @@ def get_config(method: str = 'css_mix') -> ConfigDict:
         raise ValueError(f'configs/camvid.py:{method}: expected one of css_mix, cutmix, supervised')
     c = configs.default()
     c.method = method
-    c.steps = 1500
+    c.steps = 1000
 
     c.model.backbone = 'resnet18'
     c.model.output_stride = 8

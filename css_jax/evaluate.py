@@ -84,9 +84,9 @@ class Evaluator:
             config: finalised, see `css_jax.config.finalise`.
         """
         c = config.eval
-        self.name = f'{c.dataset}:{c.split}'
         self._config = c
         self._source = sources.load(c.dataset, c.split, config.data.dir)
+        self.name = f'{self._source.dataset}:{c.split}'
         streams.eval_size(self._source, tuple(c.pad_to))  # refuses now what would not fit later
         names = self._source.class_names
         # A network may have more classes than the images: those of another dataset.

@@ -82,7 +82,7 @@ def test_report_puts_runs_side_by_side(tmp_path, data_dir, capsys):
     assert picture.shape == (18 + 3 * (128 + 3), 4 * (128 + 3), 3)
 
     results = tmp_path / 'seed1' / evaluate.RESULTS
-    results.write_text(results.read_text().replace('shapes:val', 'shapes:fresh'))
+    results.write_text(results.read_text().replace('shapes/64:val', 'shapes/64:fresh'))
     with pytest.raises(ValueError, match='different splits'):
         report.report(tmp_path)
 

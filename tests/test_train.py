@@ -100,10 +100,14 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path, data_dir):
     losses = [[r['loss'] for r in monitor.read(folder)] for folder in (whole, broken)]
     assert losses[0] == losses[1]
 
-    code, output = run(whole, data_dir, flags=['--mode=evaluate'])  # computes the same again
-    assert code == 0, output
+    main = [sys.executable, '-m', 'css_jax.main', f'--workdir={whole}', '--mode=evaluate']
+    subprocess.run(main, cwd=ROOT, check=True)  # computes the same again
     scores = json.loads((whole / evaluate.RESULTS).read_text())
     assert scores['miou'] == json.loads((broken / evaluate.RESULTS).read_text())['miou']
+    # Single keys can be set without --config: they go over the configuration in the folder.
+    subprocess.run([*main, '--config.eval.split=fresh'], cwd=ROOT, check=True)
+    other = json.loads((whole / evaluate.RESULTS).read_text())
+    assert other['split'] == 'shapes/64:fresh' and other['miou'] != scores['miou']
 
 
 @pytest.fixture(scope='module')

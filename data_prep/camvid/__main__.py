@@ -1,10 +1,11 @@
 """Prepares `camvid` from files you have downloaded."""
 
 import argparse
+import pathlib
 import sys
 
 from data_prep import records
-from data_prep.camvid.builder import NEEDED_FROM_USER, Builder
+from data_prep.camvid.builder import NEEDED_FROM_USER, SPLITS, Builder, find_pairs
 
 
 def main() -> None:
@@ -24,8 +25,11 @@ def main() -> None:
     args = parser.parse_args()
     builder = Builder(source=args.source, config=args.config, data_dir=args.data_dir)
     try:
+        if not records.is_prepared(builder):
+            for split, count in SPLITS.items():  # refuses a wrong folder before any is made
+                find_pairs(pathlib.Path(args.source), split, count)
         records.prepare(builder)
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         sys.exit(f'error: {error}')
     print(records.report(builder))
 

@@ -1,6 +1,7 @@
 """Prepares `shapes`."""
 
 import argparse
+import sys
 
 from data_prep import records
 from data_prep.shapes.builder import Builder
@@ -14,7 +15,10 @@ def main() -> None:
     parser.add_argument('--data_dir', help='default: TFDS_DATA_DIR or ~/tensorflow_datasets')
     args = parser.parse_args()
     builder = Builder(config=args.config, data_dir=args.data_dir)
-    records.prepare(builder)
+    try:
+        records.prepare(builder)
+    except OSError as error:
+        sys.exit(f'error: {error}')
     print(records.report(builder))
 
 
