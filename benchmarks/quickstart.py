@@ -20,7 +20,7 @@ AUGMENTATION = {
     'jitter + blur': {'augment.jitter_prob': 0.8, 'augment.blur_prob': 0.5},
     'none': {'augment.jitter_prob': 0.0, 'augment.blur_prob': 0.0},
 }
-TUNED = list(itertools.product((0.05, 0.1, 0.2), (450, 900), AUGMENTATION))
+TUNED = list(itertools.product((0.02, 0.05, 0.1, 0.2), (450, 900), AUGMENTATION))
 # Three times the steps of the quickstart, at each learning rate: is the baseline converged?
 LONGER = list(itertools.product((0.05, 0.1), (2700,), ('none',)))
 

@@ -34,7 +34,7 @@ def imports(path):
 
 
 def words(path):
-    """Names, attributes and strings of a file's code, without its docstrings."""
+    """Names, attributes and whole strings of a file's code."""
     tree = ast.parse(path.read_text())
     found = set()
     for node in ast.walk(tree):
