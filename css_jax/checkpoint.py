@@ -141,7 +141,7 @@ def restore_teacher(workdir: str | pathlib.Path, step: int, like: Variables) -> 
     folder = pathlib.Path(workdir).absolute() / FOLDER
     # A manager of its own: one that has restored with other arguments refuses these.
     with ocp.CheckpointManager(
-        folder, options=ocp.CheckpointManagerOptions(read_only=True)
+        folder, options=ocp.CheckpointManagerOptions(read_only=True, save_interval_steps=0)
     ) as manager:
         return manager.restore(step, args=ocp.args.Composite(state=args))['state']['teacher']
 

@@ -173,6 +173,7 @@ def report(
         'iou': dict(zip(names, scores['iou'], strict=True)),
         'best': {'step': best[0], 'miou': best[1]} if best else None,
         'protocol': PROTOCOL,
+        'eval': {key: config.eval[key] for key in ('dataset', 'split', 'pad_to')},
         'split_hash': split_hash,
     }
     path = pathlib.Path(workdir) / RESULTS

@@ -50,11 +50,16 @@ def main(argv: list[str]) -> None:
         _run()
     except (ValueError, OSError, FloatingPointError) as error:
         _stop(error)
+    except KeyboardInterrupt:
+        print('\nstopped; the same command goes on from the last checkpoint', file=sys.stderr)
+        sys.exit(130)
 
 
 def _run() -> None:
     from css_jax import evaluate, preview, report, train
 
+    if not _WORKDIR.value:
+        raise ValueError('--workdir is empty: expected a folder')
     workdir, mode, which = pathlib.Path(_WORKDIR.value), _MODE.value, _CHECKPOINT.value
     if which != 'last' and mode != 'evaluate':
         raise ValueError(f'--checkpoint={which}: expected with --mode=evaluate, got {mode}')
@@ -97,8 +102,11 @@ def _default_config(argv: list[str]) -> pathlib.Path | str:
 def _stop(error: Exception) -> NoReturn:
     if os.environ.get('CSS_JAX_TRACEBACK'):
         raise error
-    text = error.args[0] if isinstance(error, KeyError) else error
-    lines = str(text).strip().splitlines()
+    text = str(error)
+    if isinstance(error, KeyError | AttributeError):  # quotes the key, at times twice
+        text = 'no such key: ' + text.replace('\\n', '\n').replace('\\', '').replace("'", '')
+    text = re.sub(r'^Configuration is not available because of [^:]*: ', '', text.strip())
+    lines = text.splitlines()
     # A flag error of a file of configs/ quotes the whole traceback; its last line says it.
     text = lines[-1] if any(line.startswith('Traceback') for line in lines) else '\n'.join(lines)
     sys.exit(f'error: {text}\n(--help lists the flags, CSS_JAX_TRACEBACK=1 shows where)')

@@ -28,7 +28,7 @@ def report(folder: str | pathlib.Path, examples: int = 6) -> str:
 
     Raises:
         FileNotFoundError: no folder in it has results.
-        ValueError: the runs were evaluated on different splits.
+        ValueError: the runs were evaluated on different splits, or have different classes.
     """
     folder = pathlib.Path(folder)
     runs = sorted(folder.glob(f'*/{evaluate.RESULTS}'), key=lambda path: path.stat().st_mtime)
@@ -42,6 +42,9 @@ def report(folder: str | pathlib.Path, examples: int = 6) -> str:
         raise ValueError(f'the runs in {folder} were evaluated on different splits: {splits}')
 
     first = next(iter(results.values()))
+    classes = {name: list(result['iou']) for name, result in results.items()}
+    if any(names != list(first['iou']) for names in classes.values()):
+        raise ValueError(f'the runs in {folder} have different classes: {classes}')
     names = tuple(first['iou'])
     columns = {
         name: {**result, 'iou': list(result['iou'].values())} for name, result in results.items()
@@ -49,17 +52,18 @@ def report(folder: str | pathlib.Path, examples: int = 6) -> str:
     table = monitor.scores_table(names, columns)
     (folder / TABLE).write_text(f'IoU in % on {first["split"]}\n\n{table}\n')
     print(f'IoU in % on {first["split"]}\n{table}')
-    _picture(folder, {name: result['step'] for name, result in results.items()}, examples)
+    steps = {name: result['step'] for name, result in results.items()}
+    _picture(folder, steps, first['eval'], examples)
     print(f'written: {folder / TABLE}, {folder / PICTURE}')
     return table
 
 
-def _picture(folder: pathlib.Path, steps: dict[str, int], examples: int) -> None:
+def _picture(folder: pathlib.Path, steps: dict[str, int], split: dict, examples: int) -> None:
     """Draws the predictions of the weights the table is about: run -> step."""
     config = configs.finalise(stored.load(folder / next(iter(steps))))
-    source = sources.load(config.eval.dataset, config.eval.split, config.data.dir)
+    source = sources.load(split['dataset'], split['split'], config.data.dir)
     shown = np.linspace(0, len(source) - 1, examples).round().astype(int)
-    size = tuple(config.eval.pad_to)
+    size = tuple(split['pad_to'])
     batches = streams.eval_batches(source, batch_size=1, size=size)
     chosen = [batch for i, batch in enumerate(batches) if i in shown]
     images = np.concatenate([batch['image'] for batch in chosen])

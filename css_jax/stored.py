@@ -10,6 +10,8 @@ from ml_collections import ConfigDict
 from css_jax import config as configs
 
 FILE = 'config.json'
+# What a run leaves in its folder and would be lost if another one took it.
+TRACES = ('checkpoints', 'metrics.jsonl', 'results.json', 'events.out.tfevents.*')
 # Keys under which a run may be gone on with: none changes what is trained.
 FREE = ('log_every', 'checkpoint_every', 'eval.', 'data.dir', 'data.threads', 'data.prefetch')
 
@@ -27,17 +29,21 @@ def load(workdir: str | pathlib.Path) -> ConfigDict:
 
     Raises:
         FileNotFoundError: DIR is not a run's folder.
+        ValueError: the file is damaged.
     """
     path = pathlib.Path(workdir) / FILE
     if not path.exists():
         raise FileNotFoundError(
             f'{path} is missing: expected the folder of a run that --mode train has written to'
         )
-    values = _tuples(json.loads(path.read_text()))
     config = configs.default()  # has what a run of an older version does not know
-    for name, stream in values['data'].pop('streams').items():
-        config.data.streams[name] = configs.stream(**stream)
-    config.update(values)
+    try:
+        values = _tuples(json.loads(path.read_text()))
+        for name, stream in values['data'].pop('streams').items():
+            config.data.streams[name] = configs.stream(**stream)
+        config.update(values)
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f'{path} is not the configuration of a run: {error!r}') from None
     return config
 
 
@@ -54,8 +60,12 @@ def claim(config: ConfigDict, workdir: str | pathlib.Path) -> None:
     workdir = pathlib.Path(workdir)
     if (workdir / FILE).exists():
         match(config, workdir)
-    elif (workdir / 'checkpoints').exists():
-        raise ValueError(f'{workdir} has checkpoints but no {FILE}: expected a folder of a run')
+    else:
+        there = [path.name for pattern in TRACES for path in sorted(workdir.glob(pattern))]
+        if there:
+            raise ValueError(
+                f"{workdir} has {', '.join(there)} but no {FILE}: expected a new folder or a run's"
+            )
     workdir.mkdir(parents=True, exist_ok=True)
     save(config, workdir)
 

@@ -102,10 +102,18 @@ def test_a_saved_configuration_is_read_back_alike(tmp_path):
         stored.load(tmp_path / 'nowhere')
 
 
-def test_a_folder_with_checkpoints_of_nobody_knows_what_is_refused(tmp_path):
-    (tmp_path / 'checkpoints').mkdir()
-    with pytest.raises(ValueError, match=r'has checkpoints but no config\.json'):
+@pytest.mark.parametrize('name', ['checkpoints', 'metrics.jsonl', 'events.out.tfevents.1.x'])
+def test_a_folder_with_a_run_of_nobody_knows_what_is_refused(name, tmp_path):
+    (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match=rf'has {name} but no config\.json'):
         stored.claim(configs.finalise(quickstart.get_config()), tmp_path)
+
+
+@pytest.mark.parametrize('text', ['{"a"', '{}', '[]'])
+def test_a_damaged_configuration_of_a_run_is_named(text, tmp_path):
+    (tmp_path / stored.FILE).write_text(text)
+    with pytest.raises(ValueError, match=r'config\.json is not the configuration of a run'):
+        stored.load(tmp_path)
 
 
 def test_a_threshold_above_the_bound_of_softmax_similarity_is_a_warning():

@@ -34,7 +34,8 @@ def main(*arguments):
         (('--workdir=X', '--config=configs/quickstart.py:css'), 'expected one of'),
         (('--workdir=X', '--config=configs/quickstart.py', '--config.method=css_mxi'), 'css_mix'),
         (('--workdir=X', '--mode=evaluate'), 'config.json is missing'),
-        (('--workdir=X', '--config.stpes=3'), 'Did you mean "steps"'),
+        (('--workdir=X', '--config.stpes=3'), 'no such key: stpes'),
+        (('--workdir=',), '--workdir is empty'),
         (('--workdir=X', '--config.eval.pad_to=32,32'), 'eval.pad_to: got (32, 32)'),
         (('--workdir=X', '--checkpoint=best'), 'expected with --mode=evaluate'),
         (('--workdir=/dev/null/x',), 'Not a directory'),
@@ -81,8 +82,19 @@ def test_report_puts_runs_side_by_side(tmp_path, data_dir, capsys):
     picture = cv2.imread(str(tmp_path / report.PICTURE))
     assert picture.shape == (18 + 3 * (128 + 3), 4 * (128 + 3), 3)
 
+    for run in ('seed0', 'seed1'):  # the picture is of the images that the table is about
+        config = stored.load(tmp_path / run)
+        config.eval.split = 'fresh'
+        evaluate.evaluate(config, tmp_path / run)
+    assert (
+        'fresh' not in table
+        and 'fresh' in report.report(tmp_path, examples=3) + (tmp_path / report.TABLE).read_text()
+    )
+    fresh = cv2.imread(str(tmp_path / report.PICTURE))
+    assert (fresh[:, :131] != picture[:, :131]).any()
+
     results = tmp_path / 'seed1' / evaluate.RESULTS
-    results.write_text(results.read_text().replace('shapes/64:val', 'shapes/64:fresh'))
+    results.write_text(results.read_text().replace('shapes/64:fresh', 'shapes/64:val'))
     with pytest.raises(ValueError, match='different splits'):
         report.report(tmp_path)
 
