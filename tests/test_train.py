@@ -39,6 +39,10 @@ def saved(done):
     return done == step
 if kind == 'step':
     monitor.Writer.write = killed_after(monitor.Writer.write, saved)
+if kind == 'interrupt':
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # may have come ignored
+    os.kill = lambda pid, number: signal.raise_signal(signal.SIGINT)
+    monitor.Writer.write = killed_after(monitor.Writer.write, lambda done: done == step)
 if kind == 'save':
     save = checkpoint.Checkpoints.save
     checkpoint.Checkpoints.save = killed_after(save, lambda done: done == step)
@@ -108,6 +112,14 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path, data_dir):
     subprocess.run([*main, '--config.eval.split=fresh'], cwd=ROOT, check=True)
     other = json.loads((whole / evaluate.RESULTS).read_text())
     assert other['split'] == 'shapes/64:fresh' and other['miou'] != scores['miou']
+
+
+def test_an_interrupted_run_says_so_and_keeps_its_checkpoint(tmp_path, data_dir):
+    flags = ['--config.method=supervised']
+    code, output = run(tmp_path, data_dir, kill=('interrupt', 4), flags=flags)
+    assert code == 130
+    assert 'stopped; the same command goes on' in output and 'Traceback' not in output
+    assert restore(tmp_path).step == 3  # whose save was under way
 
 
 @pytest.fixture(scope='module')
