@@ -1,71 +1,17 @@
-"""The one table of defaults. A file in configs/ starts from it and changes what its run needs."""
+"""The one table of defaults. A file in configs/ starts from it and changes what its run needs.
 
-import difflib
-import math
-from typing import Any
+A `placeholder` is a key whose value follows from others: None until `finalise` fills it in, from
+the table of css_jax/follow.py unless its comment says otherwise.
+"""
 
 from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections.config_dict import placeholder
 
-from css_jax import methods, models
+from css_jax import check, follow, methods
 from css_jax.data import sources
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-CHOICES = {
-    'method': methods.METHODS,
-    'model.backbone': models.BACKBONES,
-    'model.stem': ('conv7', 'deep'),
-    'model.output_stride': (8, 16),
-    'model.dtype': ('float32', 'bfloat16'),
-    'data.resampling': ('cv2', 'pil'),
-    'supervised.loss': ('ce', 'ohem'),
-    'augment.mixing': ('cutmix', 'classmix', 'cutout', 'none'),
-    'unsupervised.loss': ('weighted', 'thresholded'),
-    'contrastive.estimator': ('bank', 'sampled'),
-    'contrastive.schedule': ('rampdown', 'constant'),
-}
-_MANY = 10**9
-RANGES = {
-    'steps': (1, _MANY),
-    'burn_in_steps': (0, _MANY),
-    'num_classes': (0, 255),
-    'log_every': (1, _MANY),
-    'checkpoint_every': (1, _MANY),
-    'eval.every': (0, _MANY),
-    'eval.batch_size': (1, _MANY),
-    'data.threads': (1, 256),
-    'data.prefetch': (1, 256),
-    'model.width': (1e-3, 1e3),
-    'model.representation_dim': (1, _MANY),
-    'optimizer.learning_rate': (0, 1e3),
-    'optimizer.power': (0, 1e3),
-    'optimizer.floor': (0, 1e3),
-    'optimizer.warmup_steps': (0, _MANY),
-    'optimizer.momentum': (0, 1),
-    'optimizer.weight_decay': (0, 1e3),
-    'teacher.decay': (0, 1),
-    'supervised.ohem_threshold': (0, 1),
-    'supervised.ohem_kept': (1, _MANY),
-    'augment.jitter_prob': (0, 1),
-    'augment.blur_prob': (0, 1),
-    'augment.flip_prob': (0, 1),
-    'augment.brightness': (0, 1),
-    'augment.contrast': (0, 1),
-    'augment.saturation': (0, 1),
-    'augment.hue': (0, 0.5),
-    'unsupervised.weight': (0, 1e3),
-    'unsupervised.threshold': (0, 1),
-    'contrastive.weight': (0, 1e3),
-    'contrastive.valid_threshold': (0, 1),
-    'contrastive.hard_threshold': (0, 1),
-    'contrastive.temperature': (1e-3, 1e3),
-    'contrastive.similarity_temperature': (1e-3, 1e3),
-    'contrastive.anchors': (1, _MANY),
-    'contrastive.negatives': (1, _MANY),
-    'contrastive.bank': (1, _MANY),
-    'contrastive.prototype_decay': (0, 1),
-}
 
 
 def stream(dataset: str, **overrides) -> ConfigDict:
@@ -87,9 +33,9 @@ def stream(dataset: str, **overrides) -> ConfigDict:
     c.min_per_class = 0  # with `count`: every class is in at least so many of the images taken
     c.ids_file = ''  # a text file of ids, one a line, instead of `count`
     c.exclude = ''  # name of another stream of the same dataset whose images are left out
-    c.batch_size = 16  # over all devices
-    c.crop = (512, 512)  # height, width in pixels
-    c.resize = (0.5, 1.5)  # range of the random scale before the crop; (1.0, 1.0): none
+    c.batch_size = placeholder(int)  # over all devices
+    c.crop = placeholder(tuple)  # height, width in pixels
+    c.resize = placeholder(tuple)  # range of the random scale before the crop; (1.0, 1.0): none
     c.pad = 'constant'  # images smaller than the crop: 'constant' (mean colour, ignore) | 'reflect'
     c.update(overrides)
     return c
@@ -105,6 +51,7 @@ def model() -> ConfigDict:
     c.representation_dim = 256  # channels of the representation head
     c.dtype = 'float32'  # compute; parameters and statistics are always float32
     c.stem_ceil_mode = False  # deep stem: the reference's max-pool, which rounds up
+    c.pretrained = ''  # file of backbone weights; '': random ones
     c.remat = False  # recompute each residual block's activations in the backward pass
     return c
 
@@ -115,8 +62,13 @@ def default() -> ConfigDict:
     c.seed = 0
     c.method = 'css_mix'  # name in css_jax.methods.METHODS
     c.num_classes = 0  # 0: as many as the evaluation dataset has
-    c.steps = 40_000  # iterations
+    c.follow = 'default'  # default | reference | paper: where they differ, see css_jax/follow.py
+    c.pseudo_label = placeholder(str)  # logit | representation | mix | cross; the method's
+    c.indicator = placeholder(str)  # confidence | similarity | both; the method's
+    c.steps = placeholder(int)  # iterations
+    c.init_from = ''  # folder of another run whose student, teacher and memory this one starts with
     c.burn_in_steps = 0  # first steps that run the supervised method with the EMA teacher
+    c.eight_bit_indicators = placeholder(bool)  # indicators of the strong view in steps of 1/255
     c.model = model()
 
     c.data = ConfigDict()
@@ -129,17 +81,18 @@ def default() -> ConfigDict:
     c.data.prefetch = 4  # batches read ahead
 
     c.optimizer = ConfigDict()
-    c.optimizer.learning_rate = 0.0064
+    c.optimizer.learning_rate = placeholder(float)
     c.optimizer.warmup_steps = 0  # linear, from 1/warmup_steps at step 0
     c.optimizer.power = 0.9  # poly: (1 - t/T)^power
-    c.optimizer.floor = 1e-4  # smallest learning rate (the paper writes none: 0)
+    c.optimizer.floor = placeholder(float)  # smallest learning rate
     c.optimizer.momentum = 0.9
     c.optimizer.nesterov = True
     c.optimizer.weight_decay = 5e-4  # coupled: added to the gradient, on every parameter
 
     c.teacher = ConfigDict()
     c.teacher.decay = 0.99  # EMA of the parameters, min(1 - 1/(t+1), decay)
-    c.teacher.labelled_pass = True  # its BatchNorm sees the labelled batch too (supervised: always)
+    c.teacher.batch_norm = 'own'  # own: trains on its batches | ema: follows the student's
+    c.teacher.labelled_pass = placeholder(bool)  # it sees the labelled batch too
 
     c.supervised = ConfigDict()
     c.supervised.loss = 'ce'  # ce | ohem
@@ -156,21 +109,28 @@ def default() -> ConfigDict:
     c.augment.blur_sigma = (0.15, 1.15)  # pixels
     c.augment.flip_prob = 0.5
     c.augment.resize = (0.5, 1.5)  # strong view's random scale
-    c.augment.mixing = 'cutmix'  # cutmix | classmix | cutout | none
+    c.augment.mixing = placeholder(str)  # cutmix | classmix | cutout | none
+    c.augment.partner = placeholder(str)  # mixed with the next image: next | first_device
 
     c.unsupervised = ConfigDict()
-    c.unsupervised.loss = 'weighted'  # weighted (reference) | thresholded (paper, Eq. 8)
+    c.unsupervised.loss = placeholder(str)  # weighted | thresholded (Eq. 8)
     c.unsupervised.weight = 1.0
     c.unsupervised.threshold = 0.97  # delta_u
+    c.unsupervised.cross_indicator = placeholder(str)  # of cross: confidence | similarity
+    c.unsupervised.warmup_passes = 20  # of cross: over the labelled images, with y_lgt for L_u
 
     c.contrastive = ConfigDict()
     c.contrastive.weight = 1.0  # lambda_c
-    c.contrastive.schedule = 'rampdown'  # rampdown: exp(-5 (t/T)^2) | constant
+    c.contrastive.schedule = placeholder(str)  # of lambda_c: rampdown | constant | reference
     c.contrastive.estimator = 'bank'  # bank | sampled
+    c.contrastive.scope = placeholder(str)  # global: all devices' pixels (bank) | device: its own
+    c.contrastive.prototype_source = placeholder(str)  # student | teacher
+    c.contrastive.unseen = placeholder(str)  # classes without a prototype: masked | zero
+    c.contrastive.valid_indicator = placeholder(str)  # of delta_w: confidence | similarity
     c.contrastive.valid_threshold = 0.7  # delta_w
-    c.contrastive.hard_threshold = 0.8  # delta_s
+    c.contrastive.hard_threshold = placeholder(float)  # delta_s
     c.contrastive.temperature = 0.5  # tau_c
-    c.contrastive.similarity_temperature = 0.5  # tau_sim
+    c.contrastive.similarity_temperature = placeholder(float)  # tau_sim
     c.contrastive.anchors = 256  # per class
     c.contrastive.negatives = 512  # per anchor
     c.contrastive.bank = 256  # pixels per class shared by all anchors
@@ -181,6 +141,11 @@ def default() -> ConfigDict:
     c.eval.split = 'val'
     c.eval.batch_size = 8
     c.eval.pad_to = (0, 0)  # static height, width, by reflection; (0, 0): the first image's size
+    c.eval.protocol = placeholder(str)  # whole | whole_exact | sliding | random_crop
+    c.eval.window = (0, 0)  # height, width of sliding and random_crop; (0, 0): a training crop's
+    c.eval.flip = False  # average with the mirrored image
+    c.eval.scales = (1.0,)  # average over the image at these scales
+    c.eval.network = 'teacher'  # teacher | student
     c.eval.every = 0  # steps between evaluations; 0: at the end only
 
     c.log_every = 50
@@ -201,7 +166,10 @@ def finalise(config: ConfigDict) -> ConfigDict:
         ValueError: a value is impossible; names the key, what came and what was expected.
     """
     config = config.copy_and_resolve_references().unlock()
-    _check(config)
+    check.choice('method', config.method, methods.METHODS)
+    check.choice('follow', config.follow, follow.COLUMNS)
+    follow.resolve(config, methods.get(config.method).DEFAULTS)
+    check.values(config)
     needed = list(methods.METHODS[config.method].STREAMS)
     for name in needed:  # grows by what these leave out
         needed += {config.data.streams[name].exclude} & set(config.data.streams) - set(needed)
@@ -221,75 +189,3 @@ def finalise(config: ConfigDict) -> ConfigDict:
                 f'num_classes: got {config.num_classes}, but {key} ({dataset}) has {count}'
             )
     return FrozenConfigDict(config)
-
-
-def warnings(config: ConfigDict) -> list[str]:
-    """Says what is possible but unlikely to be meant, a sentence each.
-
-    Softmax similarity has an upper bound, as cosines have: 1 / (1 + (C-1) exp(-2/tau_sim)).
-    """
-    c = config.contrastive
-    bound = 1 / (1 + (config.num_classes - 1) * math.exp(-2 / c.similarity_temperature))
-    if config.method != 'css_mix' or c.hard_threshold <= bound:
-        return []
-    return [
-        f'contrastive.hard_threshold={c.hard_threshold} is above the largest softmax similarity, '
-        f'{bound:.3f} with {config.num_classes} classes at similarity_temperature='
-        f'{c.similarity_temperature}: every valid pixel is hard (the reference runs so)'
-    ]
-
-
-def _check(config: ConfigDict) -> None:
-    for key, choices in CHOICES.items():
-        value = _at(config, key)
-        if value not in choices:
-            near = difflib.get_close_matches(str(value), choices, n=1)
-            hint = f'; did you mean {near[0]!r}?' if near else ''
-            raise ValueError(f'{key}: got {value!r}, expected one of {sorted(choices)}{hint}')
-    for key, (low, high) in RANGES.items():
-        value = _at(config, key)
-        if not low <= value <= high:
-            raise ValueError(f'{key}: got {value!r}, expected a number from {low} to {high}')
-    for key in ('augment.resize', 'augment.blur_sigma'):
-        _check_range(key, _at(config, key))
-    for key, least in (('data.mean', 0.0), ('data.std', 1e-3)):
-        value = _at(config, key)
-        if len(value) != 3 or not all(least <= v <= 1 for v in value):
-            raise ValueError(f'{key}: got {value!r}, expected three numbers from {least} to 1')
-    if len(config.eval.pad_to) != 2 or min(config.eval.pad_to) < 0:
-        raise ValueError(f'eval.pad_to: got {config.eval.pad_to!r}, expected (height, width)')
-    if config.burn_in_steps > config.steps:
-        raise ValueError(
-            f'burn_in_steps: got {config.burn_in_steps}, expected at most steps={config.steps}'
-        )
-
-    streams = config.data.streams
-    for name, labels in methods.METHODS[config.method].STREAMS.items():
-        if name not in streams:
-            raise ValueError(
-                f'data.streams: got {sorted(streams)}, but method {config.method} needs {name!r}'
-            )
-        if streams[name].labels != labels:
-            raise ValueError(
-                f'data.streams.{name}.labels: got {streams[name].labels}, expected {labels} for '
-                f'method {config.method}'
-            )
-    for name, s in streams.items():
-        _check_range(f'data.streams.{name}.resize', s.resize)
-        if len(s.crop) != 2 or min(s.crop) < 8:
-            raise ValueError(
-                f'data.streams.{name}.crop: got {s.crop}, expected (height, width) of at least 8'
-            )
-        if s.batch_size < 1:
-            raise ValueError(f'data.streams.{name}.batch_size: got {s.batch_size}, expected >= 1')
-
-
-def _check_range(key: str, value: tuple[float, float]) -> None:
-    if len(value) != 2 or not 0 < value[0] <= value[1]:
-        raise ValueError(f'{key}: got {value!r}, expected (low, high) with 0 < low <= high')
-
-
-def _at(config: ConfigDict, key: str) -> Any:
-    for part in key.split('.'):
-        config = config[part]
-    return config

@@ -61,6 +61,20 @@ def next_example(tree: Any, axis: str | None) -> Any:
     return jax.tree.map(shift, tree)
 
 
+def next_of_first_device(tree: Any, axis: str | None) -> Any:
+    """Gives each example i of a device the example i+1 of the first device's block, wrapping.
+
+    The reference's choice of mixing partner on several devices; on one it is `next_example`.
+
+    Args:
+        tree: arrays [B, ...], this device's contiguous block of the batch.
+        axis: device axis or None.
+    """
+    shifted = jax.tree.map(lambda x: jnp.roll(x, -1, axis=0), tree)
+    first = rank(axis) == 0
+    return jax.tree.map(lambda x: psum(jnp.where(first, x, jnp.zeros_like(x)), axis), shifted)
+
+
 @dataclasses.dataclass(frozen=True)
 class Keys:
     """Random keys of one step: the same draws for example i however the batch is laid out.

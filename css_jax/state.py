@@ -1,6 +1,7 @@
 """All that one iteration hands to the next, as one pytree."""
 
 import dataclasses
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -50,11 +51,13 @@ class Context:
         module: the network; gives a dict of outputs for images [B, H, W, 3].
         config: the run's configuration.
         axis: name of the device axis, or None.
+        images: stream -> how many images it has, for schedules that count passes.
     """
 
     module: nn.Module
     config: ConfigDict
     axis: str | None = None
+    images: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def train(self, variables: Variables, images: Array) -> tuple[dict[str, Array], Any]:
         """Runs the network on [B, H, W, 3] in training mode: (outputs, new batch_stats)."""
@@ -83,8 +86,17 @@ def shapes(ctx: Context) -> Variables:
     return jax.eval_shape(lambda: variables(ctx, jax.random.key(0)))
 
 
+def flat(tree: Any) -> dict[str, Any]:
+    """Gives path -> leaf, 'params/conv1/kernel', of `Variables` or any other pytree."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {_name(path): leaf for path, leaf in leaves}
+
+
 def create(
-    method: SimpleNamespace, optimizer: optax.GradientTransformation, ctx: Context
+    method: SimpleNamespace,
+    optimizer: optax.GradientTransformation,
+    ctx: Context,
+    given: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> TrainState:
     """Makes a run's first state from `ctx.config.seed` inside one compiled call.
 
@@ -94,17 +106,29 @@ def create(
         method: as given by `css_jax.methods.get`.
         optimizer: gradient transformation over the student's parameters.
         ctx: network and configuration.
+        given: 'student', 'teacher' or 'memory' -> path -> array that it starts with instead, see
+            `flat`; what of the teacher is not given starts from the student.
     """
 
-    def init(key: Array) -> TrainState:
-        student = variables(ctx, jax.random.fold_in(key, 0))
+    def init(key: Array, given: Mapping[str, Mapping[str, Array]]) -> TrainState:
+        def start(part: str, tree: Any) -> Any:
+            arrays = given.get(part, {})
+            return jax.tree_util.tree_map_with_path(
+                lambda path, leaf: jnp.copy(arrays.get(_name(path), leaf)), tree
+            )
+
+        student = start('student', variables(ctx, jax.random.fold_in(key, 0)))
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             student=student,
-            teacher=method.init_teacher(student, ctx),
-            memory=method.init_memory(ctx.config),
+            teacher=start('teacher', method.init_teacher(student, ctx)),
+            memory=start('memory', method.init_memory(ctx.config)),
             opt_state=optimizer.init(student.params),
             key=jax.random.fold_in(key, 1),
         )
 
-    return parallel.compile(init)(jax.random.key(ctx.config.seed))
+    return parallel.compile(init)(jax.random.key(ctx.config.seed), given or {})
+
+
+def _name(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator='/')

@@ -3,8 +3,8 @@
 import pytest
 
 from configs import camvid, quickstart
+from css_jax import check, stored
 from css_jax import config as configs
-from css_jax import stored
 
 
 def flat(config):
@@ -34,6 +34,10 @@ def test_all_labels_differ_from_few_in_their_count_alone():
 
 def test_the_defaults_are_the_paper_s():
     c = configs.default()
+    c.eval.dataset = 'shapes'
+    c.data.streams.labelled = configs.stream('shapes')
+    c.data.streams.unlabelled = configs.stream('shapes', labels=False)
+    c = configs.finalise(c)
     assert (c.steps, c.optimizer.learning_rate, c.optimizer.power) == (40_000, 0.0064, 0.9)
     assert (c.optimizer.weight_decay, c.optimizer.momentum, c.optimizer.floor) == (5e-4, 0.9, 1e-4)
     assert (c.teacher.decay, c.contrastive.prototype_decay) == (0.99, 0.99)
@@ -121,7 +125,7 @@ def test_a_threshold_above_the_bound_of_softmax_similarity_is_a_warning():
     config.eval.dataset, config.num_classes = 'shapes', 21
     config.data.streams.labelled = configs.stream('shapes')
     config.data.streams.unlabelled = configs.stream('shapes', labels=False)
-    (warning,) = configs.warnings(configs.finalise(config))
+    (warning,) = check.warnings(configs.finalise(config))
     assert 'hard_threshold=0.8 is above' in warning and '0.732' in warning
     config.contrastive.similarity_temperature = 0.1
-    assert configs.warnings(configs.finalise(config)) == []
+    assert check.warnings(configs.finalise(config)) == []

@@ -6,19 +6,40 @@
   is differentiated, and what it updates. The scalar is this device's share: shares add up to the
   loss. It may divide by a psum, but never psums what depends on the parameters.
 - `STREAMS`: the streams of `config.data.streams` it asks for, with whether each has labels.
+- `DEFAULTS`: configuration key -> its value where nobody sets it, or a function of the
+  configuration that gives it.
+- `CHOICES`: configuration key -> the values it knows; others are refused.
 
 What a method leaves out is taken from `css_jax.methods.default`.
 """
 
+from collections.abc import Mapping
 from types import SimpleNamespace
 
 from ml_collections import ConfigDict
 
 from css_jax import models
-from css_jax.methods import css_mix, cutmix, default, supervised
+from css_jax.methods import (
+    baseline,
+    css,
+    css_cross,
+    css_mix,
+    cutmix,
+    default,
+    mean_teacher,
+    supervised,
+)
 from css_jax.state import Context
 
-METHODS = {'supervised': supervised, 'cutmix': cutmix, 'css_mix': css_mix}
+METHODS = {
+    'supervised': supervised,
+    'mean_teacher': mean_teacher,
+    'cutmix': cutmix,
+    'baseline': baseline,
+    'css_cross': css_cross,
+    'css_mix': css_mix,
+    'css': css,
+}
 
 
 def get(name: str) -> SimpleNamespace:
@@ -35,8 +56,16 @@ def burn_in() -> SimpleNamespace:
     return get('supervised')
 
 
-def context(config: ConfigDict, axis: str | None = None) -> Context:
-    """Gives the network of `config.method`, with the configuration, as methods take them."""
+def context(
+    config: ConfigDict, axis: str | None = None, images: Mapping[str, int] | None = None
+) -> Context:
+    """Gives the network of `config.method`, with the configuration, as methods take them.
+
+    Args:
+        config: finalised.
+        axis: name of the device axis, or None.
+        images: stream -> how many images it has; training needs it, evaluation does not.
+    """
     outputs = get(config.method).outputs(config)
     module = models.build(config.model, config.num_classes, outputs, axis_name=axis)
-    return Context(module, config, axis)
+    return Context(module, config, axis, images or {})

@@ -11,7 +11,7 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from css_jax import parallel
-from css_jax.methods import views
+from css_jax.methods import teacher, views
 from css_jax.state import Context, TrainState, Variables
 
 STREAMS = {'labelled': True}
@@ -31,8 +31,8 @@ def targets(
         {'images' [B, H, W, 3], 'labels' [B, H, W]} and the teacher's batch_stats.
     """
     images, labels = views.labelled(batch['labelled'], keys, ctx)
-    _, teacher_stats = ctx.train(state.teacher, images)
-    return {'images': images, 'labels': labels}, teacher_stats
+    _, taught = teacher.run(state.teacher, images, ctx)
+    return {'images': images, 'labels': labels}, taught.batch_stats
 
 
 def loss(

@@ -32,7 +32,7 @@ def labelled(batch: Mapping[str, Array], keys: parallel.Keys, ctx: Context) -> t
         keys('labelled', 'photometric'),
         augment.to_float(batch['image']),
         {'label': host_labels(batch['label'])},
-        augment.Augment(**ctx.config.augment),
+        _augment(ctx),
         mean=ctx.config.data.mean,
         std=ctx.config.data.std,
     )
@@ -40,31 +40,49 @@ def labelled(batch: Mapping[str, Array], keys: parallel.Keys, ctx: Context) -> t
 
 
 def strong(
-    images: Array, maps: dict[str, Array], keys: parallel.Keys, ctx: Context
+    images: Array,
+    maps: dict[str, Array],
+    keys: parallel.Keys,
+    ctx: Context,
+    lead: str = 'label',
 ) -> tuple[Array, dict[str, Array]]:
     """The strong view of the unlabelled images, with their pseudo-labels and indicators.
 
     Args:
         images: [B, H, W, 3] uint8, the weak view.
-        maps: name -> [B, H, W]; integers are labels, floats indicators. 'label' leads ClassMix.
+        maps: name -> [B, H, W]; integers are labels, floats indicators.
         keys: the step's keys.
         ctx: configuration and axis.
+        lead: the map whose classes ClassMix divides.
 
     Returns:
         images [B, H, W, 3] normalised, and the maps moved alike.
     """
+    if ctx.config.eight_bit_indicators:  # the reference keeps them as 8-bit images on the way
+        maps = {name: _eight_bits(values) for name, values in maps.items()}
+    partner = {'next': parallel.next_example, 'first_device': parallel.next_of_first_device}
     images, maps = augment.strong_view(
         keys('unlabelled', 'strong'),
         augment.to_float(images),
         maps,
-        augment.Augment(**ctx.config.augment),
-        label='label',
+        _augment(ctx),
+        label=lead,
         num_classes=ctx.config.num_classes,
         mean=ctx.config.data.mean,
         std=ctx.config.data.std,
-        next_example=lambda tree: parallel.next_example(tree, ctx.axis),
+        next_example=lambda tree: partner[ctx.config.augment.partner](tree, ctx.axis),
     )
     return jax.lax.stop_gradient((images, maps))
+
+
+def _augment(ctx: Context) -> augment.Augment:
+    values = {k: v for k, v in ctx.config.augment.items() if k != 'partner'}
+    return augment.Augment(**values)
+
+
+def _eight_bits(values: Array) -> Array:
+    """Rounds indicators down to 255ths; labels stay."""
+    return jnp.floor(values * 255) / 255 if jnp.issubdtype(values.dtype, jnp.floating) else values
 
 
 def share(total: Array, count: Array, ctx: Context) -> tuple[Array, Array]:
@@ -109,9 +127,18 @@ def confidence_metrics(labels: Array, indicator: Array, ctx: Context) -> dict[st
     a dataset has first).
     """
     confident = (indicator >= ctx.config.unsupervised.threshold) & (labels >= 0)
-    counts = jnp.stack([confident.sum(), (confident & (labels > 0)).sum(), jnp.array(labels.size)])
-    passed, foreground, pixels = parallel.psum(counts.astype(jnp.float32), ctx.axis)
     return {
-        'confident': losses.mean(passed, pixels),
-        'confident_foreground': losses.mean(foreground, passed),
+        'confident': fraction(confident, jnp.ones_like(confident), ctx),
+        'confident_foreground': fraction(confident & (labels > 0), confident, ctx),
     }
+
+
+def fraction(part: Array, whole: Array, ctx: Context) -> Array:
+    """Gives how much of the mask `whole` the mask `part`, inside it, is; over all devices."""
+    sums = part.sum(dtype=jnp.float32), whole.sum(dtype=jnp.float32)
+    return losses.mean(*parallel.psum(sums, ctx.axis))
+
+
+def steps_per_pass(stream: str, ctx: Context) -> int:
+    """Gives the full batches in a stream's images, at least 1, as the reference counts passes."""
+    return max(1, ctx.images[stream] // ctx.config.data.streams[stream].batch_size)

@@ -153,6 +153,7 @@ def loss(
     num_negatives: int = 512,
     bank_size: int = 256,
     estimator: str = 'bank',
+    scope: str | None = None,
     segments: Sequence[int] = (),
     gather: Callable[[jax.Array], jax.Array] = lambda x: x[None],
     psum: Callable[[jax.Array], jax.Array] | None = None,
@@ -175,9 +176,10 @@ def loss(
     C * A * M vectors.
 
     Several devices: the sum over devices of the returned loss is the loss, and the sum of its
-    gradients the gradient. 'bank' is over the global batch: with one key on all devices it draws
-    the same pixels as one device holding the concatenated batch. 'sampled' is per device, as in
-    the authors' program, divided by the number of devices.
+    gradients the gradient. With scope 'global', which 'bank' alone can have, it is over the global
+    batch: with one key on all devices it draws the same pixels as one device holding the
+    concatenated batch. With scope 'device' each device takes its own pixels alone, as in the
+    authors' program, and the loss is the mean over devices: it depends on their number.
 
     Args:
         key: random key, the same on every device.
@@ -190,6 +192,7 @@ def loss(
         num_negatives: M, per anchor.
         bank_size: K, per class; 'sampled' does not use it.
         estimator: 'bank' or 'sampled'.
+        scope: 'global' or 'device'; None: global for 'bank', device for 'sampled'.
         segments: lengths of the consecutive parts of this device's pixels, where a batch has
             parts that are each spread over the devices (its streams); (): one part.
         gather: maps an array to the stack [P, ...] of every device's.
@@ -199,13 +202,14 @@ def loss(
 
     Returns:
         The loss, and {'anchors': how many were drawn, 'classes_present'}; float32 scalars, and of
-        each the sum over devices is the number (of `sampled`'s classes_present, the mean over
-        devices of each one's own).
+        each the sum over devices is the number (with scope 'device', of classes_present the mean
+        over devices of each one's own).
 
     Raises:
         ValueError: an unknown estimator, shapes that do not fit, or a size below 1.
     """
-    _check(representations, labels, hard, prototypes, estimator)
+    scope = scope or {'bank': 'global', 'sampled': 'device'}.get(estimator)
+    _check(representations, labels, hard, prototypes, estimator, scope)
     _check_positive(
         temperature=temperature,
         num_anchors=num_anchors,
@@ -222,8 +226,9 @@ def loss(
 
     counts = gather(own_counts)  # [P, C, 2S]
     devices = len(counts)
-    if estimator == 'sampled':  # this device alone, with draws of its own
+    if scope == 'device':  # this device alone, with draws of its own
         key, counts, rank = jax.random.fold_in(key, rank), own_counts[None], 0
+        gather, psum = (lambda x: x[None]), None
     anchor_key, negative_key = jax.random.split(key)
     hard_count, valid_count = counts[..., :parts].sum(axis=(0, 2)), counts.sum(axis=(0, 2))  # [C]
     present = valid_count > 0
@@ -261,6 +266,7 @@ def loss(
             ),
             (constants, prototype_ops.inverse_norm(constants), order, own_counts),
         )
+    if scope == 'device':
         total = total / devices
     return total, {
         'anchors': used.sum().astype(jnp.float32),
@@ -313,9 +319,13 @@ def _streamed_backward(chunk_loss, gradient, cotangent):
 _streamed.defvjp(_streamed_forward, _streamed_backward)
 
 
-def _check(representations, labels, hard, prototypes, estimator):
+def _check(representations, labels, hard, prototypes, estimator, scope):
     if estimator not in ('bank', 'sampled'):
         raise ValueError(f"estimator is {estimator!r}; expected 'bank' or 'sampled'")
+    if scope not in (('global', 'device') if estimator == 'bank' else ('device',)):
+        raise ValueError(
+            f"scope is {scope!r}; expected 'device', or 'global' with the estimator 'bank'"
+        )
     prototype_ops.check_pixels(representations, labels=labels, hard=hard)
     if prototypes.ndim != 2 or prototypes.shape[1] != representations.shape[-1]:
         raise ValueError(

@@ -38,3 +38,18 @@ def ema_decay(step: Array | int, limit: float) -> Array:
 def rampdown(step: Array | int, steps: int) -> Array:
     """Factor of lambda_c, exp(-5 (t/T)^2): the reference's curve, laid over the whole run."""
     return jnp.exp(-5.0 * (step / steps) ** 2)
+
+
+def rampdown_by_pass(step: Array | int, steps_per_pass: int, passes: int = 200) -> Array:
+    """The reference's factor of lambda_c: exp(-5 (e/200)^2), and 0 from e = 200 on.
+
+    Args:
+        step: iterations done.
+        steps_per_pass: iterations in one pass over the labelled images.
+        passes: after how many the factor is 0.
+
+    Returns:
+        float32 scalar; e is the number of whole passes done.
+    """
+    e = step // steps_per_pass
+    return jnp.where(e < passes, jnp.exp(-5.0 * (e / passes) ** 2), 0.0)

@@ -1,0 +1,199 @@
+"""What configurations are possible, and what is possible but unlikely to be meant; in words."""
+
+import difflib
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from css_jax import follow, methods, models
+
+CHOICES = {
+    'method': methods.METHODS,
+    'follow': follow.COLUMNS,
+    'model.backbone': models.BACKBONES,
+    'model.stem': ('conv7', 'deep'),
+    'model.output_stride': (8, 16),
+    'model.dtype': ('float32', 'bfloat16'),
+    'data.resampling': ('cv2', 'pil'),
+    'supervised.loss': ('ce', 'ohem'),
+    'teacher.batch_norm': ('own', 'ema'),
+    'augment.mixing': ('cutmix', 'classmix', 'cutout', 'none'),
+    'augment.partner': ('next', 'first_device'),
+    'unsupervised.loss': ('weighted', 'thresholded'),
+    'unsupervised.cross_indicator': ('confidence', 'similarity'),
+    'eval.protocol': ('whole', 'whole_exact', 'sliding', 'random_crop'),
+    'eval.network': ('teacher', 'student'),
+    'contrastive.estimator': ('bank', 'sampled'),
+    'contrastive.scope': ('global', 'device'),
+    'contrastive.schedule': ('rampdown', 'constant', 'reference'),
+    'contrastive.prototype_source': ('student', 'teacher'),
+    'contrastive.valid_indicator': ('confidence', 'similarity'),
+    'contrastive.unseen': ('masked', 'zero'),
+}
+_MANY = 10**9
+RANGES = {
+    'steps': (1, _MANY),
+    'burn_in_steps': (0, _MANY),
+    'num_classes': (0, 255),
+    'log_every': (1, _MANY),
+    'checkpoint_every': (1, _MANY),
+    'eval.every': (0, _MANY),
+    'eval.batch_size': (1, _MANY),
+    'data.threads': (1, 256),
+    'data.prefetch': (1, 256),
+    'model.width': (1e-3, 1e3),
+    'model.representation_dim': (1, _MANY),
+    'optimizer.learning_rate': (0, 1e3),
+    'optimizer.power': (0, 1e3),
+    'optimizer.floor': (0, 1e3),
+    'optimizer.warmup_steps': (0, _MANY),
+    'optimizer.momentum': (0, 1),
+    'optimizer.weight_decay': (0, 1e3),
+    'teacher.decay': (0, 1),
+    'supervised.ohem_threshold': (0, 1),
+    'supervised.ohem_kept': (1, _MANY),
+    'augment.jitter_prob': (0, 1),
+    'augment.blur_prob': (0, 1),
+    'augment.flip_prob': (0, 1),
+    'augment.brightness': (0, 1),
+    'augment.contrast': (0, 1),
+    'augment.saturation': (0, 1),
+    'augment.hue': (0, 0.5),
+    'unsupervised.weight': (0, 1e3),
+    'unsupervised.threshold': (0, 1),
+    'unsupervised.warmup_passes': (0, _MANY),
+    'contrastive.weight': (0, 1e3),
+    'contrastive.valid_threshold': (0, 1),
+    'contrastive.hard_threshold': (0, 1),
+    'contrastive.temperature': (1e-3, 1e3),
+    'contrastive.similarity_temperature': (1e-3, 1e3),
+    'contrastive.anchors': (1, _MANY),
+    'contrastive.negatives': (1, _MANY),
+    'contrastive.bank': (1, _MANY),
+    'contrastive.prototype_decay': (0, 1),
+}
+
+
+def warnings(config: ConfigDict) -> list[str]:
+    """Says what is possible but unlikely to be meant, a sentence each.
+
+    Softmax similarity has an upper bound, as cosines have: 1 / (1 + (C-1) exp(-2/tau_sim)).
+
+    Args:
+        config: finalised.
+    """
+    if 'representation' not in methods.get(config.method).outputs(config):
+        return []
+    c = config.contrastive
+    bound = 1 / (1 + (config.num_classes - 1) * math.exp(-2 / c.similarity_temperature))
+    alone, both = config.indicator == 'similarity', config.indicator == 'both'
+    crossed = config.pseudo_label == 'cross' and config.unsupervised.cross_indicator == 'similarity'
+    thresholds = {
+        'unsupervised.threshold': (alone or (both and crossed), 'L_u is 0'),
+        'contrastive.valid_threshold': (
+            alone or (both and c.valid_indicator == 'similarity'),
+            'no unlabelled pixel enters L_c',
+        ),
+        'contrastive.hard_threshold': (
+            alone or both,
+            'every valid pixel is hard (the reference runs so)',
+        ),
+    }
+    return [
+        f'{key}={_at(config, key)} is above the largest softmax similarity, {bound:.3f} with '
+        f'{config.num_classes} classes at similarity_temperature={c.similarity_temperature}: '
+        f'{effect}'
+        for key, (on_similarity, effect) in thresholds.items()
+        if on_similarity and _at(config, key) > bound
+    ]
+
+
+def values(config: ConfigDict) -> None:
+    """Checks a configuration whose keys are all filled in.
+
+    Raises:
+        ValueError: a value is impossible; names the key, what came and what was expected.
+    """
+    for key, choices in CHOICES.items():
+        choice(key, _at(config, key), choices)
+    for key, choices in methods.get(config.method).CHOICES.items():
+        choice(key, _at(config, key), choices, f' with method={config.method}')
+    for key, (low, high) in RANGES.items():
+        value = _at(config, key)
+        if not low <= value <= high:
+            raise ValueError(f'{key}: got {value!r}, expected a number from {low} to {high}')
+    for key in ('augment.resize', 'augment.blur_sigma'):
+        _range(key, _at(config, key))
+    for key, least in (('data.mean', 0.0), ('data.std', 1e-3)):
+        value = _at(config, key)
+        if len(value) != 3 or not all(least <= v <= 1 for v in value):
+            raise ValueError(f'{key}: got {value!r}, expected three numbers from {least} to 1')
+    if len(config.eval.pad_to) != 2 or min(config.eval.pad_to) < 0:
+        raise ValueError(f'eval.pad_to: got {config.eval.pad_to!r}, expected (height, width)')
+    if config.burn_in_steps > config.steps:
+        raise ValueError(
+            f'burn_in_steps: got {config.burn_in_steps}, expected at most steps={config.steps}'
+        )
+
+    _disputes(config)
+
+    streams = config.data.streams
+    for name, labels in methods.METHODS[config.method].STREAMS.items():
+        if name not in streams:
+            raise ValueError(
+                f'data.streams: got {sorted(streams)}, but method {config.method} needs {name!r}'
+            )
+        if streams[name].labels != labels:
+            raise ValueError(
+                f'data.streams.{name}.labels: got {streams[name].labels}, expected {labels} for '
+                f'method {config.method}'
+            )
+    for name, s in streams.items():
+        _range(f'data.streams.{name}.resize', s.resize)
+        if len(s.crop) != 2 or min(s.crop) < 8:
+            raise ValueError(
+                f'data.streams.{name}.crop: got {s.crop}, expected (height, width) of at least 8'
+            )
+        if s.batch_size < 1:
+            raise ValueError(f'data.streams.{name}.batch_size: got {s.batch_size}, expected >= 1')
+
+
+def choice(key: str, value: Any, choices: Iterable, where: str = '') -> None:
+    """Raises ValueError, with the nearest choice, unless `value` is one of `choices`."""
+    if value not in choices:
+        near = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1)
+        hint = f'; did you mean {near[0]!r}?' if near else ''
+        raise ValueError(f'{key}: got {value!r}, expected one of {sorted(choices)}{where}{hint}')
+
+
+def _disputes(config: ConfigDict) -> None:
+    """Refuses what would have no effect, or no pixels."""
+    c, teacher = config.contrastive, config.teacher
+    if c.prototype_source == 'teacher' and not teacher.labelled_pass:
+        raise ValueError(
+            'teacher.labelled_pass: got False, expected True with contrastive.prototype_source='
+            'teacher: the prototypes are of the labelled images too'
+        )
+    if c.prototype_source == 'student' and teacher.batch_norm == 'ema' and teacher.labelled_pass:
+        raise ValueError(
+            'teacher.labelled_pass: got True, expected False with teacher.batch_norm=ema: only '
+            'statistics of its own would feel it'
+        )
+    if c.scope == 'global' and c.estimator == 'sampled':
+        raise ValueError(
+            'contrastive.scope: got global, expected device with contrastive.estimator=sampled, '
+            'which draws from the pixels of one device'
+        )
+
+
+def _range(key: str, value: tuple[float, float]) -> None:
+    if len(value) != 2 or not 0 < value[0] <= value[1]:
+        raise ValueError(f'{key}: got {value!r}, expected (low, high) with 0 < low <= high')
+
+
+def _at(config: ConfigDict, key: str) -> Any:
+    for part in key.split('.'):
+        config = config[part]
+    return config

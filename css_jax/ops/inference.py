@@ -1,0 +1,155 @@
+"""Inference from several views of an image: sliding windows, its mirror image, other scales.
+
+A prediction is a function of standardised images [B, H, W, 3] to logits [B, H, W, C]. Each
+function here takes one and gives a better one of the same kind, so that they nest.
+
+Views are averaged as softmax probabilities, not as logits: the logits of one confident view may be
+any size and would outvote all others. The field's programs do so too, for instance UniMatch
+(https://github.com/LiheYoung/UniMatch/blob/main/supervised.py, `evaluate`). The mean goes on as its
+logarithm, which are logits of that very distribution.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from css_jax.ops import resize
+
+Predict = Callable[[Array], Array]
+
+_TINY = jnp.finfo(jnp.float32).tiny  # log(0) would make the loss of a pixel infinite
+
+
+def mirrored(predict: Predict, images: Array) -> Array:
+    """Averages over an image and its mirror image, left and right exchanged.
+
+    Args:
+        predict: images [2B, H, W, 3] -> logits [2B, H, W, C].
+        images: [B, H, W, 3].
+
+    Returns:
+        [B, H, W, C] logits.
+    """
+    logits = predict(jnp.concatenate([images, images[:, :, ::-1]]))  # one network, compiled once
+    plain, mirror = jnp.split(logits, 2)
+    return _log_mean([plain, mirror[:, :, ::-1]])
+
+
+def multi_scale(predict: Predict, images: Array, scales: Sequence[float]) -> Array:
+    """Averages over an image at several scales.
+
+    Images are resized bilinearly, antialiased when they shrink (as the strong view is); logits are
+    resized back bilinearly.
+
+    Args:
+        predict: images [B, h, w, 3] -> logits [B, h, w, C], for the size at each scale.
+        images: [B, H, W, 3].
+        scales: factors; the size at s is (round(H s), round(W s)), at least a pixel.
+
+    Returns:
+        [B, H, W, C] logits; those of `predict` unchanged if the one scale is 1.
+    """
+    height, width = images.shape[1:3]
+    parts = []
+    for scale in scales:
+        size = max(1, round(height * scale)), max(1, round(width * scale))
+        shape = (images.shape[0], *size, images.shape[3])
+        scaled = images if size == (height, width) else jax.image.resize(images, shape, 'bilinear')
+        parts.append(resize.bilinear(predict(scaled), (height, width)))
+    return _log_mean(parts)
+
+
+def starts(length: int, window: int, stride: int) -> list[int]:
+    """Gives where the windows begin along an axis; the last is moved back to end at the border.
+
+    Args:
+        length: of the axis, at least `window`.
+        window: length of a window.
+        stride: between the beginnings.
+    """
+    count = -(-(length - window) // stride) + 1
+    return [min(i * stride, length - window) for i in range(count)]
+
+
+def default_stride(window: tuple[int, int]) -> tuple[int, int]:
+    """Gives ceil(2/3 window) for each axis: neighbours overlap by a third (spec section 8)."""
+    return -(-2 * window[0] // 3), -(-2 * window[1] // 3)
+
+
+def sliding(
+    predict: Predict,
+    images: Array,
+    window: tuple[int, int],
+    stride: tuple[int, int],
+    batch_size: int,
+) -> Array:
+    """Predicts windows that cover an image, and averages where they overlap.
+
+    Windows of one shape go through the network `batch_size` at a time, and are added up one after
+    the other in a map as large as the images, the only one that is kept.
+
+    Args:
+        predict: images [K, *window, 3] -> logits [K, *window, C].
+        images: [B, H, W, 3]; smaller ones are padded right and bottom by reflection.
+        window: height and width of a window.
+        stride: between neighbours, see `starts`.
+        batch_size: most windows in one call of `predict`.
+
+    Returns:
+        [B, H, W, C] logits; those of `predict` unchanged if one window covers the image.
+    """
+    height, width = images.shape[1:3]
+    down, right = max(0, window[0] - height), max(0, window[1] - width)
+    if down or right:
+        images = jnp.pad(images, ((0, 0), (0, down), (0, right), (0, 0)), mode='reflect')
+    tops = starts(images.shape[1], window[0], stride[0])
+    lefts = starts(images.shape[2], window[1], stride[1])
+    if len(tops) == len(lefts) == 1:
+        return predict(images)[:, :height, :width]
+
+    count = np.zeros(images.shape[1:3], np.float32)
+    for top in tops:
+        for left in lefts:
+            count[top : top + window[0], left : left + window[1]] += 1
+    corners = [(b, top, left) for b in range(images.shape[0]) for top in tops for left in lefts]
+    calls = -(-len(corners) // batch_size)
+    each = -(-len(corners) // calls)
+    blanks = calls * each - len(corners)  # at most one a call; they are looked at but not added
+    weights = np.array([1.0] * len(corners) + [0.0] * blanks, np.float32).reshape(calls, each)
+    corners = np.array(corners + corners[:1] * blanks, np.int32).reshape(calls, each, 3)
+
+    def cut(corner: Array) -> Array:
+        return lax.dynamic_slice(images, (*corner, 0), (1, *window, images.shape[3]))[0]
+
+    def add(total: Array, view: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        (b, top, left), weight, probabilities = view
+        place = (b, top, left, 0)
+        sums = lax.dynamic_slice(total, place, (1, *probabilities.shape))
+        sums = sums + weight * probabilities
+        return lax.dynamic_update_slice(total, sums, place), None
+
+    def call(total: Array, views: tuple[Array, Array]) -> tuple[Array, None]:
+        corners, weights = views
+        logits = predict(jax.vmap(cut)(corners))
+        probabilities = jax.nn.softmax(logits.astype(jnp.float32))
+        return lax.scan(add, total, (corners, weights, probabilities))
+
+    example = jax.ShapeDtypeStruct((1, *window, images.shape[3]), images.dtype)
+    classes = jax.eval_shape(predict, example).shape[-1]
+    total = jnp.zeros((*images.shape[:3], classes), jnp.float32)
+    total, _ = lax.scan(call, total, (corners, weights))
+    return _log(total / count[..., None])[:, :height, :width]
+
+
+def _log_mean(logits: Sequence[Array]) -> Array:
+    """Gives the logarithm of the mean softmax; a single one's logits unchanged, bit for bit."""
+    if len(logits) == 1:
+        return logits[0]
+    return _log(sum(jax.nn.softmax(part.astype(jnp.float32)) for part in logits) / len(logits))
+
+
+def _log(probabilities: Array) -> Array:
+    return jnp.log(jnp.maximum(probabilities, _TINY))
