@@ -1,31 +1,38 @@
-"""What the builders share: the form of a record, what is noted beside it, and the report.
+"""What the builders share: reading pairs, the form of a record, what is noted, the report.
 
 Beside the records lies, per split and in record order, each image's id, its size and its number of
 pixels of each class. Subsets, class coverage and reports therefore need no scan of the images.
 """
 
-from collections.abc import Iterable, Iterator
+import io
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import cv2
 import numpy as np
 import tensorflow_datasets as tfds
+from PIL import Image
 
 VOID = 255  # label of pixels that have no class
 
 
 def dataset_info(
-    builder: tfds.core.DatasetBuilder, class_names: tuple[str, ...], **kwargs
+    builder: tfds.core.DatasetBuilder,
+    class_names: tuple[str, ...],
+    unions: Mapping[str, tuple[str, ...]] | None = None,
+    **kwargs,
 ) -> tfds.core.DatasetInfo:
     """Gives the description every builder's `_info` returns.
 
     Args:
         builder: the builder described.
         class_names: names in the order of their label values.
+        unions: name of a split that is made of others, not stored again -> their names.
         **kwargs: description, homepage, citation as in `tfds.core.DatasetInfo`.
 
     Returns:
-        The description, with an empty metadata table that `examples` fills.
+        The description. Its metadata has `splits`, which `examples` fills, and `archives`, for a
+        builder to fill with name -> fingerprint of what it read.
     """
     features = {
         'id': tfds.features.Text(),
@@ -35,7 +42,12 @@ def dataset_info(
     return tfds.core.DatasetInfo(
         builder=builder,
         features=tfds.features.FeaturesDict(features),
-        metadata=tfds.core.MetadataDict(class_names=list(class_names), splits={}),
+        metadata=tfds.core.MetadataDict(
+            class_names=list(class_names),
+            splits={},
+            unions={name: list(parts) for name, parts in (unions or {}).items()},
+            archives={},
+        ),
         disable_shuffling=True,
         **kwargs,
     )
@@ -65,6 +77,76 @@ def examples(
     metadata['splits'][split] = noted
 
 
+def decode_pair(
+    image: tuple[object, bytes], label: tuple[object, bytes]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Decodes an image and its label, and compares their sizes.
+
+    Args:
+        image: name for messages, and a JPEG or PNG.
+        label: name for messages, and a PNG of one channel: grey, or palette indices.
+
+    Returns:
+        image uint8 [H, W, 3] (RGB), label uint8 [H, W] with its values as they are in the file.
+
+    Raises:
+        ValueError: a file cannot be read, the label is a colour image, or the sizes differ.
+    """
+    pixels, values = _open(*image), _open(*label)
+    # Palette images keep their indices here; other decoders give their colours, silently.
+    if values.mode not in ('L', 'P'):
+        raise ValueError(
+            f'{label[0]}: expected one channel of class ids (grey or palette), '
+            f'came an image of mode {values.mode}'
+        )
+    if values.size != pixels.size:
+        raise ValueError(
+            f'{label[0]}: expected width x height {pixels.width}x{pixels.height} '
+            f'as in {image[0]}, came {values.width}x{values.height}'
+        )
+    return np.asarray(pixels.convert('RGB')), np.asarray(values)
+
+
+def _open(name: object, encoded: bytes) -> Image.Image:
+    """Decodes an image to its last pixel."""
+    try:
+        image = Image.open(io.BytesIO(encoded))
+        image.load()
+    except (OSError, SyntaxError, ValueError, EOFError) as error:  # PIL's, on broken files
+        raise ValueError(f'{name} is no readable image: {error}') from error
+    return image
+
+
+def relabel(label: np.ndarray, ids: Mapping[int, int], name: object, expected: str) -> np.ndarray:
+    """Maps a file's label values to class ids.
+
+    Args:
+        label: uint8 [H, W].
+        ids: value in the file -> class id or `VOID`.
+        name: of the file, for messages.
+        expected: which values there may be, in words.
+
+    Returns:
+        uint8 [H, W].
+
+    Raises:
+        ValueError: a value is none of `ids`.
+    """
+    known, table = np.zeros(256, bool), np.zeros(256, np.uint8)
+    known[list(ids)], table[list(ids)] = True, list(ids.values())
+    wrong = label[~known[label]]
+    if wrong.size:
+        raise ValueError(f'{name}: label value {wrong[0]}; expected {expected}')
+    return table[label]
+
+
+def shrink(image: np.ndarray, label: np.ndarray, factor: int) -> tuple[np.ndarray, np.ndarray]:
+    """Makes `factor` pixels one, a side: averaged in the image, the nearest in the label."""
+    size = (label.shape[1] // factor, label.shape[0] // factor)
+    image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    return image, cv2.resize(label, size, interpolation=cv2.INTER_NEAREST_EXACT)
+
+
 def encode_png(array: np.ndarray) -> bytes:
     """Encodes uint8 [H, W] (grey) or [H, W, 3] (RGB) as PNG."""
     if array.ndim == 3:
@@ -92,10 +174,15 @@ def is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
 
 
 def report(builder: tfds.core.DatasetBuilder) -> str:
-    """Describes prepared records: images, sizes, and a histogram of the classes per split."""
-    names = builder.info.metadata['class_names']
+    """Describes prepared records: sources, images, sizes, a histogram of the classes per split."""
+    metadata = builder.info.metadata
+    names = metadata['class_names']
     lines = [f'{builder.info.full_name} in {builder.data_dir}']
-    for split, noted in builder.info.metadata['splits'].items():
+    for name, noted in metadata.get('archives', {}).items():
+        known = {None: '', True: ', as published', False: ', NOT the published file'}
+        line = f'from {name}: {noted["bytes"]:,} bytes, SHA-256 {noted["sha256"]}'
+        lines.append(line + known[noted.get('published')])
+    for split, noted in metadata['splits'].items():
         pixels, sizes = np.array(noted['pixels']), np.array(noted['sizes'])
         area = sizes.prod(axis=1).sum()
         kinds = sorted({f'{width}x{height}' for height, width in noted['sizes']})
@@ -105,4 +192,7 @@ def report(builder: tfds.core.DatasetBuilder) -> str:
         for name, total, images in zip(names, pixels.sum(0), (pixels > 0).sum(0), strict=True):
             lines.append(f'  {name:<14}{total / area:>9.2%}{images:>8}')
         lines.append(f'  {"(void)":<14}{1 - pixels.sum() / area:>9.2%}')
+    for union, parts in metadata.get('unions', {}).items():
+        count = sum(len(metadata['splits'][part]['ids']) for part in parts)
+        lines.append(f'\n{union}: {count} images, those of {" and ".join(parts)}')
     return '\n'.join(lines)

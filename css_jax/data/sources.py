@@ -10,9 +10,11 @@ import tensorflow_datasets as tfds
 
 from data_prep import records
 from data_prep.camvid import builder as camvid
+from data_prep.cityscapes import builder as cityscapes
 from data_prep.shapes import builder as shapes
+from data_prep.voc import builder as voc
 
-DATASETS = {'shapes': shapes, 'camvid': camvid}
+DATASETS = {'shapes': shapes, 'camvid': camvid, 'voc': voc, 'cityscapes': cityscapes}
 VOID = records.VOID
 
 
@@ -81,19 +83,23 @@ def load(dataset: str, split: str, data_dir: str = '') -> Source:
             raise FileNotFoundError(_how_to_prepare(dataset, config, data_dir, builder.data_dir))
         records.prepare(builder)
         builder = module.Builder(**place)  # now reads back what was noted
-    noted = builder.info.metadata['splits']
-    if split not in noted:
+    splits = builder.info.metadata['splits']
+    unions = builder.info.metadata.get('unions', {})  # splits that are not stored a second time
+    if split not in (known := [*splits, *unions]):
         raise ValueError(
-            f'dataset {dataset!r} has no split {split!r}; it has {_list(split, noted)}'
+            f'dataset {dataset!r} has no split {split!r}; it has {_list(split, known)}'
         )
+    parts = unions.get(split, [split])
+    noted = [splits[part] for part in parts]
     undecoded = tfds.decode.SkipDecoding()
+    decoders = {'image': undecoded, 'label': undecoded}
     return Source(
         dataset=f'{builder.name}/{config}',
         split=split,
-        records=builder.as_data_source(split, decoders={'image': undecoded, 'label': undecoded}),
-        ids=tuple(noted[split]['ids']),
-        sizes=np.array(noted[split]['sizes']),
-        pixels=np.array(noted[split]['pixels']),
+        records=builder.as_data_source('+'.join(parts), decoders=decoders),
+        ids=tuple(image_id for part in noted for image_id in part['ids']),
+        sizes=np.concatenate([part['sizes'] for part in noted]),
+        pixels=np.concatenate([part['pixels'] for part in noted]),
         class_names=module.CLASS_NAMES,
     )
 

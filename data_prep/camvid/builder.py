@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
-import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
@@ -21,6 +20,13 @@ train, trainannot, val, valannot, test and testannot), or a folder of the same i
 {train,val,test}/{images,labels}, labels being PNG files of class ids with 255 for void."""
 
 _VOID_IN_ORIGINAL = 11
+_CLASSES = range(len(CLASS_NAMES))
+_IDS = {
+    **dict(zip(_CLASSES, _CLASSES, strict=True)),
+    _VOID_IN_ORIGINAL: records.VOID,
+    records.VOID: records.VOID,
+}
+_EXPECTED = f'0..{_CLASSES[-1]}, or {_VOID_IN_ORIGINAL} or {records.VOID} for void'
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -68,6 +74,12 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     ) -> Iterator[tuple[int, dict]]:
         items = (read_pair(*pair, self.builder_config.shrink) for pair in pairs)
         return records.examples(self.info.metadata, split, items)
+
+
+def check_source(source: Path) -> None:
+    """Raises as `find_pairs` where the folder lacks a split of `SPLITS`."""
+    for split, count in SPLITS.items():
+        find_pairs(source, split, count)
 
 
 def find_pairs(source: Path, split: str, count: int) -> list[tuple[Path, Path]]:
@@ -120,24 +132,10 @@ def read_pair(image_file: Path, label_file: Path, shrink: int) -> tuple[str, byt
     Raises:
         ValueError: a file cannot be read, the sizes differ, or a label value is no class.
     """
-    image, label = cv2.imread(str(image_file)), cv2.imread(str(label_file), cv2.IMREAD_UNCHANGED)
-    if image is None or label is None:
-        raise ValueError(f'{image_file if image is None else label_file} is no readable image')
-    if label.shape != image.shape[:2]:
-        raise ValueError(
-            f'{label_file}: expected one channel of {image.shape[:2]} pixels (height, width) '
-            f'as in {image_file}, came {label.shape}'
-        )
-    label = np.where(label == _VOID_IN_ORIGINAL, records.VOID, label).astype(np.uint8)
-    wrong = np.setdiff1d(label, [*range(len(CLASS_NAMES)), records.VOID])
-    if wrong.size:
-        raise ValueError(
-            f'{label_file}: label value {wrong[0]}; expected 0..{len(CLASS_NAMES) - 1}, '
-            f'or {_VOID_IN_ORIGINAL} or {records.VOID} for void'
-        )
+    data = image_file.read_bytes()
+    image, label = records.decode_pair((image_file, data), (label_file, label_file.read_bytes()))
+    label = records.relabel(label, _IDS, label_file, _EXPECTED)
     if shrink == 1:
-        return image_file.stem, image_file.read_bytes(), label
-    size = (label.shape[1] // shrink, label.shape[0] // shrink)
-    image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    label = cv2.resize(label, size, interpolation=cv2.INTER_NEAREST_EXACT)
-    return image_file.stem, records.encode_png(image[..., ::-1]), label
+        return image_file.stem, data, label
+    image, label = records.shrink(image, label, shrink)
+    return image_file.stem, records.encode_png(image), label

@@ -18,7 +18,9 @@ def data(data_dir) -> ConfigDict:
     data = config.default().data
     data.dir = data_dir
     common = {'batch_size': 4, 'crop': (48, 40)}
-    data.streams.labelled = config.stream('shapes', count=8, min_per_class=2, **common)
+    data.streams.labelled = config.stream(
+        'shapes', count=8, min_per_class=2, resize=(0.5, 1.5), **common
+    )
     data.streams.unlabelled = config.stream(
         'shapes', labels=False, exclude='labelled', resize=(1.0, 1.0), pad='reflect', **common
     )

@@ -101,50 +101,6 @@ def test_image_and_label_move_together(data):
         np.testing.assert_array_equal(moved['image'][..., 0], moved['label'])
 
 
-def test_subset_is_deterministic_and_grows_with_count(data):
-    chosen = streams.subsets(data)
-    assert chosen == streams.subsets(data)
-    data.streams.labelled.update(min_per_class=0, subset_seed=1)
-    small = streams.subsets(data)['labelled']
-    assert small != chosen['labelled']
-    data.streams.labelled.count = 12
-    assert set(small) < set(streams.subsets(data)['labelled'])
-
-
-def test_subset_shows_every_class_often_enough(data):
-    data.streams.labelled.update(count=6, min_per_class=3)
-    source = sources.load('shapes', 'train', data.dir)
-    for data.streams.labelled.subset_seed in range(5):
-        chosen = streams.subsets(data)['labelled']
-        rows = [source.ids.index(image_id) for image_id in chosen]
-        assert (source.pixels[rows] > 0).sum(0).min() >= 3
-        assert rows == sorted(rows)
-
-
-def test_streams_that_exclude_share_no_image(data):
-    chosen = streams.subsets(data)
-    assert len(chosen['labelled']) == 8
-    assert not set(chosen['labelled']) & set(chosen['unlabelled'])
-    assert len(set(chosen['labelled']) | set(chosen['unlabelled'])) == 24
-
-
-def test_ids_file_names_the_images(data, tmp_path):
-    path = tmp_path / 'ids.txt'
-    path.write_text('train_00003\n\ntrain_00001\n')
-    data.streams.labelled.update(count=0, min_per_class=0, ids_file=str(path))
-    chosen = streams.subsets(data)
-    assert chosen['labelled'] == ('train_00001', 'train_00003')
-    assert len(chosen['unlabelled']) == 22
-
-
-def test_fingerprint_follows_the_ids_only():
-    ids = {'labelled': ('a', 'b'), 'unlabelled': ('c',)}
-    print_ = streams.fingerprint(ids)
-    assert print_ == streams.fingerprint(dict(reversed(ids.items())))
-    assert print_ != streams.fingerprint({'labelled': ('a',), 'unlabelled': ('b', 'c')})
-    assert len(print_) == 12 and int(print_, 16) >= 0
-
-
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
@@ -158,7 +114,6 @@ def test_fingerprint_follows_the_ids_only():
         ({'min_per_class': 9}, r'labelled.min_per_class: got 9, expected at most \d'),
         ({'exclude': 'unlabeled'}, r"labelled.exclude: got 'unlabeled', expected one of"),
         ({'exclude': 'unlabelled'}, r"exclude: got '\w+', expected streams that do not exclude"),
-        ({'dataset': 'shape'}, r"there is no dataset 'shape'; there are shapes, "),
         ({'dataset': 'shapes/46'}, r"no config '46'; it has 64, "),
         ({'split': 'vall'}, r"no split 'vall'; it has val, "),
     ],
@@ -169,70 +124,17 @@ def test_bad_settings_are_named(data, change, message):
         streams.train_batches(data, seed=0, process_index=0, process_count=2)
 
 
-def test_impossible_draw_is_named(data, monkeypatch):
-    monkeypatch.setattr(streams, '_MAX_DRAWS', 3)
-    data.streams.labelled.update(count=3, min_per_class=3)
-    with pytest.raises(ValueError, match=r'min_per_class = 3|min_per_class: got 3'):
-        streams.subsets(data)
-
-
-def test_no_images_left_is_named(data):
-    data.streams.labelled.update(count=0, min_per_class=0)
-    with pytest.raises(ValueError, match=r'data.streams.unlabelled: got no images'):
-        streams.subsets(data)
-
-
-def test_unknown_id_is_named(data, tmp_path):
-    path = tmp_path / 'ids.txt'
-    path.write_text('train_00001\nval_00001\ntrain_99999\n')
-    data.streams.labelled.update(count=0, min_per_class=0, ids_file=str(path))
-    with pytest.raises(ValueError, match=r"ids_file: got 'val_00001' in .*such as 'train_00000'"):
-        streams.subsets(data)
-
-
-@pytest.mark.parametrize('process_count', [1, 2, 4])
-def test_evaluation_counts_every_pixel_once(data_dir, process_count):
-    source = sources.load('shapes', 'val', data_dir)  # 10 images: the third batch holds 2
-    parts = [
-        list(
-            streams.eval_batches(
-                source, batch_size=4, size=(70, 64), process_index=p, process_count=process_count
-            )
-        )
-        for p in range(process_count)
-    ]
-    assert [len(part) for part in parts] == [3] * process_count
-    labels = np.concatenate(
-        [batch['label'] for blocks in zip(*parts, strict=True) for batch in blocks]
-    )
-    assert labels.shape == (12, 70, 64)
-    counted = [np.bincount(label.ravel(), minlength=256)[:7] for label in labels]
-    np.testing.assert_array_equal(counted[:10], source.pixels)
-    assert (labels[10:] == 255).all()
-    assert (labels[:, 64:] == 255).all()
-
-
-def test_evaluation_pads_images_by_reflection(data_dir):
-    source = sources.load('shapes', 'val', data_dir)
-    image = next(streams.eval_batches(source, batch_size=2, size=(150, 70)))['image'][1]
-    original = geometry.decode_image(source.records[1]['image'])
-    expected = np.pad(original, ((0, 150 - 64), (0, 6), (0, 0)), mode='reflect')
-    np.testing.assert_array_equal(image, expected)
-
-
-def test_evaluation_names_the_image_that_is_too_large(data_dir):
-    source = sources.load('shapes', 'val', data_dir)
-    with pytest.raises(ValueError, match=r"got \(64, 63\).*\(64, 64\): image 'val_00000'"):
-        streams.eval_batches(source, batch_size=4, size=(64, 63))
-    with pytest.raises(ValueError, match=r'eval.batch_size: got 3, expected a positive multiple'):
-        streams.eval_batches(source, batch_size=3, process_count=2)
+def test_unknown_dataset_is_named(data):
+    data.streams.unlabelled.update(dataset='shape', exclude='')
+    with pytest.raises(ValueError, match=r"there is no dataset 'shape'; there are shapes, "):
+        streams.train_batches(data, seed=0)
 
 
 def test_tensorflow_is_not_imported(data_dir):
     program = (
-        'import sys; from css_jax.data import sources, streams;'
+        'import sys; from css_jax.data import evaluation, sources, streams;'
         f'source = sources.load("shapes", "val", {data_dir!r});'
-        'next(streams.eval_batches(source, batch_size=2));'
+        'next(evaluation.eval_batches(source, {(64, 64): [0, 1]}, batch_size=2));'
         'sys.exit("tensorflow" in sys.modules)'
     )
     assert subprocess.run([sys.executable, '-c', program]).returncode == 0

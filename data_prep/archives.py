@@ -1,0 +1,223 @@
+"""Published archives: fetched once, read where they lie, never unpacked.
+
+A tar or zip file is read member by member straight into the records. Its members' names are checked
+all the same: an archive that names files outside its own folder is not what was published.
+"""
+
+import contextlib
+import functools
+import gzip
+import hashlib
+import http.client
+import stat
+import tarfile
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path, PurePosixPath
+
+from tqdm import tqdm
+
+_CHUNK = 1 << 20  # bytes
+_TIMEOUT = 60  # seconds without an answer
+
+Members = dict[str, Callable[[], bytes]]
+
+
+def members(file: Path) -> Members:
+    """Opens an archive whose members can be read in any order: a zip, or a tar not compressed.
+
+    Args:
+        file: the archive.
+
+    Returns:
+        Name -> function that reads the member's bytes; regular files only. A zip stays open as long
+        as these live.
+
+    Raises:
+        ValueError: the archive is damaged or cut short (reading a member may raise it too), or a
+            member is a link or lies outside the archive's folder; names it.
+    """
+    with _in_words(file):
+        if file.suffix == '.zip':
+            return _zip_members(file)
+        with tarfile.open(file, 'r:') as archive:
+            found = [member for member in archive if _is_file(file, member)]
+            _read_range(file, 'its end', archive.offset, tarfile.BLOCKSIZE)  # tarfile needs none
+    readers = (
+        functools.partial(_read_range, file, member.name, member.offset_data, member.size)
+        for member in found
+    )
+    return {_name(member.name): read for member, read in zip(found, readers, strict=True)}
+
+
+def walk(file: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+    """Reads a tar file, compressed or not, from its beginning to its end, with progress.
+
+    A compressed tar has no random access: every step back would unpack it from its beginning.
+
+    Args:
+        file: the archive.
+        wanted: tells from its name whether a member is to be read.
+
+    Yields:
+        (name, bytes) of the wanted members that are regular files, in the archive's order.
+
+    Raises:
+        ValueError: as in `members`; also where only the last member is at fault.
+    """
+    size = file.stat().st_size
+    with (
+        _in_words(file),
+        file.open('rb') as raw,
+        tqdm.wrapattr(raw, 'read', total=size, desc=file.name) as counted,
+        tarfile.open(fileobj=counted, mode='r|*', bufsize=_CHUNK) as archive,
+    ):
+        for member in archive:
+            if _is_file(file, member) and wanted(_name(member.name)):
+                yield _name(member.name), archive.extractfile(member).read()
+
+
+def require(file: Path, found: Members, names: Iterable[str]) -> None:
+    """Raises ValueError that names the first of `names` the archive does not have."""
+    missing = next((name for name in names if name not in found), None)
+    if missing is not None:
+        raise ValueError(f'{file}: there is no {missing} in it')
+
+
+def fingerprint(file: Path, published_sha256: str = '') -> dict[str, int | str | bool]:
+    """Tells which file it was; reads it once, with progress.
+
+    Args:
+        file: the archive.
+        published_sha256: what is known of it; '': nothing.
+
+    Returns:
+        {'bytes', 'sha256'} and, where something is known, 'published': whether this is that file.
+    """
+    noted = {'bytes': file.stat().st_size, 'sha256': sha256(file)}
+    return noted | ({'published': noted['sha256'] == published_sha256} if published_sha256 else {})
+
+
+def sha256(file: Path) -> str:
+    """Gives the SHA-256 of a file as 64 hexadecimal digits."""
+    digest, size = hashlib.sha256(), file.stat().st_size
+    with (
+        file.open('rb') as raw,
+        tqdm(total=size, desc=f'SHA-256 of {file.name}', unit='B', unit_scale=True) as bar,
+    ):
+        while chunk := raw.read(_CHUNK):
+            digest.update(chunk)
+            bar.update(len(chunk))
+    return digest.hexdigest()
+
+
+def download(url: str, file: Path, expected_sha256: str = '') -> None:
+    """Fetches a file, with progress; goes on where an earlier attempt was cut short.
+
+    Until it is complete and checked it is called `file` + '.part'.
+
+    Args:
+        url: http or https address.
+        file: where it goes.
+        expected_sha256: as published; '': unknown, nothing to compare with.
+
+    Raises:
+        OSError: no answer, or the connection broke; what has arrived is kept.
+        ValueError: the file is not the published one; it is removed.
+    """
+    part = file.with_name(f'{file.name}.part')
+    try:
+        _fetch(url, part)
+    except (OSError, http.client.HTTPException) as error:
+        kept = f'; what has arrived is kept in {part}, run again to go on' if part.exists() else ''
+        raise OSError(f'{url}: {error}{kept}') from error
+    if expected_sha256 and (came := sha256(part)) != expected_sha256:
+        part.unlink()
+        raise ValueError(f'{url}: expected SHA-256 {expected_sha256}, came {came}; removed')
+    part.rename(file)
+
+
+def _fetch(url: str, part: Path) -> None:
+    """Appends to `part` what it lacks, or writes it anew where the server cannot go on."""
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={'Range': f'bytes={have}-'} if have else {})
+    try:
+        answer = urllib.request.urlopen(request, timeout=_TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if not have or error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            raise
+        part.unlink()  # as long as the file or longer: what it is nobody knows
+        return _fetch(url, part)
+    with answer:
+        have = have if answer.status == http.HTTPStatus.PARTIAL_CONTENT else 0
+        rest = answer.headers['Content-Length']
+        total = have + int(rest) if rest else None
+        progress = {'total': total, 'initial': have, 'unit': 'B', 'unit_scale': True}
+        with part.open('ab' if have else 'wb') as out, tqdm(desc=part.stem, **progress) as bar:
+            while chunk := answer.read(_CHUNK):
+                out.write(chunk)
+                bar.update(len(chunk))
+    came = part.stat().st_size
+    if total is not None and came != total:
+        raise OSError(f'the connection ended after {came:,} of {total:,} bytes')
+
+
+def _zip_members(file: Path) -> Members:
+    archive = zipfile.ZipFile(file)
+    for info in archive.infolist():
+        _check_name(file, info.filename, is_link=stat.S_ISLNK(info.external_attr >> 16))
+    return {
+        _name(info.filename): functools.partial(_read_zip, archive, info)
+        for info in archive.infolist()
+        if not info.is_dir()
+    }
+
+
+def _read_zip(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    with _in_words(Path(archive.filename)):
+        return archive.read(info)  # compares its checksum, too
+
+
+def _read_range(file: Path, name: str, start: int, size: int) -> bytes:
+    with file.open('rb') as raw:
+        raw.seek(start)
+        data = raw.read(size)
+    if len(data) != size:
+        raise ValueError(_damaged(file, f'{name} is cut short'))
+    return data
+
+
+def _is_file(file: Path, member: tarfile.TarInfo) -> bool:
+    """Checks a tar's member, and tells whether it is a regular file (otherwise a folder)."""
+    _check_name(file, member.name, is_link=not (member.isfile() or member.isdir()))
+    return member.isfile()
+
+
+def _check_name(file: Path, name: str, is_link: bool) -> None:
+    path = PurePosixPath(name)
+    if is_link:
+        raise ValueError(f'{file}: refused: its member {name!r} is a link, not a file')
+    if path.is_absolute() or '..' in path.parts:
+        raise ValueError(f'{file}: refused: its member {name!r} lies outside its folder')
+
+
+def _name(name: str) -> str:
+    """Writes './a/b' as 'a/b'."""
+    return str(PurePosixPath(name))
+
+
+@contextlib.contextmanager
+def _in_words(file: Path) -> Iterator[None]:
+    """Turns what the libraries raise on broken archives into one ValueError."""
+    broken = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError)
+    try:
+        yield
+    except broken as error:
+        raise ValueError(_damaged(file, error)) from error
+
+
+def _damaged(file: Path, why: object) -> str:
+    return f'{file} is damaged or cut short ({why}); expected the whole archive as published'

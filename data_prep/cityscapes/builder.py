@@ -1,0 +1,163 @@
+"""TFDS builder of `cityscapes`, finely annotated images."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from data_prep import archives, records
+
+# Label id -> class and its name, "train id": https://github.com/mcordts/cityscapesScripts/blob/
+# master/cityscapesscripts/helpers/labels.py
+_CLASSES = {
+    7: 'road', 8: 'sidewalk', 11: 'building', 12: 'wall', 13: 'fence', 17: 'pole',
+    19: 'traffic light', 20: 'traffic sign', 21: 'vegetation', 22: 'terrain', 23: 'sky',
+    24: 'person', 25: 'rider', 26: 'car', 27: 'truck', 28: 'bus', 31: 'train', 32: 'motorcycle',
+    33: 'bicycle',
+}  # fmt: skip
+CLASS_NAMES = tuple(_CLASSES.values())
+SPLITS = {'train': 2975, 'val': 500}  # images
+IMAGES = 'leftImg8bit_trainvaltest.zip'
+LABELS = 'gtFine_trainvaltest.zip'
+NEEDED_FROM_USER = f"""\
+FOLDER has the two archives
+  {IMAGES} (11 GB) and
+  {LABELS} (241 MB)
+from https://www.cityscapes-dataset.com/downloads/, which asks you to register and to agree to its
+licence."""
+
+# Ids 0..33; that of license plates, -1, is 255 in 8 bits. All but the 19 classes are void.
+_IDS = {
+    **dict.fromkeys([*range(34), 255], records.VOID),
+    **{value: index for index, value in enumerate(_CLASSES)},
+}
+_EXPECTED = 'a label id, 0..33 or 255 (-1)'
+
+
+@dataclasses.dataclass(kw_only=True)
+class Config(tfds.core.BuilderConfig):
+    """How many pixels of the original become one, a side."""
+
+    shrink: int
+
+
+class Builder(tfds.core.GeneratorBasedBuilder):
+    """Reads the archives once; the records are all that is needed afterwards."""
+
+    VERSION = tfds.core.Version('1.0.0')
+    BUILDER_CONFIGS = (
+        Config(name='full', shrink=1, description='2048x1024 pixels, the image files as they are'),
+        Config(name='half', shrink=2, description='1024x512 pixels'),
+    )
+
+    def __init__(self, *, source: str = '', splits: dict[str, int] | None = None, **kwargs):
+        """Initialises.
+
+        Args:
+            source: folder of the archives; only preparing needs it.
+            splits: images each split must have; None: `SPLITS`.
+            **kwargs: data_dir, config as in any TFDS builder.
+        """
+        self._source = Path(source)
+        self._splits = SPLITS if splits is None else splits
+        super().__init__(**kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return records.dataset_info(
+            self,
+            CLASS_NAMES,
+            description='Street scenes of 50 cities, 19 classes, finely annotated.',
+            homepage='https://www.cityscapes-dataset.com/',
+        )
+
+    def _split_generators(self, dl_manager) -> dict[str, Iterator]:
+        del dl_manager  # the user downloads
+        files = find_archives(self._source)
+        images, labels = (archives.members(file) for file in files)
+        pairs = {}
+        for split, count in self._splits.items():
+            pairs[split] = find_pairs(images, split)
+            if len(pairs[split]) != count:
+                raise ValueError(
+                    f'{files[0]}: split {split}: expected {count} images, found {len(pairs[split])}'
+                )
+            archives.require(files[1], labels, (label for _, label in pairs[split].values()))
+        self.info.metadata['archives'] = {file.name: archives.fingerprint(file) for file in files}
+
+        def items(split: str) -> Iterator[tuple[str, bytes, np.ndarray]]:
+            for image_id, (image, label) in pairs[split].items():
+                yield read_item(
+                    image_id,
+                    (f'{files[0]}: {image}', images[image]()),
+                    (f'{files[1]}: {label}', labels[label]()),
+                    self.builder_config.shrink,
+                )
+
+        return {split: self._generate_examples(split, items(split)) for split in pairs}
+
+    def _generate_examples(
+        self, split: str, items: Iterator[tuple[str, bytes, np.ndarray]]
+    ) -> Iterator[tuple[int, dict]]:
+        return records.examples(self.info.metadata, split, items)
+
+
+def find_archives(source: Path) -> tuple[Path, Path]:
+    """Finds the archives of the images and of the labels.
+
+    Raises:
+        FileNotFoundError: one is missing; says where to get it.
+    """
+    files = source / IMAGES, source / LABELS
+    missing = next((file for file in files if not file.is_file()), None)
+    if missing is not None:
+        raise FileNotFoundError(
+            f'--source {source}: there is no {missing}. In --source FOLDER,\n{NEEDED_FROM_USER}'
+        )
+    return files
+
+
+def find_pairs(images: archives.Members, split: str) -> dict[str, tuple[str, str]]:
+    """Finds a split's images, and says where the labels have to be.
+
+    Args:
+        images: members of the archive of images.
+        split: name of the split.
+
+    Returns:
+        id, such as 'aachen_000000_000019' -> names of image and label in their archives; sorted.
+    """
+    pairs = {}
+    for name in sorted(images):
+        path = PurePosixPath(name)
+        if len(path.parts) == 4 and path.match(f'leftImg8bit/{split}/*/*_leftImg8bit.png'):
+            image_id = path.name.removesuffix('_leftImg8bit.png')
+            label = f'gtFine/{split}/{path.parent.name}/{image_id}_gtFine_labelIds.png'
+            pairs[image_id] = name, label
+    return pairs
+
+
+def read_item(
+    image_id: str, image: tuple[str, bytes], label: tuple[str, bytes], shrink: int
+) -> tuple[str, bytes, np.ndarray]:
+    """Reads one image and its label.
+
+    Args:
+        image_id: handed on.
+        image: name for messages, and PNG.
+        label: name for messages, and PNG of label ids.
+        shrink: see `records.shrink`.
+
+    Returns:
+        id, encoded image, label uint8 [H, W] of classes and void.
+
+    Raises:
+        ValueError: a file cannot be read, the sizes differ, or a label value is no label id.
+    """
+    pixels, values = records.decode_pair(image, label)
+    values = records.relabel(values, _IDS, label[0], _EXPECTED)
+    if shrink == 1:
+        return image_id, image[1], values
+    pixels, values = records.shrink(pixels, values, shrink)
+    return image_id, records.encode_png(pixels), values

@@ -1,0 +1,96 @@
+"""Puts the field's split lists into a folder, each checked against its name."""
+
+import argparse
+import hashlib
+import http.client
+import json
+import os
+import sys
+import urllib.request
+from pathlib import Path
+
+from data_prep.splits import lists
+
+RECORD = 'record.json'
+TIMEOUT = 30  # seconds without an answer
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Fetches or copies the lists, prints what came, and writes them if all of them are right."""
+    parser = argparse.ArgumentParser(
+        prog='python -m data_prep.splits',
+        description=__doc__,
+        epilog=f'Published at {lists.URL}',
+    )
+    parser.add_argument('--target', required=True, metavar='FOLDER', help='gets the lists')
+    parser.add_argument(
+        '--from', dest='source', metavar='FOLDER',
+        help='has the lists already: pascal/92/labeled.txt, ...; default: they are downloaded',
+    )  # fmt: skip
+    args = parser.parse_args(arguments)
+    try:
+        put(Path(args.target), Path(args.source) if args.source else None)
+    except (OSError, ValueError) as error:
+        sys.exit(f'error: {error}')
+
+
+def put(target: Path, source: Path | None = None) -> None:
+    """Writes every list of `lists.sizes` and a record of where each came from.
+
+    Nothing is written before all lists have come and are right. A list that is in the folder
+    already stays if it is the same.
+
+    Args:
+        target: folder of the lists; made if missing.
+        source: a folder of the same layout; None: where they are published.
+
+    Raises:
+        ValueError: a list is not what its name says, or the folder has another one of that name.
+        OSError: a list cannot be read or downloaded; names it.
+    """
+    commits = {name: commit for commit, names in lists.COMMITS.items() for name in names}
+    came, record, ids = {}, {}, {}
+    print(f'{"list":<30}{"images":>7}  sha256')
+    for name in lists.sizes():
+        place = lists.URL.format(commit=commits[name], name=name)
+        place = str(source / name) if source else place
+        came[name] = Path(place).read_bytes() if source else _download(place)
+        ids[name] = set(lists.parse(came[name], place))
+        sha256 = hashlib.sha256(came[name]).hexdigest()
+        record[name] = {'from': place, 'images': len(ids[name]), 'sha256': sha256}
+        print(f'{name:<30}{len(ids[name]):>7}  {sha256}', flush=True)
+    lists.check(ids)
+    for name in came:
+        path = target / name
+        if path.exists() and path.read_bytes() != came[name]:
+            sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+            raise ValueError(
+                f'{path}: got another list there already, of sha256 {sha256}, expected the same '
+                'one or none; remove it or take another --target'
+            )
+    for name, content in came.items():
+        _write(target / name, content)
+    _write(target / RECORD, (json.dumps(record, indent=2) + '\n').encode())
+    print(f'written: {len(came)} lists and {RECORD} in {target}')
+
+
+def _download(url: str) -> bytes:
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
+            return answer.read()
+    except (OSError, http.client.HTTPException) as error:  # the second: cut off on the way
+        raise OSError(
+            f'{url}: {error}; the lists can also be read from a folder, see --from'
+        ) from None
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix('.part')
+    draft.write_bytes(content)
+    os.replace(draft, path)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,165 @@
+"""The field's split lists: where they are published, how a line names an image, what must hold.
+
+They are the lists of U2PL (https://github.com/Haochen-Wang409/U2PL, folder data/splits), which the
+papers that followed it compare on: pascal/N for 92 to 1,464 are PASCAL VOC's classic protocol, for
+662 to 5,291 the blender one. The latter take VOC's own 1,464 finely annotated images first: 662
+and 1,323 have no other, 2,646 and 5,291 have all of them. A random draw of as many from the 10,582
+has coarser labels.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+# Each list at the commit at which it was read, on the page
+# https://github.com/Haochen-Wang409/U2PL/blob/COMMIT/data/splits/LIST. The two of cityscapes/372
+# have a commit each, as they name other images at the first one.
+URL = 'https://raw.githubusercontent.com/Haochen-Wang409/U2PL/{commit}/data/splits/{name}'
+COMMITS = {
+    '05a8b1b52149b8755f8091d3509d58ab1403f257': (
+        'pascal/92/unlabeled.txt',
+        'pascal/183/labeled.txt',
+        'pascal/183/unlabeled.txt',
+        'pascal/366/labeled.txt',
+        'pascal/732/unlabeled.txt',
+        'pascal/1464/labeled.txt',
+        'pascal/1464/unlabeled.txt',
+        'pascal/662/unlabeled.txt',
+        'pascal/2646/unlabeled.txt',
+        'pascal/5291/labeled.txt',
+        'pascal/5291/unlabeled.txt',
+        'pascal/val.txt',
+        'cityscapes/186/labeled.txt',
+        'cityscapes/1488/labeled.txt',
+        'cityscapes/val.txt',
+    ),
+    '53bbdd2720a0f50b390d56628a3bc7d8f65916c1': (
+        'pascal/92/labeled.txt',
+        'pascal/366/unlabeled.txt',
+        'pascal/732/labeled.txt',
+        'pascal/662/labeled.txt',
+        'pascal/1323/labeled.txt',
+        'pascal/1323/unlabeled.txt',
+        'pascal/2646/labeled.txt',
+        'cityscapes/186/unlabeled.txt',
+        'cityscapes/744/labeled.txt',
+        'cityscapes/744/unlabeled.txt',
+        'cityscapes/1488/unlabeled.txt',
+    ),
+    'cc103abf45e5ec8089ba5cbb38acac50c3936ba9': ('cityscapes/372/labeled.txt',),
+    '71bb527d1f9f61423d870a3cf8167b99c0cf5d57': ('cityscapes/372/unlabeled.txt',),
+}
+
+COUNTS = {
+    'pascal': (92, 183, 366, 732, 1464, 662, 1323, 2646, 5291),
+    'cityscapes': (186, 372, 744, 1488),
+}
+TRAIN = {'pascal': 10_582, 'cityscapes': 2_975}  # images, labelled and unlabelled together
+VAL = {'pascal': 1_449, 'cityscapes': 500}
+IDS = {'pascal': r'\d{4}_\d{6}', 'cityscapes': r'[a-z]+_\d{6}_\d{6}'}
+
+_ENDINGS = ('.png', '.jpg', '.jpeg')
+
+
+def image_id(line: str) -> str:
+    """Gives the id of the image that a line of a list names.
+
+    Args:
+        line: an id ('2007_000032') or an image's file ('JPEGImages/2007_000032.jpg',
+            'leftImg8bit/train/ulm/ulm_000061_000019_leftImg8bit.png'); after a space or a tab
+            anything, such as the file of its label.
+
+    Returns:
+        The file's name without folder, ending and Cityscapes' '_leftImg8bit'.
+    """
+    name = line.split()[0].rpartition('/')[2]
+    for ending in _ENDINGS:
+        name = name.removesuffix(ending)
+    return name.removesuffix('_leftImg8bit')
+
+
+def read(path: str | Path) -> dict[str, int]:
+    """Reads a list, see `parse`; raises FileNotFoundError where there is no such file."""
+    return parse(Path(path).read_bytes(), str(path))
+
+
+def parse(content: bytes, place: str) -> dict[str, int]:
+    """Reads a list of images, one a line as `image_id` takes them; blank lines count for nothing.
+
+    Args:
+        content: of a text file in UTF-8, its lines ended in any way.
+        place: where it came from, for errors.
+
+    Returns:
+        id -> number of its line, from 1, in the list's order.
+
+    Raises:
+        ValueError: this is no text, names no image, or one twice; says where.
+    """
+    try:
+        lines = content.decode('utf-8-sig').splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f'{place} is no text, expected a list of images, one a line') from None
+    found = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        name = image_id(line)
+        if name in found:
+            # Counted twice it would be drawn twice as often; counted once the list would be
+            # shorter than its name says.
+            raise ValueError(
+                f'{place}: got {name!r} in line {found[name]} and again in line {number}, '
+                'expected every image once'
+            )
+        found[name] = number
+    if not found:
+        raise ValueError(f'{place}: got no images, expected one a line')
+    return found
+
+
+def sizes() -> dict[str, int]:
+    """Gives every list's name, 'pascal/92/labeled.txt', and how many images it must have."""
+    expected = {}
+    for folder, counts in COUNTS.items():
+        for count in counts:
+            expected[f'{folder}/{count}/labeled.txt'] = count
+            expected[f'{folder}/{count}/unlabeled.txt'] = TRAIN[folder] - count
+        expected[f'{folder}/val.txt'] = VAL[folder]
+    return expected
+
+
+def check(found: Mapping[str, set[str]]) -> None:
+    """Makes sure that lists are what their names say.
+
+    Args:
+        found: every name of `sizes` -> the ids in that list.
+
+    Raises:
+        ValueError: a list has another number of images or an id of another form; a labelled and
+            an unlabelled list share an image or are not, together, the training set that the
+            other lists are of; one has an image of val. Names the first list that is wrong.
+    """
+    for name, count in sizes().items():
+        if len(found[name]) != count:
+            raise ValueError(f'{name}: got {len(found[name])} images, expected {count}')
+        form = IDS[name.partition('/')[0]]
+        wrong = sorted(i for i in found[name] if not re.fullmatch(form, i))
+        if wrong:
+            raise ValueError(f'{name}: got {wrong[0]!r}, expected an id of the form {form}')
+    for folder, counts in COUNTS.items():
+        first = f'{folder}/{counts[0]}'
+        train = found[f'{first}/labeled.txt'] | found[f'{first}/unlabeled.txt']
+        for count in counts:
+            name = f'{folder}/{count}/unlabeled.txt'
+            labelled, unlabelled = found[f'{folder}/{count}/labeled.txt'], found[name]
+            _check_none(name, labelled & unlabelled, 'no image of labeled.txt beside it')
+            unlike = (labelled | unlabelled) ^ train
+            _check_none(name, unlike, f'with labeled.txt the images of {first}')
+        _check_none(f'{folder}/val.txt', train & found[f'{folder}/val.txt'], 'no training image')
+
+
+def _check_none(name: str, wrong: set[str], expected: str) -> None:
+    if wrong:
+        more = f' and {len(wrong) - 1} more' if len(wrong) > 1 else ''
+        raise ValueError(f'{name}: got {min(wrong)!r}{more}, expected {expected}')

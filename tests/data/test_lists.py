@@ -1,0 +1,200 @@
+"""The field's split lists: how a line names an image, what is checked, and the command."""
+
+import functools
+import hashlib
+import http.server
+import json
+import re
+import threading
+
+import pytest
+
+from data_prep.splits import __main__ as command
+from data_prep.splits import lists
+from tests.conftest import ROOT
+
+SHARED = ROOT.parent / 'shared' / 'splits'
+needs_shared = pytest.mark.skipif(
+    not SHARED.is_dir(), reason=f'{SHARED} is not there: the published lists, see data_prep.splits'
+)
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text.encode())
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ('line', 'name'),
+    [
+        ('2007_000032', '2007_000032'),
+        ('  2007_000032 \t', '2007_000032'),
+        ('JPEGImages/2007_000032.jpg SegmentationClass/2007_000032.png', '2007_000032'),
+        ('/JPEGImages/2007_000032.jpg\t/SegmentationClassAug/2007_000032.png', '2007_000032'),
+        ('leftImg8bit/train/ulm/ulm_000061_000019_leftImg8bit.png', 'ulm_000061_000019'),
+        (
+            'leftImg8bit/train/ulm/ulm_000061_000019_leftImg8bit.png '
+            'gtFine/train/ulm/ulm_000061_000019_gtFine_labelIds.png',
+            'ulm_000061_000019',
+        ),
+        ('Seq05VD_f00000.png', 'Seq05VD_f00000'),
+    ],
+)
+def test_a_line_names_an_image(line, name):
+    assert lists.image_id(line) == name
+
+
+@needs_shared
+def test_published_lists_take_the_finely_annotated_images_first():
+    """Also those of the blender protocol: a random draw from the 10,582 is a harder task."""
+    fine = set(lists.read(SHARED / 'pascal/1464/labeled.txt'))
+    for count in lists.COUNTS['pascal']:
+        named = set(lists.read(SHARED / f'pascal/{count}/labeled.txt'))
+        assert len(named & fine) == min(count, 1464)
+
+
+@pytest.fixture(scope='session')
+def published(tmp_path_factory):
+    """A folder with made-up lists of the published names, sizes and forms."""
+    folder = tmp_path_factory.mktemp('published')
+    for name, form in {
+        'pascal': '20{:02d}_{:06d}',
+        'cityscapes': 'leftImg8bit/train/ulm/ulm_{:06d}_{:06d}_leftImg8bit.png',
+    }.items():
+        train = [form.format(i % 5 + 7, i) for i in range(lists.TRAIN[name])]
+        for count in lists.COUNTS[name]:
+            write(folder / name / f'{count}/labeled.txt', '\n'.join(train[:count]))
+            write(folder / name / f'{count}/unlabeled.txt', '\r\n'.join(train[count:]) + '\r\n')
+        val = [form.format(20, i) for i in range(lists.VAL[name])]
+        write(folder / name / 'val.txt', '\n'.join(val) + '\n')
+    return folder
+
+
+@pytest.fixture
+def server(published, monkeypatch):
+    """Serves the lists where `lists.URL` says; gives the requested paths, and what to spoil."""
+    asked, spoiled = [], {}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            name = self.path.strip('/').partition('/')[2]
+            content = (published / name).read_bytes()
+            self.send_response(spoiled.get(name, 200))
+            self.send_header('Content-Length', str(len(content) + spoiled.get('missing', 0)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *args):
+            pass
+
+    running = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
+    thread = threading.Thread(target=functools.partial(running.serve_forever, poll_interval=0.02))
+    thread.start()
+    address = f'http://127.0.0.1:{running.server_port}/{{commit}}/{{name}}'
+    monkeypatch.setattr(lists, 'URL', address)
+    yield asked, spoiled
+    running.shutdown()
+    thread.join()
+    running.server_close()
+
+
+def test_every_list_has_one_pinned_commit():
+    named = [name for names in lists.COMMITS.values() for name in names]
+    assert sorted(named) == sorted(lists.sizes()) and len(named) == 28
+    assert all(len(commit) == 40 and int(commit, 16) for commit in lists.COMMITS)
+
+
+def test_command_downloads_the_lists_and_records_them(server, published, tmp_path, capsys):
+    target = tmp_path / 'splits'
+    command.main(['--target', str(target)])
+    asked, _ = server
+    commits = {name: commit for commit, names in lists.COMMITS.items() for name in names}
+    assert sorted(asked) == sorted(f'/{commit}/{name}' for name, commit in commits.items())
+    content = (target / 'pascal/92/labeled.txt').read_bytes()
+    assert content == (published / 'pascal/92/labeled.txt').read_bytes()
+    record = json.loads((target / 'record.json').read_text())
+    assert len(record) == 28
+    noted = record['pascal/92/labeled.txt']
+    assert noted['images'] == 92 and noted['sha256'] == hashlib.sha256(content).hexdigest()
+    assert noted['from'].endswith(f'/{commits["pascal/92/labeled.txt"]}/pascal/92/labeled.txt')
+    assert noted['sha256'] in capsys.readouterr().out
+    assert not list(target.rglob('*.part'))
+
+
+@pytest.mark.parametrize(
+    ('spoil', 'message'),
+    [
+        ({'pascal/366/labeled.txt': 404}, r'366/labeled\.txt: HTTP Error 404.*--from'),
+        ({'missing': 5}, r'pascal/92/labeled\.txt: IncompleteRead'),
+    ],
+)
+def test_command_names_the_list_it_cannot_download(server, tmp_path, capsys, spoil, message):
+    server[1].update(spoil)
+    with pytest.raises(SystemExit) as stopped:
+        command.main(['--target', str(tmp_path / 'splits')])
+    assert re.match(f'error: .*{message}', stopped.value.code)
+    assert not (tmp_path / 'splits').exists()
+
+
+def test_command_keeps_the_same_lists_and_refuses_other_ones(published, tmp_path):
+    target = tmp_path / 'splits'
+    command.put(target, published)
+    command.put(target, published)
+    path = target / 'cityscapes/744/labeled.txt'
+    path.write_text('mine\n')
+    (target / 'pascal/92/labeled.txt').unlink()
+    with pytest.raises(ValueError, match=r'744/labeled\.txt: got another list .* sha256 [0-9a-f]+'):
+        command.put(target, published)
+    assert path.read_text() == 'mine\n'
+    assert not (target / 'pascal/92/labeled.txt').exists()
+
+
+def test_command_names_a_list_that_the_folder_does_not_have(tmp_path):
+    with pytest.raises(SystemExit) as stopped:
+        command.main(['--target', str(tmp_path / 'splits'), '--from', str(tmp_path)])
+    assert 'error: ' in stopped.value.code and 'pascal/92/labeled.txt' in stopped.value.code
+
+
+@pytest.mark.parametrize(
+    ('name', 'change', 'message'),
+    [
+        ('pascal/92/labeled.txt', lambda ids: ids.pop(), 'got 91 images, expected 92'),
+        ('pascal/val.txt', lambda ids: ids.add('2011_999999'), 'got 1450 images, expected 1449'),
+        ('pascal/92/labeled.txt', lambda ids: swap(ids, '92'), r"got '92', expected an id of the"),
+        (
+            'cityscapes/372/unlabeled.txt',
+            lambda ids: swap(ids, 'ulm_000007_000000'),
+            r"got 'ulm_000007_000000', expected no image of labeled.txt",
+        ),
+        (
+            'pascal/1323/unlabeled.txt',
+            lambda ids: swap(ids, '2011_999999'),
+            r"got '\w+' and 1 more, expected with labeled.txt the images of pascal/92",
+        ),
+        (
+            'pascal/val.txt',
+            lambda ids: swap(ids, '2007_000000'),
+            "got '2007_000000', expected no training image",
+        ),
+    ],
+)
+def test_lists_that_are_not_what_their_name_says(published, name, change, message):
+    found = {name: set(lists.read(published / name)) for name in lists.sizes()}
+    lists.check(found)
+    change(found[name])
+    with pytest.raises(ValueError, match=f'{name}: {message}'):
+        lists.check(found)
+
+
+def swap(ids, other):
+    ids.remove(max(ids))
+    ids.add(other)
+
+
+@needs_shared
+def test_command_takes_the_lists_of_a_folder(tmp_path):
+    command.main(['--from', str(SHARED), '--target', str(tmp_path)])
+    for path in SHARED.rglob('*.txt'):
+        assert (tmp_path / path.relative_to(SHARED)).read_bytes() == path.read_bytes()
