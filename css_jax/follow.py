@@ -42,6 +42,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 COLUMNS = ('default', 'reference', 'paper')
+SELECTIVE_TEMPERATURE = 0.1  # tau_sim at which a threshold on j_rep from below can be met
 
 
 def _scope(c: ConfigDict) -> str:
@@ -60,7 +61,8 @@ def _similarity_temperature(c: ConfigDict) -> float:
     disputed = [c.contrastive.valid_indicator]
     disputed += [c.unsupervised.cross_indicator] if c.pseudo_label == 'cross' else []
     from_below = c.indicator == 'both' and c.follow != 'reference' and 'similarity' in disputed
-    return 0.1 if from_below or c.indicator == 'similarity' else 0.5
+    selects = from_below or c.indicator == 'similarity'
+    return SELECTIVE_TEMPERATURE if selects else 0.5
 
 
 # Key -> one value for all columns, or (default, reference, paper); a function is of the

@@ -5,7 +5,7 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from tensorboardX import SummaryWriter
 
@@ -159,6 +159,11 @@ def scores_table(names: tuple[str, ...], columns: Mapping[str, Mapping], digits:
     rows += [[n, *(percent(c['iou'][i]) for c in columns.values())] for i, n in enumerate(names)]
     rows += [['mIoU', *(percent(c['miou']) for c in columns.values())]]
     rows += [['pixel accuracy', *(percent(c['accuracy']) for c in columns.values())]]
+    return markdown(rows)
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Formats rows of text as a Markdown table, the first row its heading."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         '| ' + ' | '.join([r[0].ljust(widths[0]), *map(str.rjust, r[1:], widths[1:])]) + ' |'

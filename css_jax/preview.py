@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from css_jax import checkpoint, methods, parallel, pictures, state, stored
 from css_jax import config as configs
 from css_jax import step as steps
-from css_jax.data import streams
+from css_jax.data import splits, streams
 
 PICTURE = 'preview.png'
 TEXT = 'preview.txt'
@@ -35,7 +35,8 @@ def preview(config: ConfigDict, workdir: str | pathlib.Path) -> None:
     method = methods.get(config.method)
     batches = streams.train_batches(config.data, seed=config.seed)
     tx = method.optimizer(config)
-    ctx = methods.context(config)
+    ids = splits.subsets(config.data)
+    ctx = methods.context(config, images={name: len(chosen) for name, chosen in ids.items()})
     workdir = pathlib.Path(workdir)
     if (workdir / checkpoint.FOLDER).is_dir():
         stored.match(config, workdir)

@@ -180,3 +180,13 @@ def test_the_partner_is_the_next_image_of_the_global_batch():
     parts = jax.vmap(lambda x: parallel.next_example(x, 'data'), axis_name='data')(x.reshape(3, 2))
     np.testing.assert_array_equal(whole, [1, 2, 3, 4, 5, 0])
     np.testing.assert_array_equal(parts.ravel(), whole)
+
+
+def test_the_reference_s_partner_is_of_the_first_device():
+    x = jnp.arange(6.0)
+    whole = parallel.next_of_first_device({'x': x}, None)['x']
+    parts = jax.vmap(lambda x: parallel.next_of_first_device(x, 'data'), axis_name='data')(
+        x.reshape(3, 2)
+    )
+    np.testing.assert_array_equal(whole, [1, 2, 3, 4, 5, 0])  # alone: the next, as ever
+    np.testing.assert_array_equal(parts, [[1, 0], [1, 0], [1, 0]])

@@ -321,9 +321,10 @@ def test_bank_is_that_of_the_global_batch(devices, psum):
     assert {k: float(v.sum()) for k, v in parts.items()} == pytest.approx(info)
 
 
-def test_sampled_is_the_mean_over_devices():
+@pytest.mark.parametrize('estimator', ESTIMATORS)
+def test_scope_device_is_the_mean_over_devices(estimator):
     key, (z, labels, hard, prototypes) = jax.random.key(6), case()
-    options = {**SMALL, 'estimator': 'sampled'}
+    options = {**SMALL, 'estimator': estimator, 'scope': 'device'}
     value, info, gradient = on_devices(2, key, z, labels, hard, prototypes, **options)
     for rank, part in enumerate((slice(0, N // 2), slice(N // 2, N))):
         alone, _, expected = value_and_grad(
@@ -389,6 +390,8 @@ def test_errors_name_the_argument():
     loss = partial(contrastive.loss, jax.random.key(0))
     with pytest.raises(ValueError, match="estimator is 'banks'; expected 'bank' or 'sampled'"):
         loss(z, labels, hard, prototypes, estimator='banks')
+    with pytest.raises(ValueError, match="scope is 'global'; expected 'device', or 'global' with"):
+        loss(z, labels, hard, prototypes, estimator='sampled', scope='global')
     with pytest.raises(ValueError, match=r'hard has shape \(511,\); expected \(512,\)'):
         loss(z, labels, hard[1:], prototypes)
     with pytest.raises(ValueError, match=r'prototypes has shape \(4, 7\); expected \[C, 8\]'):

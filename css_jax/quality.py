@@ -1,0 +1,129 @@
+"""The quality of a run's pseudo-labels, against truth that training never sees (Table 4)."""
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from css_jax import checkpoint, follow, methods, monitor, parallel, state, stored
+from css_jax import config as configs
+from css_jax.data import sources, splits, streams
+from css_jax.methods import css, teacher, views
+from css_jax.ops import metrics, pseudo_labels
+
+RESULTS = 'pseudo_labels.json'
+TABLE = 'pseudo_labels.md'
+KINDS = ('logit', 'representation', 'mix')
+
+
+def quality(config: ConfigDict, workdir: str | pathlib.Path, which: str = 'last') -> dict[str, Any]:
+    """Measures the pseudo-labels that a checkpoint's teacher gives the unlabelled images.
+
+    One pass over the unlabelled stream, in the weak view and with the BatchNorm of training. The
+    labels are those that the sampling of Sec. 3.4 leaves: 'logit' where j_lgt >= delta_u,
+    'representation' where j_rep >= delta_w, 'mix' where both spaces agree and j_lgt >= delta_u. An
+    IoU is over the pixels that have a label left; coverage is the share of a class's true pixels
+    that are among them. As j_rep is thresholded from below, its tau_sim is at most
+    `css_jax.follow.SELECTIVE_TEMPERATURE`, whatever the run was trained with.
+
+    Args:
+        config: the run's configuration.
+        workdir: the run's folder.
+        which: 'last', 'best' or a step.
+
+    Returns:
+        Kind of label -> its 'miou', 'iou', 'accuracy' and 'coverage', 'coverage_by_class', as
+        written to DIR/pseudo_labels.json; DIR/pseudo_labels.md has the table.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: the method has no second space, the unlabelled images are not known, or the
+            configuration is not the run's.
+    """
+    config = configs.finalise(config)
+    stored.match(config, workdir)
+    if 'representation' not in methods.get(config.method).outputs(config):
+        having = [name for name in methods.METHODS if hasattr(methods.METHODS[name], 'init_memory')]
+        raise ValueError(
+            f'method: got {config.method}, expected one with a representation space: {having}'
+        )
+    step = checkpoint.find(workdir, which)
+    data = ConfigDict(config.data.to_dict())
+    data.streams.unlabelled.labels = True  # here alone; the crops are those of training
+    ids = splits.subsets(data)['unlabelled']
+    ctx = methods.context(config)
+    variables = checkpoint.restore_network(workdir, step, state.shapes(ctx))
+    memory = checkpoint.restore_arrays(workdir, step, ['memory'])['memory']
+    measure = parallel.compile(_measure(config, ctx))
+
+    size = data.streams.unlabelled.batch_size
+    total, batches = None, streams.train_batches(data, seed=config.seed)
+    for start in range(0, len(ids), size):
+        batch = next(batches)['unlabelled']
+        batch['label'][len(ids) - start :] = sources.VOID  # of the next pass already
+        part = jax.device_get(measure(variables, memory, batch))
+        part = jax.tree.map(lambda x: x.astype(np.int64), part)
+        total = part if total is None else jax.tree.map(np.add, total, part)
+
+    matrices, pixels = total
+    results = {kind: _scores(matrices[kind], pixels) for kind in KINDS}
+    names = sources.class_names(data.streams.unlabelled.dataset)
+    title = f'{config.method}, step {step}: pseudo-labels of {len(ids)} unlabelled images'
+    text = f'{title}; IoU in %, then coverage in %\n\n{_table(names, results)}\n'
+    workdir = pathlib.Path(workdir)
+    (workdir / TABLE).write_text(text)
+    (workdir / RESULTS).write_text(json.dumps({'step': step, **results}, indent=2) + '\n')
+    print(text, end='')
+    print(f'written: {workdir / TABLE}, {workdir / RESULTS}')
+    return results
+
+
+def _measure(config: ConfigDict, ctx: state.Context) -> Any:
+    """Gives the function of one batch -> ({kind: confusion [C, C]}, true pixels by class [C])."""
+    selective = ConfigDict(config.to_dict())
+    c = selective.contrastive
+    c.similarity_temperature = min(c.similarity_temperature, follow.SELECTIVE_TEMPERATURE)
+
+    def measure(variables: state.Variables, memory: dict, batch: dict) -> tuple[dict, jax.Array]:
+        truth = views.host_labels(batch['label'])
+        out, _ = teacher.run(variables, views.normalise(batch['image'], ctx), ctx)
+        y_lgt, j_lgt, y_rep, j_rep = css.both_spaces(out, memory, truth.shape[1:], selective)
+        confident = j_lgt >= config.unsupervised.threshold
+        agreed = pseudo_labels.mix(y_lgt, y_rep)
+        left = {
+            'logit': jnp.where(confident, y_lgt, -1),
+            'representation': jnp.where(j_rep >= c.valid_threshold, y_rep, -1),
+            'mix': jnp.where(confident, agreed, -1),
+        }
+        matrices = {
+            kind: metrics.confusion(jnp.where(y >= 0, truth, -1), y.clip(0), config.num_classes)
+            for kind, y in left.items()
+        }
+        return matrices, (truth[..., None] == jnp.arange(config.num_classes)).sum((0, 1, 2))
+
+    return measure
+
+
+def _scores(matrix: np.ndarray, pixels: np.ndarray) -> dict[str, Any]:
+    covered = matrix.sum(1)
+    by_class = [float(n / m) if m else None for n, m in zip(covered, pixels, strict=True)]
+    coverage = float(covered.sum() / max(pixels.sum(), 1))
+    return {**metrics.scores(matrix), 'coverage': coverage, 'coverage_by_class': by_class}
+
+
+def _table(names: tuple[str, ...], results: dict[str, dict]) -> str:
+    def percent(value: float | None) -> str:
+        return '-' if value is None else f'{100 * value:.2f}'
+
+    kinds = list(results)
+    rows = [['class', *kinds, *(f'{kind}, coverage' for kind in kinds)]]
+    for i, name in enumerate(names):
+        row = [percent(results[kind]['iou'][i]) for kind in kinds]
+        rows.append([name, *row, *(percent(results[k]['coverage_by_class'][i]) for k in kinds)])
+    row = [percent(results[kind]['miou']) for kind in kinds]
+    rows.append(['mIoU, all', *row, *(percent(results[kind]['coverage']) for kind in kinds)])
+    return monitor.markdown(rows)

@@ -1,0 +1,115 @@
+"""The teacher's BatchNorm in its modes, and what the methods of Table 1 have in common."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from css_jax import config as configs
+from css_jax import methods, state
+from css_jax import step as steps
+from css_jax.methods import views
+from css_jax.ops import pseudo_labels
+from css_jax.state import Variables
+from tests import tiny
+from tests.test_step import BATCH, leaves
+
+IMAGES = {'labelled': 8, 'unlabelled': 16}
+WEAK = BATCH['unlabelled']['image']
+
+
+def run(method, **changes):
+    """States before, between and after two steps, the last metrics, targets and the context."""
+    config = tiny.get_config('supervised' if method == 'supervised' else 'cutmix')
+    config.method = method
+    config.update_from_flattened_dict({k.replace('__', '.'): v for k, v in changes.items()})
+    config = configs.finalise(config)
+    found = methods.get(method)
+    tx, ctx = found.optimizer(config), methods.context(config, images=IMAGES)
+    step = functools.partial(steps.train_step, method=found, optimizer=tx, ctx=ctx)
+    states = [state.create(found, tx, ctx)]
+    compiled = jax.jit(step)
+    for _ in range(2):
+        after, metrics = compiled(states[-1], BATCH)
+        states.append(after)
+    return states, jax.device_get(metrics), found, ctx
+
+
+def targets(states, found, ctx):
+    """What the second step was trained on."""
+    keys = functools.partial(steps.parallel.step_keys, batch=BATCH, axis=None)
+    return jax.jit(
+        lambda s: found.targets(s, BATCH, keys(s.key, s.step), ctx)[0],
+    )(states[1])
+
+
+def close(ours, theirs, **tolerance):
+    ours, theirs = leaves(ours), leaves(theirs)
+    for name in theirs:
+        np.testing.assert_allclose(ours[name], theirs[name], err_msg=name, **tolerance)
+
+
+@pytest.mark.parametrize('labelled_pass', [False, True])
+def test_statistics_of_its_own_come_from_the_passes_it_makes(labelled_pass):
+    states, _, found, ctx = run('mean_teacher', teacher__labelled_pass=labelled_pass)
+    prepared = targets(states, found, ctx)
+    _, expected = ctx.train(states[1].teacher, views.normalise(WEAK, ctx))
+    if labelled_pass:
+        teacher = Variables(states[1].teacher.params, expected)
+        _, expected = ctx.train(teacher, prepared['images'])
+    close(states[2].teacher.batch_stats, expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize('method', ['mean_teacher', 'supervised'])
+def test_statistics_that_follow_the_student_s(method):
+    states, _, found, ctx = run(method, teacher__batch_norm='ema')
+    old, new, student = (
+        leaves(v.batch_stats) for v in (states[1].teacher, states[2].teacher, states[2].student)
+    )
+    for name in old:  # second step: decay 1/2
+        np.testing.assert_allclose(new[name], (old[name] + student[name]) / 2, rtol=1e-4, atol=1e-6)
+        assert (old[name] != new[name]).any()
+    if method == 'mean_teacher':  # and its pseudo-labels are of the running statistics
+        logits = ctx.evaluate(states[1].teacher, views.normalise(WEAK, ctx))['logits']
+        expected, _ = pseudo_labels.from_logits(logits, WEAK.shape[1:3])
+        np.testing.assert_array_equal(targets(states, found, ctx)['weak_label'], expected)
+
+
+def test_the_mean_teacher_mixes_nothing_and_cutmix_does():
+    found, configurations = {}, {}
+    for name in ('mean_teacher', 'cutmix'):
+        config = tiny.get_config('cutmix')
+        config.update_from_flattened_dict({'method': name, 'augment.resize': (1.0, 1.0)})
+        config.update_from_flattened_dict({'augment.jitter_prob': 0.0, 'augment.blur_prob': 0.0})
+        config.augment.flip_prob = 0.0
+        configurations[name] = configs.finalise(config)
+        method, ctx = methods.get(name), methods.context(configurations[name])
+        current = state.create(method, method.optimizer(configurations[name]), ctx)
+        found[name] = (targets([None, current], method, ctx), views.normalise(WEAK, ctx))
+    strong, weak = found['mean_teacher'][0]['strong'], found['mean_teacher'][1]
+    np.testing.assert_allclose(strong, weak, atol=1e-5)
+    mixed = np.asarray(found['cutmix'][0]['strong'])
+    own = np.isclose(mixed, weak, atol=1e-5).all(-1)
+    partner = np.isclose(mixed, np.roll(weak, -1, 0), atol=1e-5).all(-1)
+    assert (own | partner).all() and 0.3 < own.mean() < 0.7
+    assert configurations['cutmix'].augment.mixing == 'cutmix'
+
+
+def test_the_baseline_is_css_on_the_logits_without_its_own_constants():
+    same = {'pseudo_label': 'logit', 'indicator': 'confidence'}
+    same |= {'contrastive__schedule': 'constant', 'teacher__labelled_pass': False}
+    small = {'contrastive__hard_threshold': 0.9}
+    baseline, metrics, *_ = run('baseline', **small)
+    css, others, *_ = run('css', **small, **same)
+    assert metrics['weight_contrastive'] == 1 and metrics['loss_contrastive'] > 0
+    assert metrics.keys() == others.keys()
+    jax.tree.map(np.testing.assert_array_equal, baseline[2].student, css[2].student)
+
+
+def test_two_of_table_1_have_no_second_head():
+    config = configs.finalise(tiny.get_config('cutmix'))
+    heads = {name: set(methods.get(name).outputs(config)) for name in methods.METHODS}
+    alone = {'supervised', 'mean_teacher', 'cutmix'}
+    assert {name for name in heads if heads[name] == {'logits'}} == alone
+    assert all(heads[name] == {'logits', 'representation'} for name in set(heads) - alone)
