@@ -23,6 +23,7 @@ AUGMENTATION = {
 TUNED = list(itertools.product((0.02, 0.05, 0.1, 0.2), (450, 900), AUGMENTATION))
 # Three times the steps of the quickstart, at each learning rate: is the baseline converged?
 LONGER = list(itertools.product((0.05, 0.1), (2700,), ('none',)))
+COMPARED = ('supervised', 'cutmix', 'css_mix', 'supervised_all')
 
 
 def score(folder: pathlib.Path, method: str, seed: int, split: str = 'val', **changes) -> float:
@@ -59,7 +60,7 @@ def compare(folder: pathlib.Path, seeds: range, split: str, part: int, parts: in
     print(f'| method, on {split} | mIoU, seeds {seeds.start}-{seeds.stop - 1} | mean | gain |')
     print('|---|---|---|---|')
     table = {}
-    for i, method in enumerate(quickstart.METHODS):
+    for i, method in enumerate(COMPARED):
         if i % parts != part:
             continue
         table[method] = [

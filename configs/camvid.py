@@ -3,34 +3,58 @@
     python -m data_prep.camvid --source FOLDER --config half
     python -m css_jax.main --config configs/camvid.py --workdir runs/camvid_css
     python -m css_jax.main --config configs/camvid.py:supervised --workdir runs/camvid_supervised
+    python -m css_jax.main --config configs/camvid.py:30,css_cross,seed=1 --workdir D
+    python -m css_jax.main --config configs/camvid.py:backbone=mobilenet_v1,pretrained=FILE ...
 
-`:METHOD` is css_mix (the default), cutmix or supervised. The network starts from random weights, so
-burn-in, learning rate and thresholds are the quickstart's, not the paper's (see
-configs/quickstart.py). It is evaluated on `test`.
+A number is how many images are labelled (46), METHOD one of css_jax.methods.METHODS (css_mix).
+`seed=S` (0) draws the labelled images, too. `backbone=` is resnet18 (at a quarter of its width) or
+mobilenet_v1 (at three quarters), `pretrained=FILE` has its weights; any key of the table follows,
+see configs/arguments.py.
+
+The network starts from random weights unless they are given, so burn-in, learning rate and
+thresholds are the quickstart's, not the paper's (see configs/quickstart.py). It is evaluated on
+`test`.
 """
 
 from ml_collections import ConfigDict
 
-from configs import quickstart
+from configs import arguments, quickstart
 from css_jax import config as configs
+from css_jax.methods import METHODS
+
+FILE = 'configs/camvid.py'
+WIDTHS = {'resnet18': 0.25, 'mobilenet_v1': 0.75}
+DEFAULTS = {
+    'method': 'css_mix',
+    'labels': 46,
+    'seed': 0,
+    'backbone': 'resnet18',
+    'pretrained': '',
+}
 
 
-def get_config(method: str = 'css_mix') -> ConfigDict:
-    """Gives the configuration of one method on `camvid/half` (240x180 pixels, 11 classes)."""
-    if method not in ('css_mix', 'cutmix', 'supervised'):
-        raise ValueError(f'configs/camvid.py:{method}: expected one of css_mix, cutmix, supervised')
+def get_config(argument: str = '') -> ConfigDict:
+    """Gives the configuration of one method on `camvid/half` (240x180 pixels, 11 classes).
+
+    Raises:
+        ValueError: a word, key or value of the argument is unknown.
+    """
+    words = {'method': METHODS, 'backbone': WIDTHS}
+    given, settings = arguments.read(argument, FILE, words, DEFAULTS)
+    method, labels = given['method'], given['labels']
     c = configs.default()
     c.method = method
     c.steps = 1000
 
-    c.model.backbone = 'resnet18'
+    c.model.backbone = given['backbone']
     c.model.output_stride = 8
-    c.model.width = 0.25
+    c.model.width = WIDTHS[given['backbone']]
     c.model.representation_dim = 64
 
     common = {'batch_size': 8, 'crop': (128, 160)}
+    least = min(8, labels // 5)  # every class is in 8 of the 46, and few images can still have it
     c.data.streams.labelled = configs.stream(
-        'camvid/half', count=46, resize=(0.5, 1.5), min_per_class=8, **common
+        'camvid/half', count=labels, min_per_class=least, resize=(0.5, 1.5), **common
     )
     c.data.streams.unlabelled = configs.stream(
         'camvid/half',
@@ -51,4 +75,4 @@ def get_config(method: str = 'css_mix') -> ConfigDict:
     c.update_from_flattened_dict(quickstart.METHODS[method])
     c.log_every = 50
     c.checkpoint_every = 250
-    return c
+    return arguments.finish(c, given, settings, FILE)

@@ -2,9 +2,12 @@
 
     python -m css_jax.main --config configs/quickstart.py --workdir runs/css_mix
     python -m css_jax.main --config configs/quickstart.py:supervised --workdir runs/supervised
+    python -m css_jax.main --config configs/quickstart.py:css,pseudo_label=logit,seed=1 --workdir D
 
-`:METHOD` is css_mix (the default), cutmix, supervised, or supervised_all, which has the labels of
-all 500 training images. The methods share everything but what `METHODS` lists here.
+METHOD is one of css_jax.methods.METHODS (css_mix), or supervised_all, which has the labels of all
+500 training images. The methods share everything but what `METHODS` lists here. A number is how
+many images are labelled (8); `seed=S` (0) draws them, too; `pretrained=FILE` and any key follow,
+see configs/arguments.py.
 
 8 of the 500 images are labelled. It starts from random weights, so it departs from the paper's
 values, which start from ImageNet: a burn-in on the labelled images, a larger learning rate, a lower
@@ -13,21 +16,35 @@ delta_u, L_u as printed in the paper (Eq. 8), a small lambda_c, and no jitter or
 
 from ml_collections import ConfigDict
 
+from configs import arguments
 from css_jax import config as configs
 
+FILE = 'configs/quickstart.py'
+_CONTRASTIVE = {'burn_in_steps': 200, 'contrastive.weight': 0.1}
 # What a method adds to the common table: its losses' weights and its burn-in, nothing else.
 METHODS = {
     'supervised': {},
     'supervised_all': {'data.streams.labelled.count': 0, 'data.streams.labelled.min_per_class': 0},
+    'mean_teacher': {'burn_in_steps': 200},
     'cutmix': {'burn_in_steps': 200},
-    'css_mix': {'burn_in_steps': 200, 'contrastive.weight': 0.1},
+    'baseline': _CONTRASTIVE,
+    'css_cross': _CONTRASTIVE,
+    'css_mix': _CONTRASTIVE,
+    'css': _CONTRASTIVE,
 }
+DEFAULTS = {'method': 'css_mix', 'labels': 0, 'seed': 0, 'pretrained': ''}
 
 
-def get_config(method: str = 'css_mix') -> ConfigDict:
-    """Gives the configuration of one method on `shapes`."""
-    if method not in METHODS:
-        raise ValueError(f'configs/quickstart.py:{method}: expected one of {sorted(METHODS)}')
+def get_config(argument: str = '') -> ConfigDict:
+    """Gives the configuration of one method on `shapes`.
+
+    Raises:
+        ValueError: a word, key or value of the argument is unknown, or they contradict each other.
+    """
+    given, settings = arguments.read(argument, FILE, {'method': METHODS}, DEFAULTS)
+    method, labels = given['method'], given['labels'] or 8
+    if method == 'supervised_all' and given['labels']:
+        raise ValueError(f'{FILE}: got {labels} labels with supervised_all, which has all of them')
     c = configs.default()
     c.method = 'supervised' if method == 'supervised_all' else method
     c.steps = 900
@@ -38,8 +55,9 @@ def get_config(method: str = 'css_mix') -> ConfigDict:
     c.model.representation_dim = 64
 
     common = {'batch_size': 8, 'crop': (64, 64)}
+    least = min(2, labels // 4)  # every class is in 2 of the 8, and fewer images can still have it
     c.data.streams.labelled = configs.stream(
-        'shapes', count=8, min_per_class=2, resize=(0.5, 1.5), **common
+        'shapes', count=labels, min_per_class=least, resize=(0.5, 1.5), **common
     )
     c.data.streams.unlabelled = configs.stream(
         'shapes', labels=False, exclude='labelled', resize=(1.0, 1.0), pad='reflect', **common
@@ -57,4 +75,4 @@ def get_config(method: str = 'css_mix') -> ConfigDict:
     c.log_every = 50
     c.checkpoint_every = 300
     c.update_from_flattened_dict(METHODS[method])
-    return c
+    return arguments.finish(c, given, settings, FILE)

@@ -79,10 +79,26 @@ RANGES = {
 def warnings(config: ConfigDict) -> list[str]:
     """Says what is possible but unlikely to be meant, a sentence each.
 
-    Softmax similarity has an upper bound, as cosines have: 1 / (1 + (C-1) exp(-2/tau_sim)).
-
     Args:
         config: finalised.
+    """
+    return _random_weights(config) + _out_of_reach(config)
+
+
+def _random_weights(config: ConfigDict) -> list[str]:
+    dataset = config.eval.dataset.partition('/')[0]
+    if dataset not in ('voc', 'cityscapes') or config.model.pretrained or config.init_from:
+        return []
+    return [
+        "model.pretrained is empty: this run starts from random weights, the paper's from ImageNet "
+        'ones (--config.model.pretrained=FILE)'
+    ]
+
+
+def _out_of_reach(config: ConfigDict) -> list[str]:
+    """Names thresholds that no pixel can pass.
+
+    Softmax similarity has an upper bound, as cosines have: 1 / (1 + (C-1) exp(-2/tau_sim)).
     """
     if 'representation' not in methods.get(config.method).outputs(config):
         return []
@@ -130,8 +146,14 @@ def values(config: ConfigDict) -> None:
         value = _at(config, key)
         if len(value) != 3 or not all(least <= v <= 1 for v in value):
             raise ValueError(f'{key}: got {value!r}, expected three numbers from {least} to 1')
-    if len(config.eval.pad_to) != 2 or min(config.eval.pad_to) < 0:
-        raise ValueError(f'eval.pad_to: got {config.eval.pad_to!r}, expected (height, width)')
+    for key in ('eval.pad_to', 'eval.window'):
+        value = tuple(_at(config, key))
+        if value != (0, 0) and (len(value) != 2 or min(value) < 1):
+            raise ValueError(f'{key}: got {value!r}, expected (height, width) or (0, 0)')
+    if not config.eval.scales or min(config.eval.scales) <= 0:
+        raise ValueError(
+            f'eval.scales: got {config.eval.scales!r}, expected one or more factors above 0'
+        )
     if config.burn_in_steps > config.steps:
         raise ValueError(
             f'burn_in_steps: got {config.burn_in_steps}, expected at most steps={config.steps}'

@@ -1,14 +1,15 @@
 """Checkpoints of a run: the only file that knows Orbax."""
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from css_jax.state import TrainState, Variables
+from css_jax.state import TrainState, Variables, flat
 
 FOLDER = 'checkpoints'
 
@@ -124,15 +125,52 @@ def find(workdir: str | pathlib.Path, which: str) -> int:
     return step
 
 
-def restore_teacher(workdir: str | pathlib.Path, step: int, like: Variables) -> Variables:
-    """Restores the teacher alone.
+def exists(workdir: str | pathlib.Path) -> bool:
+    """Says whether a run in DIR has a complete checkpoint to go on from."""
+    return any(path.name.isdigit() for path in (pathlib.Path(workdir) / FOLDER).glob('*'))
+
+
+def restore_arrays(
+    workdir: str | pathlib.Path, step: int, parts: Sequence[str]
+) -> dict[str, dict[str, np.ndarray]]:
+    """Restores parts of a state as they were saved, whatever network they are of.
 
     Args:
         workdir: the run's folder.
         step: a step that is there, see `find`.
-        like: a teacher's arrays or their shapes.
+        parts: fields of `TrainState`, such as 'student'.
+
+    Returns:
+        Part -> path ('params/conv1/kernel') -> array; {} for what the state has none of.
     """
-    target = {'teacher': _shapes(like)}
+    with ocp.CheckpointManager(
+        pathlib.Path(workdir).absolute() / FOLDER,
+        options=ocp.CheckpointManagerOptions(read_only=True, save_interval_steps=0),
+        item_handlers={'state': ocp.PyTreeCheckpointHandler()},
+    ) as manager:
+        saved = manager.item_metadata(step)['state'].tree
+        saved = {part: saved[part] for part in parts}
+        args = ocp.args.PyTreeRestore(
+            saved,
+            restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved),
+            partial_restore=True,
+        )
+        restored = manager.restore(step, args=ocp.args.Composite(state=args))['state']
+    return {part: flat(restored[part]) for part in parts}
+
+
+def restore_network(
+    workdir: str | pathlib.Path, step: int, like: Variables, network: str = 'teacher'
+) -> Variables:
+    """Restores one network alone.
+
+    Args:
+        workdir: the run's folder.
+        step: a step that is there, see `find`.
+        like: the network's arrays or their shapes.
+        network: 'teacher' or 'student'.
+    """
+    target = {network: _shapes(like)}
     args = ocp.args.PyTreeRestore(
         target,
         restore_args=ocp.checkpoint_utils.construct_restore_args(target),
@@ -143,7 +181,7 @@ def restore_teacher(workdir: str | pathlib.Path, step: int, like: Variables) -> 
     with ocp.CheckpointManager(
         folder, options=ocp.CheckpointManagerOptions(read_only=True, save_interval_steps=0)
     ) as manager:
-        return manager.restore(step, args=ocp.args.Composite(state=args))['state']['teacher']
+        return manager.restore(step, args=ocp.args.Composite(state=args))['state'][network]
 
 
 def _miou(scores: Mapping[str, float]) -> float:

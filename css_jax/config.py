@@ -7,11 +7,8 @@ the table of css_jax/follow.py unless its comment says otherwise.
 from ml_collections import ConfigDict, FrozenConfigDict
 from ml_collections.config_dict import placeholder
 
-from css_jax import check, follow, methods
+from css_jax import check, follow, methods, pretrained
 from css_jax.data import sources
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def stream(dataset: str, **overrides) -> ConfigDict:
@@ -74,8 +71,8 @@ def default() -> ConfigDict:
     c.data = ConfigDict()
     c.data.dir = ''  # where prepared datasets lie; '': TFDS_DATA_DIR or ~/tensorflow_datasets
     c.data.streams = ConfigDict()  # name -> stream(...); methods ask for 'labelled', 'unlabelled'
-    c.data.mean = IMAGENET_MEAN  # of RGB in [0, 1]
-    c.data.std = IMAGENET_STD
+    c.data.mean = placeholder(tuple)  # of RGB in [0, 1]; what the first weights expect, else
+    c.data.std = placeholder(tuple)  # ImageNet's
     c.data.resampling = 'cv2'  # 'cv2' (fast) | 'pil' (the reference's filter, to compare with)
     c.data.threads = 4
     c.data.prefetch = 4  # batches read ahead
@@ -165,10 +162,14 @@ def finalise(config: ConfigDict) -> ConfigDict:
     Raises:
         ValueError: a value is impossible; names the key, what came and what was expected.
     """
-    config = config.copy_and_resolve_references().unlock()
+    config = ConfigDict(config.to_dict())
     check.choice('method', config.method, methods.METHODS)
     check.choice('follow', config.follow, follow.COLUMNS)
     follow.resolve(config, methods.get(config.method).DEFAULTS)
+    if config.data.mean is None or config.data.std is None:
+        mean, std = pretrained.normalisation(config)
+        config.data.mean = mean if config.data.mean is None else config.data.mean
+        config.data.std = std if config.data.std is None else config.data.std
     check.values(config)
     needed = list(methods.METHODS[config.method].STREAMS)
     for name in needed:  # grows by what these leave out

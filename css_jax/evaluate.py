@@ -1,8 +1,12 @@
-"""Evaluation: the teacher with its running statistics, one confusion matrix over a split."""
+"""Evaluation: one confusion matrix over a split, under a protocol (see `css_jax.protocols`)."""
 
 import json
+import logging
 import os
 import pathlib
+import re
+import time
+from collections.abc import Mapping
 from typing import Any
 
 import flax
@@ -11,15 +15,16 @@ import numpy as np
 from clu import metrics as clu_metrics
 from ml_collections import ConfigDict
 
-from css_jax import checkpoint, methods, monitor, parallel, state, stored
+from css_jax import checkpoint, methods, monitor, parallel, protocols, state, stored
 from css_jax import config as configs
-from css_jax.data import sources, streams
+from css_jax.data import evaluation, sources, splits
 from css_jax.methods import views
 from css_jax.ops import losses, metrics
 from css_jax.state import Variables
 
+LOG = logging.getLogger('css_jax')
 RESULTS = 'results.json'
-PROTOCOL = 'EMA teacher, running statistics, whole image at its own size, void pixels left out'
+_QUIET = 10.0  # seconds between lines of progress
 
 
 @flax.struct.dataclass
@@ -75,39 +80,64 @@ class Scores(clu_metrics.Collection):
 
 
 class Evaluator:
-    """Evaluates a network's variables on `config.eval`; compiles once."""
+    """Evaluates a network's variables on `config.eval`; compiles once for each size of image.
+
+    Attributes:
+        name: of the split, with its dataset.
+        class_names: of the network's classes.
+        protocol: how the split is scored, in words.
+    """
 
     def __init__(self, config: ConfigDict):
         """Opens the split.
 
         Args:
             config: finalised, see `css_jax.config.finalise`.
+
+        Raises:
+            ValueError: an image is larger than `eval.pad_to`; see also `css_jax.data.sources.load`.
         """
         c = config.eval
-        self._config = c
         self._source = sources.load(c.dataset, c.split, config.data.dir)
+        self._images = evaluation.groups(
+            self._source, c.protocol, pad_to=tuple(c.pad_to), window=protocols.window(config)
+        )
+        # Sliding keeps a map of the whole image, so one image at a time: its windows are the batch.
+        self._batch_size = 1 if c.protocol == 'sliding' else c.batch_size
+        self._crop = c.protocol == 'random_crop'
         self.name = f'{self._source.dataset}:{c.split}'
-        streams.eval_size(self._source, tuple(c.pad_to))  # refuses now what would not fit later
+        self.protocol = protocols.describe(config, next(iter(self._images)))
         names = self._source.class_names
         # A network may have more classes than the images: those of another dataset.
         self.class_names = (*names, *(f'class {i}' for i in range(len(names), config.num_classes)))
-        ctx = methods.context(config)
-        method = methods.get(config.method)
+        predict = protocols.prediction(config)
 
         def measure(variables: Variables, images: jax.Array, labels: jax.Array) -> Scores:
-            logits = method.predict(variables, views.normalise(images, ctx), ctx)
+            logits = predict(variables, images)
             return Scores.single_from_model_output(labels=views.host_labels(labels), logits=logits)
 
         self._measure = parallel.compile(measure)
+        if (sizes := len(self._images)) > 1:
+            count = f'{len(self._source)} images of {sizes} sizes, {sizes} compilations'
+            LOG.info('evaluation on %s: %s', self.name, count)
 
     def __call__(self, variables: Variables) -> dict[str, Any]:
         """Gives 'miou', 'iou', 'accuracy' in [0, 1] and 'loss' of the variables."""
-        total = None
-        for batch in streams.eval_batches(
-            self._source, batch_size=self._config.batch_size, size=tuple(self._config.pad_to)
-        ):
+        total, count = None, evaluation.batch_count(self._images, self._batch_size)
+        batches = evaluation.eval_batches(
+            self._source, self._images, batch_size=self._batch_size, crop=self._crop
+        )
+        for done, batch in enumerate(batches, start=1):
             part = self._measure(variables, batch['image'], batch['label'])
             total = part if total is None else total.merge(part)
+            now = time.perf_counter()
+            if done == 1:  # has compiled: the speed is that of the batches after it
+                start = told = now
+            elif now - told > _QUIET and done < count:
+                to_go = (now - start) / (done - 1) * (count - done)
+                share = f'{100 * done // count}% of {self.name}'
+                LOG.info('evaluated %s · to go %s', share, monitor.duration(to_go))
+                told = now
         values = total.compute()
         return {**values['confusion'], 'loss': values['loss']}
 
@@ -115,16 +145,20 @@ class Evaluator:
 def evaluate(
     config: ConfigDict, workdir: str | pathlib.Path, which: str = 'last'
 ) -> dict[str, Any]:
-    """Restores a checkpoint's teacher and evaluates it.
+    """Restores a checkpoint's network and evaluates it.
+
+    DIR/results.json is the run's own result, what reports and sweeps read: its last checkpoint
+    under the protocol it was trained with. Any other evaluation has a file of its own, named by
+    what differs, such as DIR/results_best_network=student.json; see `results_file`.
 
     Args:
         config: the run's configuration; keys that do not change what was trained
-            (`css_jax.config.FREE`), such as `eval`, may differ.
+            (`css_jax.stored.FREE`), such as `eval`, may differ.
         workdir: the run's folder.
         which: 'last', 'best' or a step.
 
     Returns:
-        The results, as written to DIR/results.json.
+        The results, as written.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
@@ -133,12 +167,39 @@ def evaluate(
     config = configs.finalise(config)
     stored.match(config, workdir)
     step = checkpoint.find(workdir, which)
+    file = results_file(config, configs.finalise(stored.load(workdir)), which)
     evaluator = Evaluator(config)
-    teacher = checkpoint.restore_teacher(workdir, step, state.shapes(methods.context(config)))
+    like = state.shapes(methods.context(config))
+    variables = checkpoint.restore_network(workdir, step, like, config.eval.network)
     checkpoints = checkpoint.Checkpoints(workdir, read_only=True)
-    best, split_hash = checkpoints.best(), checkpoints.meta(step)['split_hash']
+    best, meta = checkpoints.best(), checkpoints.meta(step)
     checkpoints.close()
-    return report(workdir, config, evaluator, evaluator(teacher), step, split_hash, best)
+    if note := splits.changed_since(meta, config.data):
+        LOG.warning('warning: %s', note)
+    scores = evaluator(variables)
+    return report(workdir, config, evaluator, scores, step, meta, best, file)
+
+
+def results_file(config: ConfigDict, trained: ConfigDict, which: str = 'last') -> str:
+    """Names the file of an evaluation by how it differs from the run's own.
+
+    Args:
+        config: of the evaluation, finalised.
+        trained: the run's, finalised.
+        which: 'last', 'best' or a step.
+
+    Returns:
+        'results.json' for the last checkpoint under the run's own protocol; otherwise the
+        checkpoint, if not the last, and every changed key of `css_jax.protocols.KEYS` with its
+        value are added, as in 'results_best_flip=True_scales=0.5,1.0.json'.
+    """
+    parts = [] if which == 'last' else [which if which == 'best' else f'step{int(which)}']
+    for key in protocols.KEYS:
+        value = config.eval[key]
+        if value != trained.eval[key]:
+            shown = ','.join(map(str, value)) if isinstance(value, tuple) else str(value)
+            parts.append(f'{key}=' + re.sub(r'[^\w.,]+', '-', shown))
+    return '_'.join(['results', *parts]) + '.json'
 
 
 def report(
@@ -147,10 +208,11 @@ def report(
     evaluator: Evaluator,
     scores: dict[str, Any],
     step: int,
-    split_hash: str,
+    split: Mapping[str, Any],
     best: tuple[int, float] | None,
+    file: str = RESULTS,
 ) -> dict[str, Any]:
-    """Prints scores per class and writes DIR/results.json.
+    """Prints scores per class and writes them to a file in DIR.
 
     Args:
         workdir: the run's folder.
@@ -158,8 +220,12 @@ def report(
         evaluator: what gave the scores.
         scores: as `Evaluator` gives them.
         step: iterations the evaluated weights were trained for.
-        split_hash: hash of the training images' ids.
-        best: step and mIoU of the best evaluated checkpoint.
+        split: the training images, as of `css_jax.data.splits.record`.
+        best: step and mIoU of the best checkpoint evaluated while it was trained.
+        file: see `results_file`.
+
+    Returns:
+        What is written.
     """
     names = evaluator.class_names
     results = {
@@ -172,16 +238,17 @@ def report(
         'loss': scores['loss'],
         'iou': dict(zip(names, scores['iou'], strict=True)),
         'best': {'step': best[0], 'miou': best[1]} if best else None,
-        'protocol': PROTOCOL,
-        'eval': {key: config.eval[key] for key in ('dataset', 'split', 'pad_to')},
-        'split_hash': split_hash,
+        'protocol': evaluator.protocol,
+        'eval': {key: config.eval[key] for key in protocols.KEYS},
+        **split,
     }
-    path = pathlib.Path(workdir) / RESULTS
+    path = pathlib.Path(workdir) / file
     draft = path.with_suffix('.tmp')
     draft.write_text(json.dumps(results, indent=2) + '\n')
     os.replace(draft, path)
-    print(f'{config.method}, step {step}, {evaluator.name}')
+    print(f'{config.method}, step {step}, {evaluator.name}\n{evaluator.protocol}')
     print(monitor.scores_table(names, {'IoU %': scores}))
     if best:
         print(f'best evaluated: step {best[0]}, mIoU {100 * best[1]:.2f}')
+    print(f'written: {path}')
     return results

@@ -118,6 +118,11 @@ def _fold_name(key: Array, name: str) -> Array:
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
+def shares(batch_size: int) -> tuple[int, int]:
+    """Gives how many images of a global batch a process and a device get; the loop runs on one."""
+    return batch_size, batch_size
+
+
 def compile(function: Callable) -> Callable:
     """Compiles a function of arrays; nothing is given away."""
     return jax.jit(function)

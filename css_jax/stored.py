@@ -11,7 +11,7 @@ from css_jax import config as configs
 
 FILE = 'config.json'
 # What a run leaves in its folder and would be lost if another one took it.
-TRACES = ('checkpoints', 'metrics.jsonl', 'results.json', 'events.out.tfevents.*')
+TRACES = ('checkpoints', 'metrics.jsonl', 'results*.json', 'events.out.tfevents.*')
 # Keys under which a run may be gone on with: none changes what is trained.
 FREE = ('log_every', 'checkpoint_every', 'eval.', 'data.dir', 'data.threads', 'data.prefetch')
 

@@ -12,10 +12,22 @@ import numpy as np
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
-from css_jax import checkpoint, evaluate, methods, monitor, optimizer, parallel, state, stored
+from css_jax import (
+    check,
+    checkpoint,
+    evaluate,
+    follow,
+    methods,
+    monitor,
+    optimizer,
+    parallel,
+    pretrained,
+    state,
+    stored,
+)
 from css_jax import config as configs
 from css_jax import step as steps
-from css_jax.data import streams
+from css_jax.data import splits, streams
 
 LOG = logging.getLogger('css_jax')
 
@@ -36,29 +48,35 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
     """
     config = configs.finalise(config)
     workdir = pathlib.Path(workdir)
-    ids = streams.subsets(config.data)
-    split_hash = streams.fingerprint(ids)
+    ids = splits.subsets(config.data)
+    split = splits.record(config.data, ids)
     evaluator = evaluate.Evaluator(config)
-    stored.claim(config, workdir)
-    for warning in configs.warnings(config):
-        LOG.warning('warning: %s', warning)
-    for name, chosen in ids.items():
-        LOG.info('stream %s: %d images', name, len(chosen))
-
     method = methods.get(config.method)
+    ctx = methods.context(config, images={name: len(chosen) for name, chosen in ids.items()})
+    # Before anything is written; what goes on from a checkpoint needs neither file nor folder.
+    given = {} if checkpoint.exists(workdir) else pretrained.load(config, method, ctx)
+    stored.claim(config, workdir)
+    departures = follow.departures(config, method.DEFAULTS)
+    LOG.info('follow=%s; set otherwise: %s', config.follow, ', '.join(departures) or 'nothing')
+    for warning in check.warnings(config):
+        LOG.warning('warning: %s', warning)
+    for line in splits.report(config.data, ids):
+        LOG.info('%s', line)
+    LOG.info('split hash %s', split['split_hash'])
+
     tx = method.optimizer(config)
-    ctx = methods.context(config)
-    current = state.create(method, tx, ctx)
+    current = state.create(method, tx, ctx, given)
     LOG.info('\n%s', parameter_overview.get_parameter_overview(current.student.params))
-    LOG.info('one device of %d: %s', jax.device_count(), jax.devices()[0].device_kind)
+    for line in _batches(config):
+        LOG.info('%s', line)
 
     with contextlib.closing(checkpoint.Checkpoints(workdir)) as checkpoints:
         if checkpoints.latest_step is not None:
             saved = checkpoints.meta(checkpoints.latest_step)
-            if saved['split_hash'] != split_hash:
+            if changed := splits.changed(saved, split):
                 raise ValueError(
-                    f'{workdir} was trained on other images: split hash {saved["split_hash"]}, '
-                    f'now {split_hash}. Take another --workdir, or the dataset it was trained on.'
+                    f'{workdir} was trained on other images: {changed}. Take another --workdir, '
+                    'or the images it was trained on.'
                 )
             current = checkpoints.restore(current)
             LOG.info('going on from step %d', int(current.step))
@@ -95,21 +113,44 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
                     LOG.info(monitor.line(done, config.steps, record))
                 if score:
                     with progress.pause():
-                        scores = evaluator(current.teacher)
-                    record['eval_miou'] = scores['miou']
-                    LOG.info('step %d: mIoU %.2f on %s', done, 100 * scores['miou'], evaluator.name)
+                        scores = evaluator(getattr(current, config.eval.network))
+                    record['eval_miou'] = _number(scores['miou'])
+                    LOG.info(
+                        'step %d: mIoU %.2f on %s', done, 100 * record['eval_miou'], evaluator.name
+                    )
                 if record:
                     writer.write(done, record)
                 if save:
-                    evaluated = {'miou': scores['miou']} if score else None
+                    known = score and scores['miou'] is not None
+                    evaluated = {'miou': scores['miou']} if known else None
                     with progress.pause():
-                        checkpoints.save(done, current, {'split_hash': split_hash}, evaluated)
+                        checkpoints.save(done, current, split, evaluated)
         best = checkpoints.best()
 
     if scores is None:
         LOG.info('%s is trained to its last step %d already', workdir, start)
-        scores = evaluator(current.teacher)
-    return evaluate.report(workdir, config, evaluator, scores, int(current.step), split_hash, best)
+        scores = evaluator(getattr(current, config.eval.network))
+    return evaluate.report(workdir, config, evaluator, scores, int(current.step), split, best)
+
+
+def _number(value: float | None) -> float:
+    """Gives NaN for a score of nothing: a split that is void everywhere."""
+    return np.nan if value is None else value
+
+
+def _batches(config: ConfigDict) -> list[str]:
+    """Says how many images a step takes, in all and on each process and device."""
+    shares = {name: parallel.shares(s.batch_size) for name, s in config.data.streams.items()}
+    kind = jax.devices()[0].device_kind
+    return [
+        f'on 1 of {jax.device_count()} devices ({kind}), learning rate '
+        f'{config.optimizer.learning_rate:g}, which no number of devices changes',
+        *(
+            f'batch of {name}: {config.data.streams[name].batch_size} images in all, '
+            f'{process} a process, {device} a device'
+            for name, (process, device) in shares.items()
+        ),
+    ]
 
 
 def _finite(pending: Mapping[int, Mapping], writer: monitor.Writer) -> dict[str, float]:

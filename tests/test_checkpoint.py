@@ -7,8 +7,9 @@ from css_jax import checkpoint, state
 
 
 def fake(step):
-    arrays = state.Variables({'w': jnp.full(3, float(step))}, {})
-    return state.TrainState(jnp.int32(step), arrays, arrays, {}, {}, jnp.zeros(2, jnp.uint32))
+    student = state.Variables({'w': jnp.full(3, -float(step))}, {})
+    teacher = state.Variables({'w': jnp.full(3, float(step))}, {})
+    return state.TrainState(jnp.int32(step), student, teacher, {}, {}, jnp.zeros(2, jnp.uint32))
 
 
 def test_latest_two_and_best_are_kept(tmp_path):
@@ -20,15 +21,17 @@ def test_latest_two_and_best_are_kept(tmp_path):
     assert checkpoints.best() == (2, 0.7)
     assert checkpoints.steps == [2, 5, 6]
     assert checkpoints.latest_step == 6
-    assert checkpoints.restore(fake(0)).student.params['w'][0] == 6
+    assert checkpoints.restore(fake(0)).teacher.params['w'][0] == 6
     with pytest.raises(RuntimeError, match='step 6 was not saved'):
         checkpoints.save(6, fake(6), {})
     checkpoints.close()
 
     assert checkpoint.find(tmp_path, 'best') == 2
     assert checkpoint.find(tmp_path, '5') == 5
-    teacher = checkpoint.restore_teacher(tmp_path, 2, fake(0).teacher)
+    teacher = checkpoint.restore_network(tmp_path, 2, fake(0).teacher)
     assert teacher.params['w'][0] == 2
+    student = checkpoint.restore_network(tmp_path, 2, fake(0).student, 'student')
+    assert student.params['w'][0] == -2
 
 
 def test_a_relative_folder_works(tmp_path, monkeypatch):

@@ -110,7 +110,7 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path, data_dir):
     assert scores['miou'] == json.loads((broken / evaluate.RESULTS).read_text())['miou']
     # Single keys can be set without --config: they go over the configuration in the folder.
     subprocess.run([*main, '--config.eval.split=fresh'], cwd=ROOT, check=True)
-    other = json.loads((whole / evaluate.RESULTS).read_text())
+    other = json.loads((whole / 'results_split=fresh.json').read_text())
     assert other['split'] == 'shapes/64:fresh' and other['miou'] != scores['miou']
 
 

@@ -37,7 +37,9 @@ def run(teacher: Variables, images: Array, ctx: Context) -> tuple[dict[str, Arra
 
 
 def update(state: TrainState, student: Variables, batch_stats: Any, ctx: Context) -> Variables:
-    """EMA of the parameters, with decay min(1 - 1/(t+1), decay) (spec section 3.7).
+    """EMA of the parameters, with decay min(1 - 1/(t+1), decay): the first update copies.
+
+    A teacher taken from another run (`config.init_from`) is no copy, so its decay is constant.
 
     Args:
         state: before the step.
@@ -45,7 +47,9 @@ def update(state: TrainState, student: Variables, batch_stats: Any, ctx: Context
         batch_stats: the teacher's, after its passes.
         ctx: configuration.
     """
-    decay = schedules.ema_decay(state.step, ctx.config.teacher.decay)
+    decay = ctx.config.teacher.decay
+    if not ctx.config.init_from:  # another run's teacher has an average behind it already
+        decay = schedules.ema_decay(state.step, decay)
 
     def follow(old: Any, new: Any) -> Any:
         return jax.tree.map(lambda t, s: decay * t + (1.0 - decay) * s, old, new)

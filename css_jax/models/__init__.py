@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from css_jax.models import deeplab, resnet
+from css_jax.models import deeplab, mobilenet, resnet
 from css_jax.models.layers import check_choice
 
 # Name -> constructor: (config.model, axis_name) -> module, (images [B, H, W, 3], train) ->
@@ -17,6 +17,7 @@ BACKBONES = {
     'resnet34': partial(resnet.build, resnet.BasicBlock, (3, 4, 6, 3)),
     'resnet50': partial(resnet.build, resnet.Bottleneck, (3, 4, 6, 3)),
     'resnet101': partial(resnet.build, resnet.Bottleneck, (3, 4, 23, 3)),
+    'mobilenet_v1': mobilenet.build,
 }
 
 

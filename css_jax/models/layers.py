@@ -92,13 +92,14 @@ class Conv(nn.Module):
 class BatchNorm(nn.Module):
     """Batch normalisation over all but the last axis, as torch's (synchronised) BatchNorm2d.
 
-    Momentum 0.1, eps 1e-5. Training normalises by the biased variance and stores the unbiased one,
+    Momentum 0.1. Training normalises by the biased variance and stores the unbiased one,
     n/(n-1) times it, n counted over all devices of `axis_name`: not negligible in ASPP's image
     pooling, which sees one value an image. Statistics are float32 whatever `dtype` is.
     """
 
     axis_name: str | None = None
     scale_init: Any = nn.initializers.ones
+    eps: float = 1e-5
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -120,7 +121,7 @@ class BatchNorm(nn.Module):
             running_var.value += 0.1 * (var * (n / (n - 1)) - running_var.value)
         else:
             mean, var = running_mean.value, running_var.value
-        y = (x - mean) * (lax.rsqrt(var + 1e-5) * scale) + bias
+        y = (x - mean) * (lax.rsqrt(var + self.eps) * scale) + bias
         return y.astype(self.dtype)
 
     def _batch_statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array, int]:

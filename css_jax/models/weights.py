@@ -1,7 +1,7 @@
 """Weights from and to the names of the reference's checkpoints (spec section 2)."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -47,11 +47,11 @@ def from_reference(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """
     arrays = {name.removeprefix('module.'): value for name, value in state_dict.items()}
     arrays = {k: v for k, v in arrays.items() if not k.endswith('num_batches_tracked')}
-    table = _table(arrays)
+    table = reference_table(arrays)
     if missing := [name for name in table if name not in arrays]:
-        raise ValueError(f'missing in the state dict: {_listed(missing)}')
+        raise ValueError(f'missing in the state dict: {listed(missing)}')
     if unknown := [name for name in arrays if name not in table]:
-        raise ValueError(f'not known in the state dict: {_listed(unknown)}')
+        raise ValueError(f'not known in the state dict: {listed(unknown)}')
 
     variables = {}
     for name, path in table.items():
@@ -78,18 +78,18 @@ def to_reference(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
         ValueError: an entry that has no name in the reference.
     """
     flat = flatten_dict(variables, sep='/')
-    names = {path: name for name, path in _table(flat).items()}
+    names = {path: name for name, path in reference_table(flat).items()}
     if unknown := [path for path in flat if path not in names]:
-        raise ValueError(f'no name in the reference for: {_listed(unknown)}')
+        raise ValueError(f'no name in the reference for: {listed(unknown)}')
     arrays = {names[path]: np.asarray(jax.device_get(value)) for path, value in flat.items()}
     return {k: v.transpose(3, 2, 0, 1) if v.ndim == 4 else v for k, v in arrays.items()}
 
 
-def _table(names: Iterable[str]) -> dict[str, str]:
+def reference_table(names: Iterable[str]) -> dict[str, str]:
     """Gives entry of the reference -> path here, of the network that has (most of) these entries.
 
     Args:
-        names: all of the one kind or all of the other.
+        names: all entries of the reference's state dict or all paths here ('params/backbone/...').
     """
     names = list(names)
     modules = dict(DECODER)
@@ -138,7 +138,7 @@ def _blocks(names: list[str]) -> dict[str, str]:
     return modules
 
 
-def _listed(names: list[str]) -> str:
-    """Gives the first names, and how many more there are."""
-    more = f' and {len(names) - 5} more' if len(names) > 5 else ''
-    return ', '.join(names[:5]) + more
+def listed(items: Sequence[str]) -> str:
+    """Joins the first three for a message, and says how many more there are."""
+    more = f' and {len(items) - 3} more' if len(items) > 3 else ''
+    return ', '.join(items[:3]) + more

@@ -9,16 +9,28 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from css_jax import config
+from css_jax.models import layouts
 from css_jax.ops import augment, draws
 
-MEAN, STD = config.IMAGENET_MEAN, config.IMAGENET_STD
+MEAN, STD = layouts.IMAGENET_MEAN, layouts.IMAGENET_STD
 GREY = np.array([0.299, 0.587, 0.114])
+PAPER = {
+    'jitter_prob': 0.8,
+    'brightness': 0.25,
+    'contrast': 0.25,
+    'saturation': 0.25,
+    'hue': 0.25,
+    'blur_prob': 0.5,
+    'blur_sigma': (0.15, 1.15),
+    'flip_prob': 0.5,
+    'resize': (0.5, 1.5),
+    'mixing': 'cutmix',
+}
 STILL = {'jitter_prob': 0.0, 'blur_prob': 0.0, 'flip_prob': 0.0, 'resize': (1.0, 1.0)}
 
 
 def settings(**overrides):
-    return augment.Augment(**(dict(config.default().augment) | overrides))
+    return augment.Augment(**(PAPER | overrides))
 
 
 def next_example(tree):

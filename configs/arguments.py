@@ -1,0 +1,136 @@
+"""How the files of configs/ read what follows their colon: FILE:word,word,key=value.
+
+A word says what it is by itself: a number is how many images are labelled, a name is a method or
+whatever else the file documents. `key=value` is one of the file's own options or any key of
+css_jax/config.py, as in `optimizer.learning_rate=0.01`. All can be left out and come in any order.
+A value with commas, such as a crop, cannot be given here: that is `--config.KEY=VALUE`.
+"""
+
+import difflib
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from css_jax import overrides
+from data_prep.splits import lists
+
+SPLITS = ('random', 'list')
+
+
+def read(
+    argument: str, file: str, words: Mapping[str, Collection[str]], defaults: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Reads an argument.
+
+    Args:
+        argument: what follows the colon.
+        file: the file's path, for messages.
+        words: option -> the words that stand for it; a number stands for the option 'labels'.
+        defaults: option -> its value where it is not given; whole numbers are read as such.
+
+    Returns:
+        Option -> value for every option of `defaults`, and key -> text for what is no option.
+
+    Raises:
+        ValueError: a word, or the value of an option, is unknown, or something is given twice;
+            names the file, what came and what is known.
+    """
+    given, settings = {}, {}
+    for part in filter(None, map(str.strip, argument.split(','))):
+        name, equals, value = part.partition('=')
+        if not equals:
+            name, value = _option(part, file, words), part
+        target = given if name in defaults else settings
+        if name in target:
+            raise ValueError(f'{file}: {name} is given twice, {target[name]!r} and {value!r}')
+        if name in words and value not in words[name]:
+            raise ValueError(f'{file}: {name}={value}: {_expected(value, words[name])}')
+        least = int(name == 'labels')
+        if isinstance(defaults.get(name), int):
+            if not value.isdecimal() or int(value) < least:
+                raise ValueError(
+                    f'{file}: {name}: got {value!r}, expected a whole number from {least}'
+                )
+            value = int(value)
+        target[name] = value
+    return {**defaults, **given}, settings
+
+
+def finish(
+    config: ConfigDict, given: Mapping[str, Any], settings: Mapping[str, str], file: str
+) -> ConfigDict:
+    """Puts what all files of configs/ understand into a configuration, in place.
+
+    Args:
+        config: the file's own, with a stream 'labelled'.
+        given: from `read`. 'seed' is that of the run and that of the draw of the labelled images,
+            as the paper's three runs are on three splits (Sec. 4.2); 'pretrained' is the file of
+            the backbone's weights.
+        settings: from `read`: key of css_jax/config.py -> text.
+        file: the file's path, for messages.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        ValueError: there is no such key, or the text is not a value of it.
+    """
+    config.seed = config.data.streams.labelled.subset_seed = given['seed']
+    config.model.pretrained = given['pretrained']
+    for key in settings:
+        if key.rpartition('.')[2] in overrides.TUPLES:
+            raise ValueError(f'{file}: {key} has commas in its value: give it as --config.{key}=')
+        near = difflib.get_close_matches(key, [*config, *given], n=1)
+        if near and near[0] not in config:  # an option, which the table of keys does not know
+            raise ValueError(f'{file}: no key {key!r}; did you mean {near[0]!r}?')
+    try:
+        config.update_from_flattened_dict(overrides.values(config, settings))
+    except ValueError as error:
+        raise ValueError(f'{file}: {error}') from None
+    return config
+
+
+def chosen(labels: int, split: str, folder: str, file: str) -> dict[str, Any]:
+    """Gives the keys of a stream that choose its labelled images.
+
+    Args:
+        labels: how many.
+        split: 'random' | 'list'.
+        folder: of the dataset's lists, as `python -m data_prep.splits` lays them out.
+        file: the file's path, for messages.
+
+    Returns:
+        'count', or 'ids_file'.
+
+    Raises:
+        ValueError: there is no list of so many.
+    """
+    if split == 'random':
+        return {'count': labels}
+    counts = lists.COUNTS[folder.rpartition('/')[2]]
+    if labels not in counts:
+        listed = ', '.join(map(str, counts))
+        raise ValueError(
+            f'{file}: labels: got {labels}, expected one of {listed} with split=list (split=random '
+            'takes any)'
+        )
+    return {'ids_file': f'{folder}/{labels}/labeled.txt'}
+
+
+def _option(word: str, file: str, words: Mapping[str, Collection[str]]) -> str:
+    if word.isdecimal():
+        return 'labels'
+    for name, choices in words.items():
+        if word in choices:
+            return name
+    known = [choice for choices in words.values() for choice in choices]
+    raise ValueError(
+        f'{file}:{word}: {_expected(word, known)}, a number of labelled images, or key=value'
+    )
+
+
+def _expected(wrong: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(wrong, known, n=1)
+    meant = f'did you mean {near[0]!r}? ' if near else ''
+    return f'{meant}expected one of {", ".join(known)}'

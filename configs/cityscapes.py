@@ -1,0 +1,62 @@
+"""Cityscapes, as in Table 3: LABELS,METHOD,key=value.
+
+    python -m data_prep.cityscapes --source FOLDER
+    python -m data_prep.splits --target splits
+    python -m css_jax.main --config configs/cityscapes.py:186,css_mix,pretrained=FILE --workdir DIR
+
+mIoU in the paper, of runs that start from ImageNet weights, which `pretrained=FILE` has:
+
+    configs/cityscapes.py:186,css_mix                                Table 3: 74.02
+    configs/cityscapes.py:372,css_mix                                Table 3: 76.93
+    configs/cityscapes.py:744,css_mix                                Table 3: 77.94
+    configs/cityscapes.py:1488,css_mix                               Table 3: 79.62
+
+`--mode sweep --table 3` runs them. The network has a deep stem and L_s keeps hard pixels (OHEM).
+
+LABELS (186) is how many of the 2,975 images are labelled, METHOD (css_mix) one of
+css_jax.methods.METHODS. `split=list` (the default) takes one of the lists that U2PL published, for
+the counts of Table 3; `lists=FOLDER` (splits) has them. `split=random` draws any number of images
+by `seed=S` (0), which seeds the run in either case. Any key of css_jax/config.py follows, see
+configs/arguments.py.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import arguments
+from css_jax import config as configs
+from css_jax.methods import METHODS
+
+FILE = 'configs/cityscapes.py'
+DEFAULTS = {
+    'labels': 186,
+    'method': 'css_mix',
+    'seed': 0,
+    'split': 'list',
+    'lists': 'splits',
+    'pretrained': '',
+}
+
+
+def get_config(argument: str = '') -> ConfigDict:
+    """Gives the configuration of one run on Cityscapes, 19 classes.
+
+    Raises:
+        ValueError: a word, key or value of the argument is unknown, or there is no such list.
+    """
+    words = {'method': METHODS, 'split': arguments.SPLITS}
+    given, settings = arguments.read(argument, FILE, words, DEFAULTS)
+
+    c = configs.default()
+    c.method = given['method']
+    c.model.stem = 'deep'
+    c.supervised.loss = 'ohem'
+    folder = f'{given["lists"]}/cityscapes'
+    chosen = arguments.chosen(given['labels'], given['split'], folder, FILE)
+    c.data.streams.labelled = configs.stream('cityscapes', **chosen)
+    c.data.streams.unlabelled = configs.stream(
+        'cityscapes', labels=False, exclude='labelled', pad='reflect'
+    )
+    c.augment.resize = (0.5, 2.0)
+    c.eval.dataset = 'cityscapes'
+    c.eval.every = 8000
+    return arguments.finish(c, given, settings, FILE)

@@ -1,0 +1,158 @@
+"""Views of an image, averaged: held to plain numpy loops over the same windows."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from css_jax.ops import inference
+
+
+@pytest.fixture(scope='module')
+def images():
+    return np.random.default_rng(0).normal(size=(2, 13, 22, 3)).astype(np.float32)
+
+
+def predict(x):
+    """A network of a kind: what it gives depends on the neighbours and on the place in a window."""
+    ramp = jnp.linspace(0, 2, x.shape[1])[:, None] * jnp.linspace(-1, 1, x.shape[2])
+    y = x + 0.5 * jnp.roll(x, 1, 1) - 0.3 * jnp.roll(x, 1, 2)
+    return jnp.concatenate([3 * y, y[..., :1] * ramp[..., None]], -1)  # 4 classes
+
+
+def softmax(logits):
+    e = np.exp(logits - logits.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    ('length', 'window', 'stride', 'expected'),
+    [
+        (1024, 768, 512, [0, 256]),
+        (2048, 768, 512, [0, 512, 1024, 1280]),
+        (2048, 769, 513, [0, 513, 1026, 1279]),
+        (768, 768, 512, [0]),
+        (769, 768, 512, [0, 1]),
+        (9, 3, 2, [0, 2, 4, 6]),
+    ],
+)
+def test_windows_cover_the_axis_and_end_at_its_border(length, window, stride, expected):
+    assert inference.starts(length, window, stride) == expected
+    covered = np.zeros(length, int)
+    for start in expected:
+        covered[start : start + window] += 1
+    assert covered.min() == 1 and expected[-1] + window == length
+
+
+def test_the_stride_is_two_thirds_rounded_up():
+    assert inference.default_stride((768, 769)) == (512, 513)
+    assert inference.default_stride((1, 2)) == (1, 2)
+
+
+@pytest.mark.parametrize('batch_size', [1, 2, 5, 7, 64])
+def test_overlapping_windows_equal_a_plain_loop(images, batch_size):
+    height, width, window, stride = 13, 22, (6, 9), (4, 6)
+    total, count = np.zeros((2, height, width, 4)), np.zeros((height, width, 1))
+    for top in (0, 4, 7):
+        for left in (0, 6, 12, 13):
+            region = np.s_[:, top : top + 6, left : left + 9]
+            total[region] += softmax(np.asarray(predict(images[region]), np.float64))
+            count[region[1:]] += 1
+    assert count.max() == 6  # rows 7-9 (two windows) by columns 13-14 (three)
+
+    sliding = jax.jit(
+        lambda x: inference.sliding(predict, x, window, stride, batch_size=batch_size)
+    )
+    logits = sliding(images)
+    np.testing.assert_allclose(np.exp(logits), total / count, atol=1e-6)
+    np.testing.assert_allclose(jnp.exp(logits).sum(-1), 1, atol=1e-6)
+
+
+def test_probabilities_are_averaged_not_logits():
+    """A window that is sure of class 0 must not outvote two that lean to class 1."""
+
+    def one_is_loud(x):
+        loud = x[:, :1, :1, :1] == 0  # the first window shows column 0
+        logits = jnp.where(loud, jnp.array([100.0, 0.0]), jnp.array([0.0, 3.0]))
+        return jnp.broadcast_to(logits, (*x.shape[:3], 2))
+
+    x = jnp.broadcast_to(jnp.arange(5.0)[None, None, :, None], (1, 3, 5, 3))
+    logits = inference.sliding(one_is_loud, x, (3, 3), (1, 1), 2)  # at columns 0, 1, 2
+    assert logits[0, 0].argmax(-1).tolist() == [0, 0, 1, 1, 1]
+
+
+def test_one_window_is_the_network_itself(images):
+    expected = predict(images)
+    for window in ((13, 22), (13, 30), (40, 22)):
+        logits = inference.sliding(predict, images, window, (1, 1), 1)
+        padded = np.pad(
+            images, ((0, 0), (0, window[0] - 13), (0, window[1] - 22), (0, 0)), 'reflect'
+        )
+        np.testing.assert_array_equal(logits, predict(padded)[:, :13, :22])
+    np.testing.assert_array_equal(
+        inference.sliding(predict, images, (13, 22), (9, 15), 1), expected
+    )
+
+
+def test_an_image_is_padded_along_the_axis_that_is_too_short(images):
+    padded = np.pad(images, ((0, 0), (0, 7), (0, 0), (0, 0)), 'reflect')
+    expected = inference.sliding(predict, padded, (20, 9), (14, 6), 4)[:, :13]
+    assert expected.shape == (2, 13, 22, 4)
+    np.testing.assert_array_equal(inference.sliding(predict, images, (20, 9), (14, 6), 4), expected)
+
+
+def test_a_mirrored_image_gives_mirrored_probabilities(images):
+    logits = inference.mirrored(predict, images)
+    plain = softmax(np.asarray(predict(images)))
+    mirror = softmax(np.asarray(predict(images[:, :, ::-1])))[:, :, ::-1]
+    np.testing.assert_allclose(np.exp(logits), (plain + mirror) / 2, atol=1e-6)
+    np.testing.assert_array_equal(
+        inference.mirrored(predict, images[:, :, ::-1]), logits[:, :, ::-1]
+    )
+    assert abs(plain - mirror).max() > 0.1
+
+
+def test_scale_one_alone_changes_nothing(images):
+    np.testing.assert_array_equal(inference.multi_scale(predict, images, (1.0,)), predict(images))
+
+
+def test_scales_are_averaged_at_the_image_s_size(images):
+    seen = []
+
+    def spy(x):
+        seen.append(x.shape[1:3])
+        return jnp.broadcast_to(x.mean((1, 2), keepdims=True), x.shape)
+
+    flat = jnp.broadcast_to(images.mean((1, 2), keepdims=True), images.shape)
+    logits = inference.multi_scale(spy, flat, (0.5, 1.0, 1.75, 0.01))
+    assert seen == [(6, 11), (13, 22), (23, 38), (1, 1)]
+    assert logits.shape == images.shape
+    np.testing.assert_allclose(np.exp(logits), softmax(np.asarray(flat)), atol=1e-5)
+
+    both = inference.multi_scale(predict, images, (1.0, 1.0))
+    np.testing.assert_allclose(np.exp(both), softmax(np.asarray(predict(images))), atol=1e-6)
+
+
+def test_impossible_classes_stay_finite(images):
+    def certain(x):
+        return jnp.broadcast_to(jnp.array([0.0, 1e4]), (*x.shape[:3], 2))
+
+    logits = inference.mirrored(certain, images)
+    assert np.isfinite(logits).all() and (logits.argmax(-1) == 1).all()
+
+
+def test_views_nest(images):
+    """Windows inside the mirror inside the scales: each window is mirrored and resized."""
+
+    def windows(x):
+        return inference.sliding(predict, x, (6, 9), (4, 6), 4)
+
+    def nested(x):
+        return inference.multi_scale(lambda y: inference.mirrored(windows, y), x, (1.0, 2.0))
+
+    logits = jax.jit(nested)(images)
+    one = np.exp(inference.mirrored(windows, images))
+    shape = (2, 26, 44, 3)
+    two = inference.mirrored(windows, jax.image.resize(images, shape, 'bilinear'))
+    two = softmax(np.asarray(inference.resize.bilinear(two, (13, 22))))
+    np.testing.assert_allclose(np.exp(logits), (one + two) / 2, atol=1e-5)

@@ -1,0 +1,100 @@
+"""What follows the colon of --config FILE:word,word,key=value, in every family."""
+
+import pytest
+
+from configs import camvid, cityscapes, quickstart, voc
+from css_jax import config as configs
+from css_jax import methods
+
+FAMILIES = {'voc': voc, 'cityscapes': cityscapes, 'camvid': camvid, 'quickstart': quickstart}
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_a_family_has_every_method_and_all_of_its_words_have_defaults(family):
+    get_config = FAMILIES[family].get_config
+    assert get_config() == get_config('') == get_config('css_mix,seed=0')
+    for method in methods.METHODS:
+        config = configs.finalise(get_config(method))
+        assert config.method == method
+    config = get_config('css,seed=3,pretrained=w.npz,pseudo_label=cross,indicator=both')
+    assert (config.seed, config.data.streams.labelled.subset_seed) == (3, 3)
+    assert (config.method, config.pseudo_label, config.indicator) == ('css', 'cross', 'both')
+    assert config.model.pretrained == 'w.npz'
+
+
+def test_words_are_known_by_what_they_are():
+    given = 'classic,183,css_cross,seed=1,steps=300'
+    config = voc.get_config(given)
+    for other in (
+        'css_cross,steps=300,183,seed=1,classic',
+        ' protocol=classic , labels=183, method=css_cross,seed=1,steps=300,',
+    ):
+        assert voc.get_config(other) == config
+    assert (config.data.streams.labelled.count, config.steps) == (183, 300)
+
+
+def test_keys_are_read_as_what_the_table_has():
+    config = voc.get_config(
+        'eval.flip=true,optimizer.floor=1e-5,model.remat=True,data.dir=/data,augment.hue=0'
+    )
+    assert config.eval.flip is True and config.model.remat is True
+    assert (config.optimizer.floor, config.augment.hue, config.data.dir) == (1e-5, 0.0, '/data')
+
+
+def test_voc_s_labelled_images_are_drawn_or_listed():
+    stream = voc.get_config('seed=2').data.streams.labelled
+    assert (stream.split, stream.count, stream.subset_seed, stream.ids_file) == ('train', 92, 2, '')
+    stream = voc.get_config('732,split=list,lists=/data/lists').data.streams.labelled
+    assert (stream.count, stream.ids_file) == (0, '/data/lists/pascal/732/labeled.txt')
+    stream = voc.get_config('blender').data.streams.labelled
+    assert (stream.split, stream.ids_file) == ('trainaug', 'splits/pascal/662/labeled.txt')
+    stream = voc.get_config('blender,1000,split=random').data.streams.labelled
+    assert (stream.split, stream.count, stream.ids_file) == ('trainaug', 1000, '')
+    stream = voc.get_config('classic,1464').data.streams.labelled
+    assert (stream.split, stream.count) == ('train', 1464)
+    stream = cityscapes.get_config('30,split=random,seed=1').data.streams.labelled
+    assert (stream.count, stream.subset_seed, stream.ids_file) == (30, 1, '')
+
+
+def test_the_small_families_take_numbers_of_labels_too():
+    for family, count, least in ((camvid, 46, 8), (camvid, 30, 6), (quickstart, 8, 2)):
+        stream = family.get_config(str(count)).data.streams.labelled
+        assert (stream.count, stream.min_per_class) == (count, least)
+    assert camvid.get_config('46') == camvid.get_config()
+    assert quickstart.get_config('3').data.streams.labelled.min_per_class == 0
+    config = camvid.get_config('backbone=mobilenet_v1')
+    assert (config.model.backbone, config.model.width) == ('mobilenet_v1', 0.75)
+
+
+@pytest.mark.parametrize(
+    ('family', 'argument', 'answer'),
+    [
+        ('voc', 'classik', r"voc\.py:classik: did you mean 'classic'\?"),
+        ('voc', 'css_mxi', "did you mean 'css_mix'"),
+        ('voc', 'xyz', r'expected one of classic, blender, supervised, .*, a number of labelled'),
+        ('voc', 'protocol=blendr', "protocol=blendr: did you mean 'blender'"),
+        ('voc', 'classic,92,183', "labels is given twice, 92 and '183'"),
+        ('voc', 'seed=0,seed=0', 'seed is given twice'),
+        ('voc', 'steps=1,steps=2', 'steps is given twice'),
+        ('voc', 'seed=', "seed: got '', expected a whole number from 0"),
+        ('voc', 'seed=-1', "seed: got '-1'"),
+        ('voc', '0', "labels: got '0', expected a whole number from 1"),
+        ('voc', 'blender,100', 'labels: got 100, expected one of 92, .*split=random takes any'),
+        ('voc', 'lable=92', "no key 'lable'; did you mean 'labels'"),
+        ('voc', 'stpes=3', "no key 'stpes'; did you mean 'steps'"),
+        ('voc', 'optimizer.lerning_rate=1', "did you mean 'optimizer.learning_rate'"),
+        ('voc', 'steps=1e3', "steps: got '1e3', expected a whole number"),
+        ('voc', 'eval.flip=maybe', "eval.flip: got 'maybe', expected true or false"),
+        ('voc', 'augment.resize=1', r'give it as --config\.augment\.resize='),
+        ('voc', 'eval.scales=1,2', r'give it as --config\.eval\.scales='),
+        ('voc', 'model=3', 'model'),
+        ('cityscapes', 'classic', 'cityscapes.py:classic: .*expected one of supervised'),
+        ('cityscapes', '92', 'labels: got 92, expected one of 186, 372, 744, 1488'),
+        ('camvid', 'backbone=resnet101', 'backbone=resnet101: .*expected one of resnet18'),
+        ('quickstart', 'supervised_all,16', 'got 16 labels with supervised_all'),
+    ],
+)
+def test_mistakes_are_answered_in_words(family, argument, answer):
+    with pytest.raises(ValueError, match=answer) as error:
+        FAMILIES[family].get_config(argument)
+    assert f'configs/{family}.py' in str(error.value)

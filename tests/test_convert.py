@@ -1,0 +1,193 @@
+"""The reference's checkpoints in and out: equal to the bit, evaluated, and refused in words."""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from css_jax import checkpoint, convert, evaluate, methods, pretrained, state, state_dicts, stored
+from css_jax import config as configs
+from css_jax.models import weights
+from tests import tiny
+
+
+def made(config):
+    """A first state, its teacher, statistics and memory another than the student's."""
+    config = configs.finalise(config)
+    method, ctx = methods.get(config.method), methods.context(config)
+    start = state.create(method, method.optimizer(config), ctx)
+    memory = {}
+    if start.memory:
+        prototypes = jnp.arange(7 * 16, dtype=jnp.float32).reshape(7, 16).at[2].set(0)
+        memory = {'prototypes': prototypes, 'seen': (prototypes != 0).any(1)}
+    teacher = jax.tree.map(lambda x: x * 1.5 + 0.1, start.teacher)
+    return config, start.replace(teacher=teacher, memory=memory)
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    """A folder as a CSS(mix) run leaves it, and its state."""
+    workdir = tmp_path_factory.mktemp('runs') / 'source'
+    config, ended = made(tiny.get_config())
+    stored.claim(config, workdir)
+    checkpoints = checkpoint.Checkpoints(workdir)
+    checkpoints.save(8, ended.replace(step=jnp.int32(8)), {'split_hash': 'x'})
+    checkpoints.close()
+    return workdir, ended
+
+
+@pytest.fixture(scope='module')
+def reference(run, tmp_path_factory):
+    """A checkpoint as the reference's program writes it, by its names, from several devices."""
+    _, ended = run
+    tree = {}
+    for part, name in convert.NETWORKS.items():
+        network = getattr(ended, part)
+        arrays = weights.to_reference(
+            {'params': network.params, 'batch_stats': network.batch_stats}
+        )
+        arrays['resnet_bn1.num_batches_tracked'] = np.asarray(np.int64(5))
+        tree[name] = {f'module.{k}': v for k, v in arrays.items()}
+    tree['prototypes'] = np.asarray(ended.memory['prototypes'])
+    path = tmp_path_factory.mktemp('reference') / 'reference.npz'
+    state_dicts.write(path, tree)
+    return path
+
+
+def assert_equal(a, b):
+    a, b = state.flat(a), state.flat(b)
+    assert a.keys() == b.keys()
+    for path in a:
+        np.testing.assert_array_equal(a[path], b[path], err_msg=path)
+
+
+@pytest.mark.parametrize('ending', ['.npz', '.safetensors', '.pth'])
+def test_a_run_comes_back_equal_to_the_bit(run, tmp_path, ending):
+    pytest.importorskip({'.npz': 'numpy', '.safetensors': 'safetensors', '.pth': 'torch'}[ending])
+    workdir, ended = run
+    target = convert.to_file(workdir, tmp_path / f'out{ending}')
+    convert.to_run(tiny.get_config(), target, tmp_path / 'back')
+    step = checkpoint.find(tmp_path / 'back', 'last')
+    back = checkpoint.restore_arrays(
+        tmp_path / 'back', step, ('student', 'teacher', 'memory', 'step')
+    )
+    for part in ('student', 'teacher', 'memory'):
+        assert_equal(back[part], getattr(ended, part))
+    assert back['memory']['seen'].tolist() == [True, True, False, True, True, True, True]
+    assert back['step'][''] == step >= 10_000  # the EMA counts as warm
+
+
+def test_a_reference_checkpoint_comes_back_equal_to_the_bit(reference, tmp_path):
+    convert.to_run(tiny.get_config(), reference, tmp_path / 'run')
+    convert.to_file(tmp_path / 'run', tmp_path / 'back.npz')
+    there = state_dicts.read(reference)
+    there = {name.replace('module.', ''): array for name, array in there.items()}
+    back = state_dicts.read(tmp_path / 'back.npz')
+    tracked = {name for name in back if name.endswith('num_batches_tracked')}
+    assert back.keys() - tracked == there.keys() - tracked
+    for name in there.keys() - tracked:
+        np.testing.assert_array_equal(back[name], there[name], err_msg=name)
+    # Every BatchNorm has its counter, so that torch's strict loading is content.
+    assert {name.replace('num_batches_tracked', 'running_var') for name in tracked} == {
+        name for name in back if name.endswith('running_var')
+    }
+    assert all(back[n].dtype == np.int64 and back[n].shape == () for n in tracked)
+
+
+def test_a_converted_run_is_evaluated_and_started_from(reference, run, data_dir, tmp_path, capsys):
+    config = tiny.get_config()
+    config.data.dir = data_dir
+    convert.to_run(config, reference, tmp_path / 'run')
+    results = evaluate.evaluate(stored.load(tmp_path / 'run'), tmp_path / 'run')
+    assert results['step'] == 10_000 and results['split_hash'] is None
+    assert 'mIoU' in capsys.readouterr().out
+    expected = evaluate.Evaluator(configs.finalise(config))(run[1].teacher)
+    assert results['miou'] == expected['miou'] and results['loss'] == expected['loss']
+
+    config.init_from = str(tmp_path / 'run')
+    config = configs.finalise(config)
+    given = pretrained.load(config, methods.get(config.method), methods.context(config))
+    assert_equal(given['memory'], run[1].memory)
+
+
+def test_without_a_teacher_it_is_the_student(reference, tmp_path, caplog):
+    arrays = {k: v for k, v in state_dicts.read(reference).items() if k.startswith('model.')}
+    state_dicts.write(tmp_path / 'student.npz', arrays)
+    config = tiny.get_config()
+    with caplog.at_level(logging.INFO, 'css_jax'):
+        convert.to_run(config, tmp_path / 'student.npz', tmp_path / 'run')
+    assert "no 'ema_model'" in caplog.text and 'no prototypes in' in caplog.text
+    step = checkpoint.find(tmp_path / 'run', 'last')
+    back = checkpoint.restore_arrays(tmp_path / 'run', step, ('student', 'teacher', 'memory'))
+    assert_equal(back['student'], back['teacher'])
+    assert not back['memory']['seen'].any()
+
+
+def to_run(tmp_path, source, **changes):
+    config = tiny.get_config(changes.pop('method', 'css_mix'))
+    config.update_from_flattened_dict(changes)
+    try:
+        return convert.to_run(config, source, tmp_path / 'run')
+    finally:
+        assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'num_classes': 9}, r'model is of another network: .*\(7,\), expected \(9,\).*Here: .*=9'),
+        ({'method': 'supervised'}, r'.*head_representation.* is not here.*Here: method=supervised'),
+        ({'model.backbone': 'resnet34'}, r'.*layer1_2.* is missing.*Here: .*resnet34'),
+        ({'model.representation_dim': 8}, r'.*expected \(8,\).*representation_dim=8'),
+    ],
+)
+def test_another_network_is_refused(reference, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=f'reference.npz: {message}'):
+        to_run(tmp_path, reference, **changes)
+
+
+def test_other_files_are_refused(reference, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r'--source: .*no.npz is not there'):
+        to_run(tmp_path, tmp_path / 'no.npz')
+    state_dicts.write(tmp_path / 'a.npz', {'conv1.weight': np.zeros(2)})
+    with pytest.raises(ValueError, match=r"a.npz has no 'model'.*there are conv1.weight"):
+        to_run(tmp_path, tmp_path / 'a.npz')
+    state_dicts.write(tmp_path / 'b.npz', {'model.conv1.weight': np.zeros(2)})
+    with pytest.raises(ValueError, match=r"b.npz: model is not the reference's network: missing"):
+        to_run(tmp_path, tmp_path / 'b.npz')
+    arrays = state_dicts.read(reference) | {'prototypes': np.zeros((7, 3))}
+    state_dicts.write(tmp_path / 'c.npz', arrays)
+    with pytest.raises(ValueError, match=r'c.npz: prototypes have \(7, 3\), expected \(7, 16\)'):
+        to_run(tmp_path, tmp_path / 'c.npz')
+
+
+def test_nothing_is_overwritten(run, reference, tmp_path):
+    workdir, _ = run
+    (tmp_path / 'out.npz').write_text('mine')
+    with pytest.raises(FileExistsError, match=r'--target: .*out.npz is there already'):
+        convert.to_file(workdir, tmp_path / 'out.npz')
+    assert (tmp_path / 'out.npz').read_text() == 'mine'
+    with pytest.raises(FileExistsError, match=r'has files in it: expected a new or empty folder'):
+        convert.to_run(tiny.get_config(), reference, workdir)
+    with pytest.raises(ValueError, match=r"--target: got '.*out.txt', expected a file ending in"):
+        convert.to_file(workdir, tmp_path / 'out.txt')
+    with pytest.raises(FileNotFoundError, match=r'config.json is missing'):
+        convert.to_file(tmp_path / 'nowhere', tmp_path / 'new.npz')
+
+
+def test_a_network_without_names_in_the_reference_is_refused(tmp_path):
+    config = tiny.get_config('supervised')
+    config.model.backbone = 'mobilenet_v1'
+    stored.claim(configs.finalise(config), tmp_path / 'run')
+    arrays = {'backbone': {'block1': {'depthwise': {'kernel': jnp.zeros((3, 3, 1, 8))}}}}
+    network = state.Variables(arrays, {})
+    key = jax.random.key(0)
+    ended = state.TrainState(jnp.int32(8), network, network, {}, {}, key)
+    checkpoints = checkpoint.Checkpoints(tmp_path / 'run')
+    checkpoints.save(8, ended, {'split_hash': 'x'})
+    checkpoints.close()
+    with pytest.raises(ValueError, match=r'no name in the reference for: .*backbone/block1'):
+        convert.to_file(tmp_path / 'run', tmp_path / 'out.npz')
+    assert not (tmp_path / 'out.npz').exists()

@@ -1,0 +1,273 @@
+"""Every protocol of an evaluation, on a cheap network held to plain loops over images."""
+
+import json
+import logging
+import types
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from css_jax import config as configs
+from css_jax import evaluate, methods, protocols
+from css_jax.data import geometry, sources
+from css_jax.methods import views
+from css_jax.ops import metrics
+from css_jax.state import Variables
+from tests import tiny
+
+SIZES = [(20, 33), (24, 24), (20, 33), (20, 33), (17, 40)]
+
+
+def png(array):
+    return cv2.imencode('.png', array)[1].tobytes()
+
+
+def toy_predict(variables, images, ctx):
+    """Logits of a pixel's colour, its upper left neighbours' and its place in the image."""
+    height, width = images.shape[1:3]
+    place = jnp.linspace(-1, 1, height)[:, None] * jnp.linspace(0, 1, width)
+    seen = images + jnp.roll(images, 1, 1) - 0.5 * jnp.roll(images, 1, 2) + place[..., None]
+    return jnp.tensordot(seen, variables.params['w'], 1) - ctx.config.data.mean[0]
+
+
+TOY = types.SimpleNamespace(
+    STREAMS={'labelled': True}, outputs=lambda config: {'logits': 7}, predict=toy_predict
+)
+
+
+@pytest.fixture
+def toy(monkeypatch, data_dir):
+    """A function of keys of `eval` to a finalised configuration of the cheap network."""
+    monkeypatch.setitem(methods.METHODS, 'toy', TOY)
+
+    def make(seed=0, **keys):
+        config = tiny.get_config()
+        config.method, config.data.dir, config.seed = 'toy', data_dir, seed
+        config.eval.update(keys)
+        return configs.finalise(config)
+
+    return make
+
+
+@pytest.fixture(scope='module')
+def weights():
+    w = np.random.default_rng(1).normal(size=(3, 7)).astype(np.float32)
+    return Variables({'w': jnp.asarray(w)}, {})
+
+
+def mixed_source():
+    """Five noisy images of three sizes, as if prepared; void in every upper left corner."""
+    rng = np.random.default_rng(0)
+    records, pixels = [], []
+    for size in SIZES:
+        label = rng.integers(0, 7, size, np.uint8)
+        label[:5, :5] = 255
+        image = rng.integers(0, 256, (*size, 3), np.uint8)
+        records.append({'image': png(image), 'label': png(label)})
+        pixels.append(np.bincount(label.ravel(), minlength=256)[:7])
+    return sources.Source(
+        dataset='mixed/x',
+        split='val',
+        records=records,
+        ids=tuple(map(str, range(len(SIZES)))),
+        sizes=np.array(SIZES),
+        pixels=np.array(pixels),
+        class_names=sources.class_names('shapes'),
+    )
+
+
+@pytest.fixture
+def mixed(monkeypatch):
+    """What is evaluated instead of `shapes`."""
+    source = mixed_source()
+    monkeypatch.setattr(sources, 'load', lambda *_: source)
+    return source
+
+
+def matrix(evaluator, variables, monkeypatch):
+    """The confusion matrix behind the scores, [7, 7] int64, and the scores."""
+    seen = []
+    scores = metrics.scores
+    monkeypatch.setattr(metrics, 'scores', lambda m: seen.append(np.asarray(m)) or scores(m))
+    values = evaluator(variables)
+    monkeypatch.setattr(metrics, 'scores', scores)
+    return seen[0], values
+
+
+def by_hand(config, source, weights, pad=(0, 0)):
+    """Confusion matrix of whole images, one after the other, in numpy."""
+    ctx = methods.context(config)
+    total = np.zeros((7, 7), np.int64)
+    for record in source.records:
+        image = geometry.decode_image(record['image'])
+        label = geometry.decode_label(record['label'])
+        down, right = (max(0, p - s) for p, s in zip(pad, label.shape, strict=True))
+        image = np.pad(image, ((0, down), (0, right), (0, 0)), 'reflect')
+        x = (image / 255 - config.data.mean) / config.data.std
+        logits = np.asarray(toy_predict(weights, jnp.asarray(x[None], jnp.float32), ctx))[0]
+        predicted = logits[: label.shape[0], : label.shape[1]].argmax(-1)
+        np.add.at(total, (label[label != 255], predicted[label != 255]), 1)
+    return total
+
+
+def test_whole_exact_equals_a_loop_over_images(toy, mixed, weights, monkeypatch):
+    expected = by_hand(toy(), mixed, weights)
+    assert expected.sum() == mixed.pixels.sum()
+    for batch_size in (1, 2, 50):
+        config = toy(protocol='whole_exact', batch_size=batch_size)
+        got, _ = matrix(evaluate.Evaluator(config), weights, monkeypatch)
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_padding_changes_what_is_seen_but_never_counts(toy, mixed, weights, monkeypatch):
+    evaluator = evaluate.Evaluator(toy(protocol='whole', pad_to=(30, 48)))
+    padded, _ = matrix(evaluator, weights, monkeypatch)
+    np.testing.assert_array_equal(padded, by_hand(toy(), mixed, weights, (30, 48)))
+    np.testing.assert_array_equal(padded.sum(1), mixed.pixels.sum(0))
+    assert (padded != by_hand(toy(), mixed, weights)).any()
+    assert '30x48' in evaluator.protocol
+    with pytest.raises(ValueError, match=r"eval.pad_to: got \(24, 33\).*image '4'"):
+        evaluate.Evaluator(toy(protocol='whole', pad_to=(24, 33)))
+
+
+def test_one_window_over_the_image_is_the_whole_image(toy, data_dir, weights):
+    def scores(**keys):
+        return evaluate.Evaluator(toy(batch_size=1, **keys))(weights)
+
+    assert scores(protocol='sliding', window=(64, 64)) == scores(protocol='whole_exact')
+    larger = scores(protocol='sliding', window=(80, 70))
+    padded = scores(protocol='whole', pad_to=(80, 70))
+    assert larger['iou'] == padded['iou'] != scores(protocol='whole_exact')['iou']
+    assert larger['loss'] == pytest.approx(padded['loss'], rel=1e-6)  # summed in another order
+    assert scores(protocol='sliding')['iou'] != larger['iou']  # (0, 0): of the crop, 32x32
+
+
+def test_sliding_over_mixed_sizes_equals_a_loop(toy, mixed, weights, monkeypatch):
+    config = toy(protocol='sliding', window=(12, 15), batch_size=4)
+    ctx = methods.context(config)
+    expected = np.zeros((7, 7), np.int64)
+    for record in mixed.records:
+        image = geometry.decode_image(record['image'])
+        label = geometry.decode_label(record['label'])
+        x = ((image / 255 - config.data.mean) / config.data.std).astype(np.float32)
+        total = np.zeros((*label.shape, 7))
+        for top in {min(8 * i, label.shape[0] - 12) for i in range(5)}:
+            for left in {min(10 * i, label.shape[1] - 15) for i in range(5)}:
+                region = np.s_[top : top + 12, left : left + 15]
+                p = jax.nn.softmax(toy_predict(weights, jnp.asarray(x[region][None]), ctx)[0])
+                total[region] += np.asarray(p)
+        # argmax needs no division by the number of windows over a pixel
+        np.add.at(expected, (label[label != 255], total.argmax(-1)[label != 255]), 1)
+    evaluator = evaluate.Evaluator(config)
+    got, _ = matrix(evaluator, weights, monkeypatch)
+    np.testing.assert_array_equal(got, expected)
+    assert '12x15 at stride 8x10' in evaluator.protocol
+
+
+def test_a_random_crop_is_another_score_and_always_the_same(toy, weights, monkeypatch):
+    keys = {'protocol': 'random_crop', 'window': (32, 48)}
+    got, scores = matrix(evaluate.Evaluator(toy(**keys)), weights, monkeypatch)
+    assert 0.8 * 10 * 32 * 48 < got.sum() <= 10 * 32 * 48  # a part of each image, less void
+    assert scores == evaluate.Evaluator(toy(seed=5, **keys))(weights)
+    assert scores['miou'] != evaluate.Evaluator(toy())(weights)['miou']
+
+
+def test_flip_and_scales_change_the_score_and_are_named(toy, weights):
+    plain = evaluate.Evaluator(toy())
+    scores = {
+        name: evaluate.Evaluator(toy(**keys))
+        for name, keys in {
+            'flip': {'flip': True},
+            'scales': {'scales': (0.5, 1.0, 1.5)},
+            'both': {'flip': True, 'scales': (0.5, 1.0), 'protocol': 'sliding'},
+        }.items()
+    }
+    losses = {round(evaluator(weights)['loss'], 5) for evaluator in (plain, *scores.values())}
+    assert len(losses) == 4
+    assert scores['flip'].protocol.count('mean probability over the mirror image') == 1
+    assert 'mean probability over scales 0.5, 1.0, 1.5' in scores['scales'].protocol
+    assert 'scales' not in plain.protocol and 'mirror' not in plain.protocol
+    explicit = evaluate.Evaluator(toy(scales=(1.0,), flip=False))
+    assert explicit(weights) == plain(weights)
+
+
+def test_the_plain_path_is_the_network_bit_for_bit(toy, weights):
+    config = toy()
+    ctx = methods.context(config)
+    images = np.random.default_rng(0).integers(0, 256, (2, 9, 8, 3), np.uint8)
+    expected = jax.jit(lambda v, x: toy_predict(v, views.normalise(x, ctx), ctx))
+    got = jax.jit(protocols.prediction(config))(weights, images)
+    np.testing.assert_array_equal(got, expected(weights, images))
+
+
+def test_a_class_that_is_nowhere_is_left_out(toy, mixed, monkeypatch, capsys, tmp_path):
+    """Images of class 0 alone and one that is all void, of which 0 and 1 are predicted."""
+    for record, size in zip(mixed.records, SIZES, strict=True):
+        record['label'] = png(np.zeros(size, np.uint8))
+    mixed.records[1]['label'] = png(np.full(SIZES[1], 255, np.uint8))
+    two = Variables({'w': jnp.zeros((3, 7)).at[:, 0].set(1.0).at[:, 2:].set(jnp.nan)}, {})
+    config = toy(protocol='whole_exact')
+    evaluator = evaluate.Evaluator(config)
+
+    def first_two(variables, images, ctx):
+        logits = toy_predict(variables, images, ctx)
+        return jnp.where(jnp.arange(7) < 2, logits, -1e9)
+
+    monkeypatch.setattr(TOY, 'predict', first_two)
+    evaluator = evaluate.Evaluator(config)
+    got, scores = matrix(evaluator, two, monkeypatch)
+    assert got.sum() == sum(h * w for i, (h, w) in enumerate(SIZES) if i != 1)
+    assert scores['iou'][2:] == [None] * 5 and scores['iou'][1] == 0
+    assert scores['miou'] == pytest.approx(scores['iou'][0] / 2)
+    evaluate.report(tmp_path, config, evaluator, scores, 1, 'x', None)
+    assert capsys.readouterr().out.count('     - |') == 5
+    assert list(json.loads((tmp_path / evaluate.RESULTS).read_text())['iou'].values())[2] is None
+
+
+def test_a_long_evaluation_says_how_long(toy, mixed, weights, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, 'css_jax')
+    evaluate.Evaluator(toy(protocol='whole', pad_to=(64, 64), batch_size=1))(weights)
+    assert caplog.messages == []
+    monkeypatch.setattr(evaluate, '_QUIET', 0.0)
+    evaluator = evaluate.Evaluator(toy(protocol='whole_exact', batch_size=1))
+    assert 'mixed/x:val: 5 images of 3 sizes, 3 compilations' in caplog.messages[0]
+    evaluator(weights)
+    shares = [message.split('%')[0] for message in caplog.messages[1:]]
+    assert shares == ['evaluated 40', 'evaluated 60', 'evaluated 80']
+    assert all('to go 00:0' in message for message in caplog.messages[1:])
+
+
+def test_the_windows_are_of_the_first_stream_s_crop(toy):
+    assert protocols.window(toy()) == (32, 32)
+    assert protocols.window(toy(window=(7, 9))) == (7, 9)
+
+
+@pytest.mark.parametrize(
+    ('keys', 'answer'),
+    [
+        ({'window': (0, 8)}, r'eval\.window: got \(0, 8\), expected \(height, width\)'),
+        ({'window': (8,)}, r'eval\.window: got \(8,\)'),
+        ({'scales': ()}, r'eval\.scales: got \(\), expected one or more factors above 0'),
+        ({'scales': (1.0, 0.0)}, r'eval\.scales: got \(1\.0, 0\.0\)'),
+        ({'protocol': 'slide'}, r"eval\.protocol: got 'slide', .*did you mean 'sliding'"),
+        ({'network': 'ema'}, r"eval\.network: got 'ema', expected one of"),
+    ],
+)
+def test_impossible_protocols_are_answered_in_words(toy, keys, answer):
+    with pytest.raises(ValueError, match=answer):
+        toy(**keys)
+
+
+def test_results_are_named_by_what_differs_from_the_run(toy):
+    run = toy()
+    assert evaluate.results_file(run, run) == 'results.json'
+    assert evaluate.results_file(run, run, 'best') == 'results_best.json'
+    assert evaluate.results_file(run, run, '300') == 'results_step300.json'
+    assert evaluate.results_file(toy(batch_size=1, every=3), run) == 'results.json'
+    other = toy(dataset='shapes/64', flip=True, scales=(0.5, 1.0), network='student')
+    assert evaluate.results_file(other, run, 'best') == (
+        'results_best_dataset=shapes-64_flip=True_scales=0.5,1.0_network=student.json'
+    )

@@ -1,0 +1,342 @@
+"""Every key of the table is read, and every key that should change the step's program does."""
+
+import dataclasses
+import functools
+import itertools
+import json
+from unittest import mock
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, PartitionSpec
+from ml_collections import ConfigDict
+
+from css_jax import check, evaluate, follow, methods, models, parallel, protocols, state, train
+from css_jax import config as configs
+from css_jax import step as steps
+from css_jax.data import splits
+from css_jax.models import resnet
+from css_jax.models.layers import BatchNorm, Conv
+from tests import tiny
+
+
+def leaves(table, path=''):
+    """Dotted key -> value; the keys of all streams are under data.streams.*."""
+    found = {}
+    for name, value in table.items():
+        key = f'{path}.*' if path == 'data.streams' else f'{path}.{name}'.lstrip('.')
+        found |= leaves(value, key) if isinstance(value, ConfigDict) else {key: value}
+    return found
+
+
+KEYS = leaves(tiny.get_config())
+BUILD = models.build
+
+
+class Small(nn.Module):
+    """Stands for DeepLab where the network does not matter: the step is traced in no time."""
+
+    outputs: tuple
+    axis_name: str | None
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.relu(BatchNorm(self.axis_name)(Conv(8, 3, 4)(x), train))
+        return {name: Conv(channels, 1, name=name)(x) for name, channels in self.outputs}
+
+
+def small(config, num_classes, outputs, axis_name):
+    return Small(tuple(outputs.items()), axis_name)
+
+
+# Every key is read.
+
+
+class Recorder:
+    """A table that notes which of its leaves are read."""
+
+    def __init__(self, table, seen, path=''):
+        self._table, self._seen, self._path = table, seen, path
+
+    def __getitem__(self, name):
+        value = self._table[name]
+        key = f'{self._path}.{name}'.lstrip('.')
+        if isinstance(value, ConfigDict):
+            return Recorder(value, self._seen, 'data.streams.*' if 'streams.' in key else key)
+        self._seen.add(key)
+        return value
+
+    def __getattr__(self, name):
+        # A method of the table, such as to_dict, is a read of no key.
+        return self[name] if name in self._table else getattr(self._table, name)
+
+    def __iter__(self):
+        return iter(self._table)
+
+    def __len__(self):
+        return len(self._table)
+
+    def items(self):
+        return [(name, self[name]) for name in self]
+
+    def values(self):
+        return [self[name] for name in self]
+
+
+def ones(shape):
+    is_key = jnp.issubdtype(shape.dtype, jax.dtypes.prng_key)
+    return jax.random.key(0) if is_key else jnp.ones(shape.shape, shape.dtype)
+
+
+def traced(function):
+    """Stands for a compiled function: traces it, and gives ones."""
+    return lambda *arguments: jax.tree.map(ones, jax.eval_shape(function, *arguments))
+
+
+def traced_step(step):
+    def run(state, batch):
+        _, metrics = traced(step)(state, batch)
+        return state.replace(step=state.step + 1), metrics
+
+    return run
+
+
+def test_every_key_is_read(monkeypatch, tmp_path, data_dir):
+    seen, finalise = set(), configs.finalise
+    monkeypatch.setattr(configs, 'finalise', lambda config: Recorder(finalise(config), seen))
+    monkeypatch.setattr(parallel, 'compile', traced)
+    monkeypatch.setattr(parallel, 'compile_step', traced_step)
+    # What is read only to be shown or compared is not in use.
+    for module, name, answer in (
+        (follow, 'departures', []),
+        (check, 'warnings', []),
+        (splits, 'record', {'split_hash': ''}),
+        (splits, 'report', []),
+        (protocols, 'describe', ''),
+        (evaluate, 'results_file', ''),
+        (evaluate, 'report', {}),
+    ):
+        monkeypatch.setattr(module, name, lambda *_, answer=answer: answer)
+
+    for method in methods.METHODS:
+        config = tiny.get_config()
+        config.data.dir, config.method, config.steps = data_dir, method, 3  # from 1
+        config.supervised.loss = 'ohem'
+        train.train(config, tmp_path / method)
+        evaluate.evaluate(config, tmp_path / method)
+        monkeypatch.setattr(models, 'build', small)  # the first method has read the network's keys
+    assert set(KEYS) - seen <= {'follow'}  # from which finalise fills in others
+
+
+# Every key that should change the step's program does.
+
+# Keys of the program of one step: the method that shows it, and what else it then needs.
+_C = ('css_mix', {})
+_S, _U = ('supervised', {}), ('cutmix', {})
+_OHEM = ('supervised', {'supervised.loss': 'ohem', 'supervised.ohem_kept': 64})
+GRAPH = {
+    'follow': _C,
+    'num_classes': _S,
+    'steps': _S,
+    'pseudo_label': ('css', {}),
+    'indicator': _C,
+    'eight_bit_indicators': _U,
+    'model.representation_dim': _C,
+    'data.mean': _S,
+    'data.std': _S,
+    'data.streams.*.batch_size': _S,
+    'data.streams.*.crop': _S,
+    'optimizer.learning_rate': _S,
+    'optimizer.warmup_steps': _S,
+    'optimizer.power': _S,
+    'optimizer.floor': _S,
+    'optimizer.momentum': _S,
+    'optimizer.nesterov': _S,
+    'optimizer.weight_decay': _S,
+    'teacher.decay': _S,
+    'teacher.batch_norm': ('cutmix', {'teacher.labelled_pass': False}),
+    'teacher.labelled_pass': _U,
+    'supervised.loss': _S,
+    'supervised.ohem_threshold': _OHEM,
+    'supervised.ohem_kept': _OHEM,
+    'augment.jitter_prob': _S,
+    'augment.brightness': _S,
+    'augment.contrast': _S,
+    'augment.saturation': _S,
+    'augment.hue': _S,
+    'augment.blur_prob': _S,
+    'augment.blur_sigma': _S,
+    'augment.flip_prob': _S,
+    'augment.resize': _U,
+    'augment.mixing': _C,
+    'unsupervised.loss': _U,
+    'unsupervised.weight': _U,
+    'unsupervised.threshold': _U,
+    'unsupervised.cross_indicator': ('css_cross', {}),
+    'unsupervised.warmup_passes': ('css_cross', {}),
+    'contrastive.weight': _C,
+    'contrastive.schedule': _C,
+    'contrastive.estimator': ('css_mix', {'contrastive.scope': 'device'}),
+    'contrastive.prototype_source': _C,
+    'contrastive.unseen': _C,
+    'contrastive.valid_indicator': _C,
+    'contrastive.valid_threshold': _C,
+    'contrastive.hard_threshold': _C,
+    'contrastive.temperature': _C,
+    'contrastive.similarity_temperature': _C,
+    'contrastive.anchors': _C,
+    'contrastive.negatives': _C,
+    'contrastive.bank': _C,
+    'contrastive.prototype_decay': _C,
+}
+# Those of the network itself.
+NETWORK = {
+    'model.stem': _S,
+    'model.stem_ceil_mode': ('supervised', {'model.stem': 'deep'}),
+    'model.output_stride': _S,
+    'model.width': _S,
+    'model.dtype': _S,
+    'model.remat': _S,
+}
+# Those of the program on several devices.
+DEVICES = {'augment.partner': _U, 'contrastive.scope': _C}
+# Keys of the host, with another value; None: no other one can be had in this test.
+HOST = {
+    'seed': 1,
+    'init_from': None,
+    'burn_in_steps': 2,
+    'log_every': 7,
+    'checkpoint_every': 7,
+    'model.pretrained': None,
+    'data.dir': 'elsewhere',
+    'data.resampling': 'pil',
+    'data.threads': 1,
+    'data.prefetch': 1,
+    'data.streams.*.dataset': 'shapes/64',
+    'data.streams.*.split': 'val',
+    'data.streams.*.labels': None,  # the method's
+    'data.streams.*.count': 3,
+    'data.streams.*.subset_seed': 1,
+    'data.streams.*.min_per_class': 1,
+    'data.streams.*.ids_file': 'list.txt',
+    'data.streams.*.exclude': '',
+    'data.streams.*.resize': (0.7, 0.8),
+    'data.streams.*.pad': 'constant',
+    'eval.dataset': 'shapes/64',
+    'eval.split': 'fresh',
+    'eval.batch_size': 3,
+    'eval.pad_to': (96, 96),
+    'eval.protocol': 'sliding',
+    'eval.window': (24, 24),
+    'eval.flip': True,
+    'eval.scales': (0.5, 1.0),
+    'eval.network': 'student',
+    'eval.every': 2,
+}
+
+
+def test_every_key_is_of_the_step_or_of_the_host():
+    listed = ['method', 'model.backbone', *GRAPH, *NETWORK, *DEVICES, *HOST]
+    assert sorted(listed) == sorted(KEYS)
+
+
+@functools.cache
+def lowered(method, settings='{}', devices=1, build=small):
+    """The text of a step's program as XLA gets it; `settings` are JSON, `build` is the network."""
+    config = configured(method, json.loads(settings))
+    functions, axis = methods.get(method), 'data' if devices > 1 else None
+    with mock.patch.object(models, 'build', build):
+        ctx = methods.context(config, axis, images={'labelled': 8, 'unlabelled': 16})
+        tx = functions.optimizer(config)
+        single = dataclasses.replace(ctx, module=methods.context(config).module)
+    current = jax.eval_shape(lambda: state.create(functions, tx, single))
+    batch = {}
+    for name, labels in methods.METHODS[method].STREAMS.items():
+        stream = config.data.streams[name]
+        shape = (stream.batch_size, *stream.crop)
+        batch[name] = {'image': jax.ShapeDtypeStruct((*shape, 3), np.uint8)}
+        batch[name] |= {'label': jax.ShapeDtypeStruct(shape, np.uint8)} if labels else {}
+    step = functools.partial(steps.train_step, method=functions, optimizer=tx, ctx=ctx)
+    if axis:
+        mesh, spec = Mesh(np.array(jax.devices()[:devices]), (axis,)), PartitionSpec()
+        in_specs, out_specs = (spec, PartitionSpec(axis)), (spec, spec)
+        step = jax.shard_map(step, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
+    return jax.jit(step).lower(current, batch).as_text()
+
+
+def configured(method, settings):
+    config = tiny.get_config()
+    config.method = method
+    for key, value in settings.items():
+        value = tuple(value) if isinstance(value, list) else value  # JSON has no tuples
+        for stream in config.data.streams if '*' in key else ('',):
+            config.update_from_flattened_dict({key.replace('*', stream): value})
+    return configs.finalise(config)
+
+
+def values(key, method, current):
+    """All values of a key that has names for them, else its current one and another."""
+    choices = {**check.CHOICES, **getattr(methods.METHODS[method], 'CHOICES', {})}
+    if key in choices:
+        return choices[key]
+    if isinstance(current, bool):
+        return current, not current
+    if isinstance(current, tuple):
+        return current, tuple(2 * v if isinstance(v, int) else v / 2 for v in current)
+    return current, 2 * current + 1 if isinstance(current, int) else current / 2
+
+
+def programs(key, method, settings, **where):
+    """Value -> the program's text, for every value of a key."""
+    current = leaves(configured(method, settings))[key]
+    found = {}
+    for value in values(key, method, current):
+        changed = settings if value == current else {**settings, key: value}
+        found[str(value)] = lowered(method, json.dumps(changed), **where)
+    return found
+
+
+def assert_distinct(found):
+    alike = [(a, b) for a, b in itertools.combinations(found, 2) if found[a] == found[b]]
+    assert len(found) > 1
+    assert not alike
+
+
+@pytest.mark.parametrize('key', GRAPH)
+def test_a_key_of_the_step_changes_its_program(key):
+    assert_distinct(programs(key, *GRAPH[key]))
+
+
+@pytest.mark.parametrize('key', DEVICES)
+def test_a_key_of_several_devices_changes_their_program(key):
+    assert_distinct(programs(key, *DEVICES[key], devices=2))
+
+
+@pytest.mark.parametrize('key', NETWORK)
+def test_a_key_of_the_network_changes_the_program(key, monkeypatch):
+    shallow = functools.partial(resnet.build, resnet.BasicBlock, (1, 1, 1, 1))
+    monkeypatch.setitem(models.BACKBONES, 'resnet18', shallow)
+    assert_distinct(programs(key, *NETWORK[key], build=BUILD))
+
+
+def test_backbones_have_other_arrays_so_other_programs():
+    config = {name: configured('supervised', {'model.backbone': name}) for name in models.BACKBONES}
+    found = {name: str(state.shapes(methods.context(c))) for name, c in config.items()}
+    assert_distinct(found)
+
+
+def test_methods_are_other_programs():
+    found = {method: lowered(method) for method in methods.METHODS}
+    assert found.pop('css') == found['css_mix']  # of which css_mix is one point
+    assert_distinct(found)
+
+
+def test_keys_of_the_host_leave_the_program_alone():
+    changes = {key: value for key, value in HOST.items() if value is not None}
+    old = leaves(configured('css_mix', {}))
+    new = leaves(configured('css_mix', changes))
+    assert {key for key in KEYS if old[key] != new[key]} >= set(changes)
+    assert lowered('css_mix', json.dumps(changes)) == lowered('css_mix')

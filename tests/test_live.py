@@ -1,0 +1,84 @@
+"""On a trained quickstart every threshold passes some pixels, in each row of Tables 5, 6 and 7."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from configs import quickstart
+from css_jax import checkpoint, evaluate, methods, parallel, state, stored
+from css_jax import config as configs
+from css_jax.data import streams
+from tests.conftest import ROOT
+
+ROWS = [  # of pseudo-label and indicator
+    ('logit', 'confidence'),
+    ('logit', 'similarity'),
+    ('logit', 'both'),
+    ('representation', 'both'),
+    ('mix', 'confidence'),
+    ('mix', 'similarity'),
+    ('mix', 'both'),
+    ('cross', 'confidence'),
+    ('cross', 'both'),
+]
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """A quickstart of a fifth of its steps, and the images it goes on with."""
+    workdir, data_dir = tmp_path_factory.mktemp('live'), tmp_path_factory.mktemp('data')
+    changes = {'steps': 180, 'burn_in_steps': 60, 'data.dir': data_dir}
+    command = [sys.executable, '-m', 'css_jax.main', f'--config={ROOT}/configs/quickstart.py']
+    command += [f'--workdir={workdir}', *(f'--config.{k}={v}' for k, v in changes.items())]
+    # A process of its own, with optimised programs: training is most of what this takes.
+    env = os.environ | {'XLA_FLAGS': '', 'JAX_NUM_CPU_DEVICES': '1'}
+    subprocess.run(command, cwd=ROOT, env=env, check=True)
+    config = stored.load(workdir)
+    miou = json.loads((workdir / evaluate.RESULTS).read_text())['miou']
+    batch = next(streams.train_batches(configs.finalise(config).data, seed=7))
+    return config, workdir, miou, batch
+
+
+def shares(trained, **changes):
+    workdir_config, workdir, _, batch = trained
+    config = quickstart.get_config('css')
+    config.data.dir = workdir_config.data.dir
+    config.update_from_flattened_dict({k.replace('__', '.'): v for k, v in changes.items()})
+    config = configs.finalise(config)
+    method = methods.get(config.method)
+    ctx = methods.context(config, images={'labelled': 8, 'unlabelled': 492})
+    checkpoints = checkpoint.Checkpoints(workdir, read_only=True)
+    current = checkpoints.restore(state.create(method, method.optimizer(config), ctx))
+    checkpoints.close()
+
+    def measure(current, batch):
+        keys = parallel.step_keys(current.key, current.step, batch, None)
+        prepared, _ = method.targets(current, batch, keys, ctx)
+        return method.loss(current.student.params, current, prepared, keys, ctx)[1][2]
+
+    return {k: float(v) for k, v in jax.jit(measure)(current, batch).items()}
+
+
+def test_it_is_trained(trained):
+    assert trained[2] > 0.5
+
+
+@pytest.mark.parametrize(('pseudo_label', 'indicator'), ROWS)
+def test_every_thresholded_term_is_alive(trained, pseudo_label, indicator):
+    found = shares(trained, pseudo_label=pseudo_label, indicator=indicator)
+    for name in ('confident', 'confident_foreground', 'valid', 'hard', 'anchors'):
+        assert found[name] > 0, name
+    assert found['loss_unsupervised'] > 0 and found['loss_contrastive'] > 0
+    assert found['classes_present'] == 7
+
+
+def test_the_reference_s_cross_is_not(trained):
+    """Its L_u thresholds j_rep at a temperature at which no pixel can pass (spec section 9)."""
+    found = shares(trained, method='css_cross', follow='reference', unsupervised__loss='weighted',
+                   unsupervised__threshold=0.97, unsupervised__warmup_passes=0)  # fmt: skip
+    assert found['confident'] == 0 and found['loss_unsupervised'] == 0
+    assert found['valid'] > 0

@@ -1,0 +1,245 @@
+"""Starting from a file of weights and from another run: what is taken, what is said, what not."""
+
+import json
+import logging
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import FrozenConfigDict
+
+from css_jax import checkpoint, methods, pretrained, state, state_dicts, stored, train
+from css_jax import config as configs
+from css_jax.models import layouts, weights
+from tests import tiny
+
+
+def config_of(method='css_mix', **changes):
+    c = tiny.get_config(method)
+    for key, value in changes.items():
+        c.update_from_flattened_dict({key.replace('__', '.'): value})
+    return c
+
+
+def context_of(config):
+    config = configs.finalise(config)
+    return config, methods.get(config.method), methods.context(config)
+
+
+def load(config):
+    return pretrained.load(*context_of(config))
+
+
+def created(config, given):
+    config, method, ctx = context_of(config)
+    return state.create(method, method.optimizer(config), ctx, given)
+
+
+@pytest.fixture(scope='module')
+def source():
+    """The tiny network's arrays, none of them as a fresh one has them, by the reference's names."""
+    _, _, ctx = context_of(config_of())
+    r = np.random.default_rng(0)
+    variables = jax.tree.map(lambda s: r.uniform(0.5, 1, s.shape).astype('f4'), state.shapes(ctx))
+    return weights.to_reference({'params': variables.params, 'batch_stats': variables.batch_stats})
+
+
+@pytest.fixture(scope='module')
+def backbone_file(source, tmp_path_factory):
+    """Its backbone by torchvision's names, with a classifier."""
+    path = tmp_path_factory.mktemp('weights') / 'resnet18.npz'
+    arrays = {k.removeprefix('resnet_'): v for k, v in source.items() if k.startswith('resnet_')}
+    state_dicts.write(path, arrays | {'fc.weight': np.ones((5, 64)), 'fc.bias': np.ones(5)})
+    return path
+
+
+def test_a_backbone_goes_into_student_and_teacher(source, backbone_file, caplog):
+    config = config_of(model__pretrained=str(backbone_file))
+    with caplog.at_level(logging.INFO, 'css_jax'):
+        given = load(config)
+    count = sum(a.size for name, a in given['student'].items() if name.startswith('params/'))
+    assert f'{backbone_file}: 100 arrays, {count:,} parameters' in caplog.text
+    assert 'fresh: aspp, head_logits, head_representation, low_level_bn, low_l' in caplog.text
+    assert 'not used: fc.weight, fc.bias' in caplog.text
+    assert 'warning' not in caplog.text
+
+    start, random = created(config, given), created(config_of(), {})
+    expected = source['resnet_layer2.0.conv1.weight'].transpose(2, 3, 1, 0)
+    for network in (start.student, start.teacher):
+        backbone = network.params['backbone']
+        np.testing.assert_array_equal(backbone['layer2_0']['conv1']['kernel'], expected)
+        stats = network.batch_stats['backbone']['bn1']
+        np.testing.assert_array_equal(stats['var'], source['resnet_bn1.running_var'])
+    flat, flat_random = state.flat(start.student), state.flat(random.student)
+    for path, leaf in flat.items():
+        same = bool((leaf == flat_random[path]).all())
+        assert same == ('/backbone/' not in path), path
+    # Nothing that a step gives away is there twice.
+    pointers = [
+        leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves((start.student, start.teacher))
+    ]
+    assert len(set(pointers)) == len(pointers)
+
+
+def test_a_reference_checkpoint_gives_its_teachers_backbone_alone(source, tmp_path, caplog):
+    teacher = {name: array + 1 for name, array in source.items()}
+    tree = {'model': source, 'ema_model': teacher, 'prototypes': np.ones((7, 16))}
+    state_dicts.write(tmp_path / 'reference.npz', tree)
+    with caplog.at_level(logging.INFO, 'css_jax'):
+        given = load(config_of(model__pretrained=str(tmp_path / 'reference.npz')))
+    assert 'found there as ema_model.resnet_*' in caplog.text
+    assert list(given) == ['student'] and all('/backbone/' in path for path in given['student'])
+    mean = given['student']['batch_stats/backbone/bn1/mean']
+    np.testing.assert_array_equal(mean, teacher['resnet_bn1.running_mean'])
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'model__backbone': 'resnet34'}, r'backbone=resnet34.*missing: layer1.2.*another depth'),
+        ({'model__stem': 'deep'}, r'stem=deep.*missing: conv1.0.weight.*another stem'),
+        ({'model__width': 0.25}, r'width=0.25.*conv1.weight has \(7, 7, 3, 8\), expected .*width'),
+        ({'model__backbone': 'mobilenet_v1'}, "no name ends in 'conv_dw_1/depthwise_kernel'"),
+    ],
+)
+def test_a_file_of_another_network_is_refused(backbone_file, changes, message):
+    with pytest.raises(ValueError, match=f'model.pretrained=.*{message}'):
+        load(config_of(model__pretrained=str(backbone_file), **changes))
+
+
+def test_impossible_sources_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r'model.pretrained: .*no.npz is not there'):
+        load(config_of(model__pretrained=str(tmp_path / 'no.npz')))
+    frozen = FrozenConfigDict({'init_from': 'runs/a', 'model': {'pretrained': 'w.npz'}})
+    with pytest.raises(ValueError, match=r'init_from=runs/a and model.pretrained=w.npz: expected'):
+        pretrained.load(frozen, None, None)
+    frozen = FrozenConfigDict({'init_from': str(tmp_path)})
+    with pytest.raises(FileNotFoundError, match=r'init_from: .*config.json is missing'):
+        pretrained.normalisation(frozen)
+
+
+@pytest.mark.parametrize(
+    ('backbone', 'file', 'mean', 'std'),
+    [
+        ('resnet50', '', layouts.IMAGENET_MEAN, layouts.IMAGENET_STD),
+        ('resnet50', 'gone.pth', (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ('mobilenet_v1', '', layouts.IMAGENET_MEAN, layouts.IMAGENET_STD),
+        ('mobilenet_v1', 'gone.npz', (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    ],
+)
+def test_pixels_are_normalised_as_the_weights_expect(backbone, file, mean, std):
+    config = {'init_from': '', 'model': {'backbone': backbone, 'pretrained': file}}
+    assert pretrained.normalisation(FrozenConfigDict(config)) == (mean, std)
+
+
+def test_another_normalisation_is_warned_of(backbone_file, caplog):
+    load(config_of(model__pretrained=str(backbone_file), data__mean=(0.5, 0.5, 0.5)))
+    assert 'data.mean=(0.5, 0.5, 0.5)' in caplog.text
+    assert 'these weights were trained with (0.485, 0.456, 0.406)' in caplog.text
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    """A folder as a CSS(mix) run leaves it, every part of its state another, and that state."""
+    workdir = tmp_path_factory.mktemp('runs') / 'source'
+    config, method, ctx = context_of(config_of())
+    stored.claim(config, workdir)
+    start = state.create(method, method.optimizer(config), ctx)
+    start = start.replace(
+        step=jnp.int32(8),
+        teacher=jax.tree.map(lambda x: x + 1, start.teacher),
+        memory={'prototypes': jnp.full((7, 16), 2.0), 'seen': jnp.arange(7) < 5},
+    )
+    checkpoints = checkpoint.Checkpoints(workdir)
+    checkpoints.save(8, start, {'split_hash': 'x'})
+    checkpoints.close()
+    return workdir, start
+
+
+def same(a, b):
+    a, b = state.flat(a), state.flat(b)
+    return a.keys() == b.keys() and all(np.array_equal(a[path], b[path]) for path in a)
+
+
+def test_a_run_starts_from_another(run, caplog):
+    workdir, ended = run
+    with caplog.at_level(logging.INFO, 'css_jax'):
+        config = config_of(init_from=str(workdir), seed=3)
+        start = created(config, load(config))
+    assert f'starting from {workdir}, step 8: student, teacher, memory' in caplog.text
+    assert 'fresh' not in caplog.text
+    assert int(start.step) == 0
+    for part in ('student', 'teacher', 'memory'):
+        assert same(getattr(start, part), getattr(ended, part)), part
+    assert all(float(abs(x).sum()) == 0 for x in jax.tree.leaves(start.opt_state) if x.ndim)
+
+
+def test_heads_and_memory_that_the_source_lacks_are_fresh(run, tmp_path, caplog):
+    workdir, ended = run
+    with caplog.at_level(logging.INFO, 'css_jax'):
+        given = load(config_of('supervised', init_from=str(workdir)))
+    assert not any('head_representation' in path for path in given['student'])
+    assert list(given) == ['student', 'teacher'] and 'fresh' not in caplog.text
+
+    config, method, ctx = context_of(config_of('supervised'))
+    stored.claim(config, tmp_path / 'sup')
+    checkpoints = checkpoint.Checkpoints(tmp_path / 'sup')
+    checkpoints.save(8, state.create(method, method.optimizer(config), ctx), {'split_hash': 'x'})
+    checkpoints.close()
+    caplog.clear()
+    with caplog.at_level(logging.INFO, 'css_jax'):
+        given = load(config_of(init_from=str(tmp_path / 'sup')))
+    assert 'fresh: head_representation, memory' in caplog.text
+    fresh = state.flat(ended.student).keys() - given['student'].keys()
+    assert fresh and all('/head_representation/' in path for path in fresh)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (
+            {'num_classes': 9},
+            r'head_logits/out/bias has \(7,\), expected \(9,\).*num_classes=7.*=9',
+        ),
+        ({'model__width': 0.25}, r'of another network.*model.width=0.125.*model.width=0.25'),
+        ({'model__backbone': 'resnet34'}, r'is missing.*There: .*resnet18.*Here: .*resnet34'),
+        ({'data__mean': (0.5, 0.5, 0.5)}, r'was trained with data.mean=\(0.485, .*got \(0.5, '),
+    ],
+)
+def test_a_run_of_another_network_is_refused(run, changes, message):
+    with pytest.raises(ValueError, match=f'init_from=.*{message}'):
+        load(config_of(init_from=str(run[0]), **changes))
+
+
+def test_its_pixels_are_normalised_as_the_source_runs(run, tmp_path):
+    shutil.copytree(run[0], tmp_path / 'run')
+    file = tmp_path / 'run' / 'config.json'
+    values = json.loads(file.read_text())
+    values['data']['mean'] = [0.1, 0.2, 0.3]
+    file.write_text(json.dumps(values))
+    config = configs.default()
+    config.init_from = str(tmp_path / 'run')
+    assert pretrained.normalisation(config) == ((0.1, 0.2, 0.3), layouts.IMAGENET_STD)
+
+
+def test_training_needs_the_file_only_to_start(backbone_file, data_dir, tmp_path):
+    file = tmp_path / 'weights.npz'
+    shutil.copy(backbone_file, file)
+    config = config_of('supervised', steps=2, model__pretrained=str(file), data__dir=data_dir)
+    workdir = tmp_path / 'run'
+    wrong = config.copy_and_resolve_references()
+    wrong.model.stem = 'deep'
+    with pytest.raises(ValueError, match='another stem'):
+        train.train(wrong, workdir)
+    assert not workdir.exists()  # refused before anything is written
+
+    results = train.train(config, workdir)
+    arrays = checkpoint.restore_arrays(workdir, 2, ('student', 'step'))
+    file.unlink()
+    assert train.train(config, workdir)['miou'] == results['miou']
+    with np.load(backbone_file) as weights_file:
+        start = weights_file['conv1.weight'].transpose(2, 3, 1, 0)
+    moved = arrays['student']['params/backbone/conv1/kernel'] - start
+    assert 0 < np.abs(moved).max() < 0.1  # two steps from the file's values, 0.5 to 1

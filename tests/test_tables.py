@@ -1,0 +1,173 @@
+"""The paper's tables as configurations, and its numbers against its text."""
+
+import itertools
+import re
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import cityscapes, tables, voc
+from css_jax import check
+from css_jax import config as configs
+from data_prep.splits import lists
+from tests.conftest import ROOT
+
+PAPER = ROOT.parent / 'shared' / 'paper' / '001_7fd10a522e558b17.txt'
+FAMILIES = {'configs/voc.py': voc, 'configs/cityscapes.py': cityscapes}
+# Method, pseudo-label, indicator of every row and variant, from Sec. 4.2, 5.1, 5.2 and 5.3.
+MEANT = {
+    (1, 'Sup.', ''): ('supervised', 'logit', 'confidence'),
+    (1, 'MT', ''): ('mean_teacher', 'logit', 'confidence'),
+    (1, 'CutMix', ''): ('cutmix', 'logit', 'confidence'),
+    (1, 'Baseline', ''): ('baseline', 'logit', 'confidence'),
+    (1, 'CSS(crs.)', ''): ('css_cross', 'cross', 'both'),
+    (1, 'CSS(mix)', ''): ('css_mix', 'mix', 'both'),
+    (2, 'CSS (mix)', ''): ('css_mix', 'mix', 'both'),
+    (3, 'CSS (mix)', ''): ('css_mix', 'mix', 'both'),
+    (5, 'logit space', ''): ('baseline', 'logit', 'confidence'),
+    (5, 'representation space', ''): ('css', 'representation', 'both'),
+    (5, 'mix pseudo-labeling', ''): ('css_mix', 'mix', 'both'),
+    (5, 'cross pseudo-labeling', ''): ('css_cross', 'cross', 'both'),
+    (6, 'conf.', 'seg label'): ('baseline', 'logit', 'confidence'),
+    (6, 'conf.', 'mix label'): ('css_mix', 'mix', 'confidence'),
+    (6, 'smr.', 'seg label'): ('css', 'logit', 'similarity'),
+    (6, 'smr.', 'mix label'): ('css_mix', 'mix', 'similarity'),
+    (6, 'mix', 'seg label'): ('css', 'logit', 'both'),
+    (6, 'mix', 'mix label'): ('css_mix', 'mix', 'both'),
+    (7, 'baseline', ''): ('baseline', 'logit', 'confidence'),
+    (7, 'mix', ''): ('css_mix', 'mix', 'confidence'),
+    (7, 'cross', ''): ('css_cross', 'cross', 'confidence'),
+    (7, 'ind', ''): ('css', 'logit', 'both'),
+    (7, 'mix + ind', ''): ('css_mix', 'mix', 'both'),
+    (7, 'cross + ind', ''): ('css_cross', 'cross', 'both'),
+}
+
+
+def final(table, cell, more=''):
+    argument = tables.argument(table, cell) + more
+    return configs.finalise(FAMILIES[table.file].get_config(argument))
+
+
+@pytest.mark.parametrize('number', tables.TABLES)
+def test_every_cell_is_an_argument_that_gives_what_the_paper_ran(number):
+    table = tables.get(number)
+    seen = set()
+    for cell in table.cells:
+        config = final(table, cell, ',seed=2')
+        assert (config.method, config.pseudo_label, config.indicator) == MEANT[
+            number, cell.row, cell.variant
+        ]
+        labelled = config.data.streams.labelled
+        assert config.seed == labelled.subset_seed == 2
+        if number in (2, 3):  # the published lists
+            folder = {2: 'pascal', 3: 'cityscapes'}[number]
+            assert labelled.ids_file == f'splits/{folder}/{cell.labels}/labeled.txt'
+            assert f'{folder}/{cell.labels}/labeled.txt' in lists.sizes()
+        else:
+            assert (labelled.split, labelled.count) == ('train', cell.labels)
+        seen.add((cell.row, cell.variant, cell.labels))
+    assert len(seen) == len(table.cells) == {1: 24, 2: 4, 3: 4, 5: 8, 6: 12, 7: 12}[number]
+
+
+def test_the_rows_are_those_that_are_checked():
+    rows = {(n, c.row, c.variant) for n, t in tables.TABLES.items() for c in t.cells}
+    assert rows == MEANT.keys()
+
+
+def test_the_same_run_has_the_same_number_in_tables_5_6_and_7():
+    means = {}
+    for number in (5, 6, 7):
+        for cell in tables.get(number).cells:
+            means.setdefault((cell.method, cell.labels), set()).add(cell.mean)
+    assert len(means) == 18  # of 32 cells
+    assert all(len(numbers) == 1 for numbers in means.values())
+
+
+def test_the_setup_is_that_of_the_paper():
+    """Sec. 4.1 and 4.2."""
+    classic = final(tables.get(1), tables.get(1).cells[-1])
+    blender = final(tables.get(2), tables.get(2).cells[0])
+    streets = final(tables.get(3), tables.get(3).cells[0])
+    sup = final(tables.get(1), tables.get(1).cells[0])
+    assert set(sup.data.streams) == {'labelled'}
+    for config in (classic, blender):
+        assert (config.steps, config.optimizer.learning_rate) == (40_000, 0.0064)
+        assert config.eval.to_dict()['pad_to'] == (512, 512)
+        assert (config.eval.dataset, config.eval.split, config.num_classes) == ('voc', 'val', 21)
+        assert (config.eval.protocol, config.supervised.loss) == ('whole', 'ce')
+        assert config.augment.resize == config.data.streams.labelled.resize == (0.5, 1.5)
+        assert config.data.streams.unlabelled.split == 'trainaug'
+    assert (streets.steps, streets.optimizer.learning_rate) == (80_000, 0.0038)
+    assert (streets.eval.dataset, streets.num_classes) == ('cityscapes', 19)
+    assert (streets.eval.protocol, streets.supervised.loss) == ('sliding', 'ohem')
+    assert streets.augment.resize == streets.data.streams.labelled.resize == (0.5, 2.0)
+    assert [c.model.stem for c in (classic, blender, streets)] == ['conv7', 'deep', 'deep']
+    assert blender.data.streams.labelled.split == 'trainaug'
+    for config, batch, side in ((classic, 16, 512), (blender, 16, 512), (streets, 8, 768)):
+        assert config.model.backbone == 'resnet101' and config.model.output_stride == 8
+        assert config.optimizer.weight_decay == 0.0005
+        for stream in config.data.streams.values():
+            assert (stream.batch_size, stream.crop) == (batch, (side, side))
+        unlabelled = config.data.streams.unlabelled
+        assert (unlabelled.exclude, unlabelled.pad) == ('labelled', 'reflect')
+        assert unlabelled.resize == (1.0, 1.0)
+
+
+def test_random_weights_where_the_paper_has_imagenet_s_are_a_warning():
+    table = tables.get(1)
+    (warning,) = check.warnings(final(table, table.cells[0]))
+    assert 'random weights' in warning and 'model.pretrained' in warning
+    assert not check.warnings(final(table, table.cells[0], ',pretrained=resnet101.npz'))
+    started = ConfigDict(final(table, table.cells[0]))
+    started.init_from = 'runs/other'
+    assert not check.warnings(started)
+    # With the representation head it comes beside the others.
+    assert warning in check.warnings(final(table, table.cells[-1]))
+
+
+@pytest.mark.parametrize('number', [4, '0', '', 'x'])
+def test_a_table_without_runs_is_named(number):
+    with pytest.raises(ValueError, match=rf"--table: got '{number}', expected one of 1, 2, 3, 5"):
+        tables.get(number)
+
+
+@pytest.mark.parametrize('module', FAMILIES.values())
+def test_the_numbers_of_a_docstring_are_the_table_s(module):
+    quoted = re.findall(r'\.py:(\S+) +Table (\d): ([\d.]+)(?: ± ([\d.]+))?', module.__doc__)
+    assert len(quoted) >= 4
+    for argument, number, mean, std in quoted:
+        table = tables.get(number)
+        wanted = configs.finalise(module.get_config(argument))
+        cells = [cell for cell in table.cells if final(table, cell) == wanted]
+        assert [(c.mean, c.std) for c in cells] == [(float(mean), float(std) if std else None)]
+
+
+def published(number):
+    """(row, column) -> (mean, std or None), read from the paper's text."""
+    lines = PAPER.read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(f'Table {number}. '))
+    found = {}
+    for line in itertools.takewhile(str.strip, lines[start + 2 :]):
+        row, *cells = re.sub(r'<[^>]+>', '', line).split('\t')
+        for column, cell in enumerate(cells):
+            # What comes after an arrow is the difference to another row.
+            values = [float(v) for v in re.findall(r'\d+\.\d+', cell.split('arrow')[0])]
+            if values:
+                found[row, column] = (values[0], values[1] if len(values) > 1 else None)
+    return found
+
+
+@pytest.mark.skipif(not PAPER.exists(), reason="the paper's text is not beside the project")
+@pytest.mark.parametrize('number', tables.TABLES)
+def test_the_numbers_are_those_of_the_paper_s_text(number):
+    table = tables.get(number)
+    text = published(number)
+    columns = sorted({c.labels for c in table.cells})
+    variants = list(dict.fromkeys(c.variant for c in table.cells))
+    compared = set()
+    for cell in table.cells:
+        column = columns.index(cell.labels) * len(variants) + variants.index(cell.variant)
+        assert text[cell.row, column] == (cell.mean, cell.std), (cell, column)
+        compared.add((cell.row, column))
+    others = {row for row, _ in text.keys() - compared}
+    assert all('[' in row for row in others)  # other papers' programs, with their reference
