@@ -34,6 +34,7 @@ CHOICES = {
 }
 _MANY = 10**9
 RANGES = {
+    'seed': (0, 2**32 - 1),  # a larger one would be cut to these bits
     'steps': (1, _MANY),
     'burn_in_steps': (0, _MANY),
     'num_classes': (0, 255),
@@ -74,6 +75,10 @@ RANGES = {
     'contrastive.bank': (1, _MANY),
     'contrastive.prototype_decay': (0, 1),
 }
+
+
+# Two images: the BatchNorm of the image pooling has one value of each.
+STREAM_LEAST = {'batch_size': 2, 'count': 0, 'subset_seed': 0, 'min_per_class': 0}
 
 
 def warnings(config: ConfigDict) -> list[str]:
@@ -124,6 +129,28 @@ def _out_of_reach(config: ConfigDict) -> list[str]:
         for key, (on_similarity, effect) in thresholds.items()
         if on_similarity and _at(config, key) > bound
     ]
+
+
+def keys(config: ConfigDict, table: ConfigDict, stream: ConfigDict, where: str = '') -> None:
+    """Refuses keys that nothing reads, as a slip in a file of configs/ makes them.
+
+    Args:
+        config: what was made of the table.
+        table: of all keys.
+        stream: of the keys of one stream, which `data.streams` has under any name.
+        where: path of the table.
+
+    Raises:
+        ValueError: a key is not in the table; names the nearest.
+    """
+    for key in config:
+        inside = stream if where == 'data.streams.' else table.get(key)
+        if inside is None and key not in table:
+            near = difflib.get_close_matches(key, list(table), n=1)
+            hint = f'; did you mean {where}{near[0]}?' if near else ''
+            raise ValueError(f'no key {where}{key}{hint}')
+        if isinstance(inside, ConfigDict):
+            keys(config[key], inside, stream, f'{where}{key}.')
 
 
 def values(config: ConfigDict) -> None:
@@ -178,8 +205,11 @@ def values(config: ConfigDict) -> None:
             raise ValueError(
                 f'data.streams.{name}.crop: got {s.crop}, expected (height, width) of at least 8'
             )
-        if s.batch_size < 1:
-            raise ValueError(f'data.streams.{name}.batch_size: got {s.batch_size}, expected >= 1')
+        for key, least in STREAM_LEAST.items():
+            if s[key] < least:
+                raise ValueError(
+                    f'data.streams.{name}.{key}: got {s[key]}, expected at least {least}'
+                )
 
 
 def choice(key: str, value: Any, choices: Iterable, where: str = '') -> None:

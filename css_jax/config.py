@@ -163,6 +163,7 @@ def finalise(config: ConfigDict) -> ConfigDict:
         ValueError: a value is impossible; names the key, what came and what was expected.
     """
     config = ConfigDict(config.to_dict())
+    check.keys(config, default(), stream(''))
     check.choice('method', config.method, methods.METHODS)
     check.choice('follow', config.follow, follow.COLUMNS)
     follow.resolve(config, methods.get(config.method).DEFAULTS)

@@ -57,7 +57,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
     given = {} if checkpoint.exists(workdir) else pretrained.load(config, method, ctx)
     stored.claim(config, workdir)
     departures = follow.departures(config, method.DEFAULTS)
-    LOG.info('follow=%s; set otherwise: %s', config.follow, ', '.join(departures) or 'nothing')
+    LOG.info('follow=%s; otherwise: %s', config.follow, ', '.join(departures) or 'nothing')
     for warning in check.warnings(config):
         LOG.warning('warning: %s', warning)
     for line in splits.report(config.data, ids):

@@ -72,7 +72,7 @@ def test_an_unknown_argument_of_a_configuration_is_named():
         ('burn_in_steps', 10_000, r'burn_in_steps: got 10000, expected at most steps=900'),
         ('augment.resize', (1.5, 0.5), r'augment\.resize: got \(1\.5, 0\.5\)'),
         ('data.streams.labelled.crop', (64,), r'labelled\.crop: got \(64,\), expected \(height'),
-        ('data.streams.labelled.batch_size', 0, r'labelled\.batch_size: got 0'),
+        ('data.streams.labelled.batch_size', 1, r'batch_size: got 1, expected at least 2'),
         ('data.streams.unlabelled.labels', True, r'unlabelled\.labels: got True, expected False'),
         ('num_classes', 5, r'num_classes: got 5, but eval \(shapes\) has 7'),
         ('model.backbone', 'resnet110', r"model\.backbone: .*did you mean 'resnet101'"),
@@ -88,6 +88,24 @@ def test_impossible_values_are_answered_in_words(key, value, answer):
     config.update_from_flattened_dict({key: value})
     with pytest.raises(ValueError, match=answer):
         configs.finalise(config)
+
+
+@pytest.mark.parametrize(
+    ('key', 'answer'),
+    [
+        ('stpes', 'no key stpes; did you mean steps'),
+        ('optimizer.momentun', r'no key optimizer\.momentun; did you mean optimizer\.momentum'),
+        ('data.streams.labelled.cuont', r'labelled\.cuont; did you mean .*labelled\.count'),
+    ],
+)
+def test_a_key_that_nothing_reads_is_refused(key, answer):
+    config = top = quickstart.get_config().unlock()
+    *tables, leaf = key.split('.')
+    for part in tables:
+        config = config[part]
+    config[leaf] = 3
+    with pytest.raises(ValueError, match=answer):
+        configs.finalise(top)
 
 
 def test_a_missing_stream_is_named():

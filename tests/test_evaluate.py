@@ -222,7 +222,7 @@ def test_a_class_that_is_nowhere_is_left_out(toy, mixed, monkeypatch, capsys, tm
     assert got.sum() == sum(h * w for i, (h, w) in enumerate(SIZES) if i != 1)
     assert scores['iou'][2:] == [None] * 5 and scores['iou'][1] == 0
     assert scores['miou'] == pytest.approx(scores['iou'][0] / 2)
-    evaluate.report(tmp_path, config, evaluator, scores, 1, 'x', None)
+    evaluate.report(tmp_path, config, evaluator, scores, 1, {'split_hash': 'x'}, None)
     assert capsys.readouterr().out.count('     - |') == 5
     assert list(json.loads((tmp_path / evaluate.RESULTS).read_text())['iou'].values())[2] is None
 

@@ -1,15 +1,17 @@
 """The teacher's BatchNorm in its modes, and what the methods of Table 1 have in common."""
 
 import functools
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from css_jax import config as configs
 from css_jax import methods, state
 from css_jax import step as steps
-from css_jax.methods import views
+from css_jax.methods import teacher, views
 from css_jax.ops import pseudo_labels
 from css_jax.state import Variables
 from tests import tiny
@@ -56,8 +58,8 @@ def test_statistics_of_its_own_come_from_the_passes_it_makes(labelled_pass):
     prepared = targets(states, found, ctx)
     _, expected = ctx.train(states[1].teacher, views.normalise(WEAK, ctx))
     if labelled_pass:
-        teacher = Variables(states[1].teacher.params, expected)
-        _, expected = ctx.train(teacher, prepared['images'])
+        again = Variables(states[1].teacher.params, expected)
+        _, expected = ctx.train(again, prepared['images'])
     close(states[2].teacher.batch_stats, expected, rtol=1e-3, atol=1e-5)
 
 
@@ -74,6 +76,18 @@ def test_statistics_that_follow_the_student_s(method):
         logits = ctx.evaluate(states[1].teacher, views.normalise(WEAK, ctx))['logits']
         expected, _ = pseudo_labels.from_logits(logits, WEAK.shape[1:3])
         np.testing.assert_array_equal(targets(states, found, ctx)['weak_label'], expected)
+
+
+def test_a_teacher_of_another_run_is_not_copied_over():
+    config = configs.finalise(tiny.get_config('supervised'))
+    old, new = (Variables({'w': np.float32(x)}, {'mean': np.float32(x)}) for x in (1, 3))
+    begin = SimpleNamespace(step=np.int32(0), teacher=old)
+    for folder, expected in (('', 3.0), ('elsewhere', 0.99 * 1 + 0.01 * 3)):
+        changed = ConfigDict(config.to_dict() | {'init_from': folder})
+        ctx = state.Context(None, changed)
+        updated = teacher.update(begin, new, old.batch_stats, ctx)
+        np.testing.assert_allclose(updated.params['w'], expected, rtol=1e-6)
+        assert updated.batch_stats['mean'] == 1
 
 
 def test_the_mean_teacher_mixes_nothing_and_cutmix_does():

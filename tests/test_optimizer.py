@@ -16,7 +16,14 @@ GOLDEN = np.load(Path(__file__).parent / 'fixtures' / 'reference_small.npz')
 
 def test_sgd_walks_as_torch_does():
     config = configs.default()
-    config.optimizer.power = 0.0  # the trajectory has a constant rate
+    config.update_from_flattened_dict(
+        {
+            'steps': 40_000,
+            'optimizer.learning_rate': 0.0064,
+            'optimizer.floor': 1e-4,
+            'optimizer.power': 0.0,  # the trajectory has a constant rate
+        }
+    )
     tx = optimizer.sgd(config)
     params = {'w': jnp.asarray(GOLDEN['sgd_w0'])}
     state = tx.init(params)

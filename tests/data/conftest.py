@@ -17,6 +17,7 @@ def data(data_dir) -> ConfigDict:
     """`config.data` with a labelled and an unlabelled stream of `shapes`."""
     data = config.default().data
     data.dir = data_dir
+    data.mean, data.std = (0.5, 0.4, 0.3), (0.2, 0.2, 0.2)
     common = {'batch_size': 4, 'crop': (48, 40)}
     data.streams.labelled = config.stream(
         'shapes', count=8, min_per_class=2, resize=(0.5, 1.5), **common
