@@ -162,7 +162,9 @@ def values(config: ConfigDict) -> None:
     for key, choices in CHOICES.items():
         choice(key, _at(config, key), choices)
     for key, choices in methods.get(config.method).CHOICES.items():
-        choice(key, _at(config, key), choices, f' with method={config.method}')
+        any_of = _at(config, key) in methods.get('css').CHOICES.get(key, ())
+        where = f' with method={config.method}' + (', or method=css' if any_of else '')
+        choice(key, _at(config, key), choices, where)
     for key, (low, high) in RANGES.items():
         value = _at(config, key)
         if not low <= value <= high:

@@ -75,8 +75,9 @@ def to_run(
     start = state.create(method, method.optimizer(config), ctx, given)
     step = max(config.steps, LEAST_STEP)
     with contextlib.closing(checkpoint.Checkpoints(workdir)) as checkpoints:
-        # Nobody knows the images it was trained on.
-        checkpoints.save(step, start.replace(step=jnp.int32(step)), {'split_hash': None})
+        # Nobody knows the images it was trained on. The counters have no place in our state.
+        meta = {'split_hash': None, 'num_batches_tracked': _counters(arrays)}
+        checkpoints.save(step, start.replace(step=jnp.int32(step)), meta)
     LOG.info('%s: %d arrays -> %s, step %d', source, len(arrays), workdir, step)
     return workdir
 
@@ -86,7 +87,8 @@ def to_file(
 ) -> pathlib.Path:
     """Writes a run's student, teacher and prototypes by the reference's names.
 
-    BatchNorm's `num_batches_tracked`, which torch's strict loading asks for, is the step.
+    BatchNorm's `num_batches_tracked`, which torch's strict loading asks for, is what the checkpoint
+    of the reference had that the run was made of, else the step.
 
     Args:
         workdir: the run's folder.
@@ -108,11 +110,14 @@ def to_file(
     stored.load(workdir)
     step = checkpoint.find(workdir, which)
     saved = checkpoint.restore_arrays(workdir, step, (*NETWORKS, 'memory'))
+    with contextlib.closing(checkpoint.Checkpoints(workdir, read_only=True)) as checkpoints:
+        counters = checkpoints.meta(step).get('num_batches_tracked', {})
     tree: dict[str, Any] = {}
     for part, name in NETWORKS.items():
         network = weights.to_reference(unflatten_dict(saved[part], sep='/'))
         tracked = [n.replace('running_mean', 'num_batches_tracked') for n in network]
-        counts = {n: np.int64(step) for n in tracked if n.endswith('num_batches_tracked')}
+        tracked = [n for n in tracked if n.endswith('num_batches_tracked')]
+        counts = {n: np.int64(counters.get(f'{name}.{n}', step)) for n in tracked}
         tree[name] = network | {n: np.asarray(count) for n, count in counts.items()}
     if 'prototypes' in saved['memory']:
         tree['prototypes'] = saved['memory']['prototypes']
@@ -133,6 +138,11 @@ def _network(
         return state.flat(weights.from_reference(network))
     except ValueError as error:
         raise ValueError(f"{source}: {name} is not the reference's network: {error}") from None
+
+
+def _counters(arrays: dict[str, np.ndarray]) -> dict[str, int]:
+    counters = {k: v for k, v in arrays.items() if k.endswith('num_batches_tracked')}
+    return {k.replace('.module.', '.', 1): int(np.ravel(v)[0]) for k, v in counters.items()}
 
 
 def _memory(

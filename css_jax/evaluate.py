@@ -240,7 +240,7 @@ def report(
         'best': {'step': best[0], 'miou': best[1]} if best else None,
         'protocol': evaluator.protocol,
         'eval': {key: config.eval[key] for key in protocols.KEYS},
-        **split,
+        **{key: split[key] for key in ('split_hash', 'streams') if key in split},
     }
     path = pathlib.Path(workdir) / file
     draft = path.with_suffix('.tmp')

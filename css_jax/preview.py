@@ -87,11 +87,14 @@ def _picture(path: pathlib.Path, config: ConfigDict, batch: Mapping, prepared: M
             columns[f'{stream} mask'] = colours(arrays['label'])
     shown = {
         'weak_label': ('teacher, logit space', colours),
+        'weak_label_rep': ('teacher, prototypes', colours),
         'images': ('student, labelled', seen),
         'labels': ('its mask', colours),
         'strong': ('student, strong', seen),
         'label': ('its pseudo-label', colours),
         'indicator': ('its indicator', pictures.grey),
+        'label_c': ("L_c's label", colours),
+        'indicator_c': ("L_c's indicator", pictures.grey),
     }
     columns |= {
         title: show(prepared[key]) for key, (title, show) in shown.items() if key in prepared

@@ -66,7 +66,7 @@ def test_preview_trains_nothing_and_shows_the_batch(tmp_path, data_dir):
     text = (tmp_path / preview.TEXT).read_text()
     assert '"threshold": 0.2' in text and 'GFLOP' in text and 'head_representation' in text
     picture = cv2.imread(str(tmp_path / preview.PICTURE))
-    assert picture.shape == (18 + 4 * (128 + 3), 9 * (128 + 3), 3)
+    assert picture.shape == (18 + 4 * (128 + 3), 10 * (128 + 3), 3)
     assert picture.std() > 20
 
 
