@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from benchmarks import timing
 from css_jax import config as configs
 from css_jax.data import streams
+from css_jax.models import layouts
 from data_prep import records
 from data_prep.shapes.builder import Builder
 
@@ -31,6 +32,7 @@ def configuration(size: str, folder: pathlib.Path, threads: int, resampling: str
     c = configs.default().data
     c.dir, c.threads, c.resampling = str(folder), threads, resampling
     c.prefetch = max(c.prefetch, threads)
+    c.mean, c.std = layouts.IMAGENET_MEAN, layouts.IMAGENET_STD
     common = {'dataset': 'shapes/128', 'batch_size': batch, 'crop': (crop, crop)}
     c.streams.labelled = configs.stream(**common, count=IMAGES // 4, resize=scale)
     c.streams.unlabelled = configs.stream(
