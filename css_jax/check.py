@@ -1,7 +1,6 @@
-"""What configurations are possible, and what is possible but unlikely to be meant; in words."""
+"""What configurations are possible, in words; css_jax/advice.py has what is possible but odd."""
 
 import difflib
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -79,56 +78,6 @@ RANGES = {
 
 # Two images: the BatchNorm of the image pooling has one value of each.
 STREAM_LEAST = {'batch_size': 2, 'count': 0, 'subset_seed': 0, 'min_per_class': 0}
-
-
-def warnings(config: ConfigDict) -> list[str]:
-    """Says what is possible but unlikely to be meant, a sentence each.
-
-    Args:
-        config: finalised.
-    """
-    return _random_weights(config) + _out_of_reach(config)
-
-
-def _random_weights(config: ConfigDict) -> list[str]:
-    dataset = config.eval.dataset.partition('/')[0]
-    if dataset not in ('voc', 'cityscapes') or config.model.pretrained or config.init_from:
-        return []
-    return [
-        "model.pretrained is empty: this run starts from random weights, the paper's from ImageNet "
-        'ones (--config.model.pretrained=FILE)'
-    ]
-
-
-def _out_of_reach(config: ConfigDict) -> list[str]:
-    """Names thresholds that no pixel can pass.
-
-    Softmax similarity has an upper bound, as cosines have: 1 / (1 + (C-1) exp(-2/tau_sim)).
-    """
-    if 'representation' not in methods.get(config.method).outputs(config):
-        return []
-    c = config.contrastive
-    bound = 1 / (1 + (config.num_classes - 1) * math.exp(-2 / c.similarity_temperature))
-    alone, both = config.indicator == 'similarity', config.indicator == 'both'
-    crossed = config.pseudo_label == 'cross' and config.unsupervised.cross_indicator == 'similarity'
-    thresholds = {
-        'unsupervised.threshold': (alone or (both and crossed), 'L_u is 0'),
-        'contrastive.valid_threshold': (
-            alone or (both and c.valid_indicator == 'similarity'),
-            'no unlabelled pixel enters L_c',
-        ),
-        'contrastive.hard_threshold': (
-            alone or both,
-            'every valid pixel is hard (the reference runs so)',
-        ),
-    }
-    return [
-        f'{key}={_at(config, key)} is above the largest softmax similarity, {bound:.3f} with '
-        f'{config.num_classes} classes at similarity_temperature={c.similarity_temperature}: '
-        f'{effect}'
-        for key, (on_similarity, effect) in thresholds.items()
-        if on_similarity and _at(config, key) > bound
-    ]
 
 
 def keys(config: ConfigDict, table: ConfigDict, stream: ConfigDict, where: str = '') -> None:
@@ -223,19 +172,26 @@ def choice(key: str, value: Any, choices: Iterable, where: str = '') -> None:
 
 
 def _disputes(config: ConfigDict) -> None:
-    """Refuses what would have no effect, or no pixels."""
-    c, teacher = config.contrastive, config.teacher
-    if c.prototype_source == 'teacher' and not teacher.labelled_pass:
+    """Refuses values that contradict each other."""
+    c, o, teacher = config.contrastive, config.optimizer, config.teacher
+    if o.floor > o.learning_rate:
+        raise ValueError(
+            f'optimizer.floor: got {o.floor}, expected at most optimizer.learning_rate='
+            f'{o.learning_rate}, which it would raise'
+        )
+    has_prototypes = 'representation' in methods.get(config.method).outputs(config)
+    of_teacher = has_prototypes and c.prototype_source == 'teacher'
+    if of_teacher and not teacher.labelled_pass:
         raise ValueError(
             'teacher.labelled_pass: got False, expected True with contrastive.prototype_source='
             'teacher: the prototypes are of the labelled images too'
         )
-    if c.prototype_source == 'student' and teacher.batch_norm == 'ema' and teacher.labelled_pass:
+    if not of_teacher and teacher.batch_norm == 'ema' and teacher.labelled_pass:
         raise ValueError(
             'teacher.labelled_pass: got True, expected False with teacher.batch_norm=ema: only '
             'statistics of its own would feel it'
         )
-    if c.scope == 'global' and c.estimator == 'sampled':
+    if has_prototypes and c.scope == 'global' and c.estimator == 'sampled':
         raise ValueError(
             'contrastive.scope: got global, expected device with contrastive.estimator=sampled, '
             'which draws from the pixels of one device'

@@ -34,6 +34,10 @@ arXiv 2307.09755; sections and equations are the paper's.)
   the numbers of Sec. 4.1 and of the reference's scripts, whose batches are 4 GPUs' in all. On
   Cityscapes the reference does not resize labelled images and validates on one random crop of each
   image (a slip).
+
+What no column changes: the estimator of L_c (`contrastive.estimator=sampled` draws the paper's own
+negatives), the host's filter (`data.resampling=pil`) and the rounding of the deep stem's pooling
+(`model.stem_ceil_mode`) are the reference's where these are set.
 """
 
 from collections.abc import Iterator

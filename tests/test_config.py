@@ -3,8 +3,8 @@
 import pytest
 
 from configs import camvid, quickstart
-from css_jax import check, stored
 from css_jax import config as configs
+from css_jax import stored
 
 
 def flat(config):
@@ -136,14 +136,3 @@ def test_a_damaged_configuration_of_a_run_is_named(text, tmp_path):
     (tmp_path / stored.FILE).write_text(text)
     with pytest.raises(ValueError, match=r'config\.json is not the configuration of a run'):
         stored.load(tmp_path)
-
-
-def test_a_threshold_above_the_bound_of_softmax_similarity_is_a_warning():
-    config = configs.default()
-    config.eval.dataset, config.num_classes = 'shapes', 21
-    config.data.streams.labelled = configs.stream('shapes')
-    config.data.streams.unlabelled = configs.stream('shapes', labels=False)
-    (warning,) = check.warnings(configs.finalise(config))
-    assert 'hard_threshold=0.8 is above' in warning and '0.732' in warning
-    config.contrastive.similarity_temperature = 0.1
-    assert check.warnings(configs.finalise(config)) == []

@@ -164,6 +164,12 @@ def test_labels_and_indicators_are_of_the_spaces_that_the_paper_says(seen):
     if seen['config'].eight_bit_indicators:
         steps = np.asarray(prepared['indicator']) * 255
         np.testing.assert_allclose(steps, np.round(steps), atol=1e-4)
+        assert (steps <= np.asarray(softmax_of(seen)) * 255 + 1e-3).all()  # rounded down
+
+
+def softmax_of(seen):
+    """The confidence before it was rounded."""
+    return softmax(np.asarray(resize.bilinear(seen['taught']['logits'], (32, 32)))).max(-1)
 
 
 def test_l_u_is_the_mean_that_is_asked_for(seen):
@@ -258,3 +264,52 @@ def test_streams_may_differ_in_crop_and_batch_size():
     shape = jax.eval_shape(lambda: loss(state.create(method, method.optimizer(config), ctx)))
     assert shape.shape == ()
     assert css.STREAMS == {'labelled': True, 'unlabelled': False}
+
+
+def test_the_warm_up_begins_after_the_burn_in():
+    """In the burn-in no prototype moves, so that its passes would be none of cross's."""
+    config = tiny.get_config()
+    config.update_from_flattened_dict({'method': 'css_cross', 'burn_in_steps': 5, 'steps': 30})
+    config.unsupervised.warmup_passes = 3
+    config.contrastive.schedule = 'reference'
+    ctx = methods.context(configs.finalise(config), images=IMAGES)  # two steps a pass
+    assert css._warmup_end(ctx) == 5 + 3 * 2
+    weights = [float(css._lambda_c(np.int32(t), ctx)) for t in (5, 6, 7, 404, 405)]
+    first = config.contrastive.weight
+    later = first * np.exp(-5 * (1 / 200) ** 2)
+    np.testing.assert_allclose(weights[:3], [first, first, later], rtol=1e-6)
+    assert 0 < weights[3] < 0.01 * first and weights[4] == 0
+
+
+def test_classmix_divides_the_logit_space_s_labels_where_spaces_exchange_theirs(monkeypatch):
+    leads = []
+    monkeypatch.setattr(
+        views, 'strong', lambda images, maps, keys, ctx, lead='label': leads.append(lead) or 0 / 0
+    )
+    for method in ('css_cross', 'css_mix'):
+        config = tiny.get_config()
+        config.method = method
+        config = configs.finalise(config)
+        ctx, found = methods.context(config, images=IMAGES), methods.get(method)
+
+        def targets(current, ctx=ctx, found=found):
+            keys = parallel.step_keys(current.key, current.step, BATCH, None)
+            return found.targets(current, BATCH, keys, ctx)
+
+        with pytest.raises(ZeroDivisionError):
+            jax.eval_shape(
+                lambda run=targets, f=found, c=ctx, o=config: run(
+                    state.create(f, f.optimizer(o), c)
+                )
+            )
+    assert leads == ['label_c', 'label']
+
+
+def test_eight_bits_move_a_threshold_up():
+    config = tiny.get_config()
+    config.eight_bit_indicators = True
+    ctx = methods.context(configs.finalise(config))
+    maps = {'j': np.float32([0.971, 0.9726, 0.7, 0.703]), 'y': np.int32([-1, 0, 1, 2])}
+    rounded = views.stored_indicators(maps, ctx)
+    assert (rounded['j'] >= np.float32([0.97, 0.97, 0.7, 0.7])).tolist() == [0, 1, 0, 1]
+    np.testing.assert_array_equal(rounded['y'], maps['y'])

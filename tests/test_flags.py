@@ -6,7 +6,6 @@ import itertools
 import json
 from unittest import mock
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,13 +13,24 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
-from css_jax import check, evaluate, follow, methods, models, parallel, protocols, state, train
+from css_jax import (
+    advice,
+    check,
+    evaluate,
+    follow,
+    methods,
+    models,
+    parallel,
+    protocols,
+    state,
+    train,
+)
 from css_jax import config as configs
 from css_jax import step as steps
 from css_jax.data import splits
 from css_jax.models import resnet
-from css_jax.models.layers import BatchNorm, Conv
 from tests import tiny
+from tests.small import small
 
 
 def leaves(table, path=''):
@@ -34,22 +44,6 @@ def leaves(table, path=''):
 
 KEYS = leaves(tiny.get_config())
 BUILD = models.build
-
-
-class Small(nn.Module):
-    """Stands for DeepLab where the network does not matter: the step is traced in no time."""
-
-    outputs: tuple
-    axis_name: str | None
-
-    @nn.compact
-    def __call__(self, x, train=False):
-        x = nn.relu(BatchNorm(self.axis_name)(Conv(8, 3, 4)(x), train))
-        return {name: Conv(channels, 1, name=name)(x) for name, channels in self.outputs}
-
-
-def small(config, num_classes, outputs, axis_name):
-    return Small(tuple(outputs.items()), axis_name)
 
 
 # Every key is read.
@@ -106,13 +100,13 @@ def traced_step(step):
 
 def test_every_key_is_read(monkeypatch, tmp_path, data_dir):
     seen, finalise = set(), configs.finalise
-    monkeypatch.setattr(configs, 'finalise', lambda config: Recorder(finalise(config), seen))
+    monkeypatch.setattr(configs, 'finalise', lambda *given: Recorder(finalise(*given), seen))
     monkeypatch.setattr(parallel, 'compile', traced)
     monkeypatch.setattr(parallel, 'compile_step', traced_step)
     # What is read only to be shown or compared is not in use.
     for module, name, answer in (
         (follow, 'departures', []),
-        (check, 'warnings', []),
+        (advice, 'warnings', []),
         (splits, 'record', {'split_hash': ''}),
         (splits, 'report', []),
         (protocols, 'describe', ''),

@@ -9,16 +9,22 @@ import pytest
 from ml_collections import ConfigDict
 
 from css_jax import config as configs
-from css_jax import methods, state
+from css_jax import methods, models, state
 from css_jax import step as steps
 from css_jax.methods import teacher, views
 from css_jax.ops import pseudo_labels
 from css_jax.state import Variables
 from tests import tiny
+from tests.small import small
 from tests.test_step import BATCH, leaves
 
 IMAGES = {'labelled': 8, 'unlabelled': 16}
 WEAK = BATCH['unlabelled']['image']
+
+
+@pytest.fixture(autouse=True)
+def small_network(monkeypatch):
+    monkeypatch.setattr(models, 'build', small)
 
 
 def run(method, **changes):
@@ -52,9 +58,10 @@ def close(ours, theirs, **tolerance):
         np.testing.assert_allclose(ours[name], theirs[name], err_msg=name, **tolerance)
 
 
+@pytest.mark.parametrize('method', ['mean_teacher', 'css_mix'])
 @pytest.mark.parametrize('labelled_pass', [False, True])
-def test_statistics_of_its_own_come_from_the_passes_it_makes(labelled_pass):
-    states, _, found, ctx = run('mean_teacher', teacher__labelled_pass=labelled_pass)
+def test_statistics_of_its_own_come_from_the_passes_it_makes(method, labelled_pass):
+    states, _, found, ctx = run(method, teacher__labelled_pass=labelled_pass)
     prepared = targets(states, found, ctx)
     _, expected = ctx.train(states[1].teacher, views.normalise(WEAK, ctx))
     if labelled_pass:

@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import cityscapes, tables, voc
-from css_jax import check
+from css_jax import advice
 from css_jax import config as configs
 from data_prep.splits import lists
 from tests.conftest import ROOT
@@ -113,16 +113,21 @@ def test_the_setup_is_that_of_the_paper():
         assert unlabelled.resize == (1.0, 1.0)
 
 
+def warned(config):
+    images = {'labelled': 1000, 'unlabelled': 1000}
+    return advice.warnings(config, configs.default(), images)
+
+
 def test_random_weights_where_the_paper_has_imagenet_s_are_a_warning():
     table = tables.get(1)
-    (warning,) = check.warnings(final(table, table.cells[0]))
+    (warning,) = warned(final(table, table.cells[0]))
     assert 'random weights' in warning and 'model.pretrained' in warning
-    assert not check.warnings(final(table, table.cells[0], ',pretrained=resnet101.npz'))
+    assert not warned(final(table, table.cells[0], ',pretrained=resnet101.npz'))
     started = ConfigDict(final(table, table.cells[0]))
     started.init_from = 'runs/other'
-    assert not check.warnings(started)
+    assert not warned(started)
     # With the representation head it comes beside the others.
-    assert warning in check.warnings(final(table, table.cells[-1]))
+    assert warning in warned(final(table, table.cells[-1]))
 
 
 @pytest.mark.parametrize('number', [4, '0', '', 'x'])

@@ -54,7 +54,8 @@ def targets(
     weak = batch['unlabelled']['image']
     out, taught = teacher.run(state.teacher, views.normalise(weak, ctx), ctx)
     spaces = both_spaces(out, state.memory, weak.shape[1:3], ctx.config)
-    maps = _collaborate(spaces, state.step < _warmup_steps(ctx), ctx.config)
+    maps = _collaborate(spaces, state.step < _warmup_end(ctx), ctx.config)
+    maps = views.stored_indicators(maps, ctx)
     # ClassMix divides y_lgt's classes where the spaces exchange labels.
     lead = 'label_c' if 'label_c' in maps else 'label'
     strong, strong_maps = views.strong(weak, maps, keys, ctx, lead=lead)
@@ -101,6 +102,9 @@ def loss(
     else:
         sums, counts = _class_sums(jax.lax.stop_gradient(z), valid, ctx)
     rho, seen = prototypes.update(old, seen, sums, counts, c.prototype_decay)  # Eq. 2, 3
+    if c.prototype_source == 'teacher':  # the strong view may show a class that the weak one hides
+        valid = jnp.where(seen[valid], valid, -1)
+        hard = hard & (valid >= 0)
     contrast, info = contrastive.loss(  # Eq. 9
         keys.shared('contrastive'),
         z,
@@ -187,10 +191,12 @@ def _collaborate(
     return maps
 
 
-def _warmup_steps(ctx: Context) -> int:
-    if ctx.config.pseudo_label != 'cross' or not ctx.config.unsupervised.warmup_passes:
+def _warmup_end(ctx: Context) -> int:
+    """The step at which cross begins to cross; prototypes exist from the end of the burn-in on."""
+    passes = ctx.config.unsupervised.warmup_passes
+    if ctx.config.pseudo_label != 'cross' or not passes:
         return 0
-    return ctx.config.unsupervised.warmup_passes * views.steps_per_pass('labelled', ctx)
+    return ctx.config.burn_in_steps + passes * views.steps_per_pass('labelled', ctx)
 
 
 def _valid(maps: dict[str, Array], out: dict[str, Array], config: ConfigDict) -> Array:
@@ -214,8 +220,9 @@ def _own_indicator(
 
 def _lambda_c(step: Array, ctx: Context) -> Array:
     c = ctx.config.contrastive
-    if c.schedule == 'reference':
-        factor = schedules.rampdown_by_pass(step, views.steps_per_pass('labelled', ctx))
+    if c.schedule == 'reference':  # which has no burn-in
+        done = step - ctx.config.burn_in_steps
+        factor = schedules.rampdown_by_pass(done, views.steps_per_pass('labelled', ctx))
     else:
         factor = schedules.rampdown(step, ctx.config.steps) if c.schedule == 'rampdown' else 1.0
     return jnp.float32(c.weight) * factor

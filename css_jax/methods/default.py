@@ -11,7 +11,8 @@ from css_jax.state import Context, Variables
 
 init_teacher = teacher.init
 update_teacher = teacher.update
-DEFAULTS = {}
+# Without prototypes only BatchNorm's own statistics feel the teacher's labelled pass.
+DEFAULTS = {'teacher.labelled_pass': lambda c: c.teacher.batch_norm == 'own'}
 CHOICES = {'pseudo_label': ('logit',), 'indicator': ('confidence',)}
 
 

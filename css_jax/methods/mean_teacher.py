@@ -12,12 +12,12 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from css_jax import parallel
-from css_jax.methods import teacher, views
+from css_jax.methods import default, teacher, views
 from css_jax.ops import pseudo_labels
 from css_jax.state import Context, TrainState, Variables
 
 STREAMS = {'labelled': True, 'unlabelled': False}
-DEFAULTS = {'augment.mixing': 'none'}
+DEFAULTS = {'augment.mixing': 'none', **default.DEFAULTS}
 CHOICES = {
     'augment.mixing': ('none',),
     'pseudo_label': ('logit',),
@@ -37,7 +37,8 @@ def targets(
     weak = batch['unlabelled']['image']
     out, taught = teacher.run(state.teacher, views.normalise(weak, ctx), ctx)
     label, indicator = pseudo_labels.from_logits(out['logits'], weak.shape[1:3])
-    strong, maps = views.strong(weak, {'label': label, 'indicator': indicator}, keys, ctx)
+    maps = views.stored_indicators({'label': label, 'indicator': indicator}, ctx)
+    strong, maps = views.strong(weak, maps, keys, ctx)
 
     images, labels = views.labelled(batch['labelled'], keys, ctx)
     if ctx.config.teacher.labelled_pass:

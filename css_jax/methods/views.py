@@ -58,8 +58,6 @@ def strong(
     Returns:
         images [B, H, W, 3] normalised, and the maps moved alike.
     """
-    if ctx.config.eight_bit_indicators:  # the reference keeps them as 8-bit images on the way
-        maps = {name: _eight_bits(values) for name, values in maps.items()}
     partner = {'next': parallel.next_example, 'first_device': parallel.next_of_first_device}
     images, maps = augment.strong_view(
         keys('unlabelled', 'strong'),
@@ -80,9 +78,17 @@ def _augment(ctx: Context) -> augment.Augment:
     return augment.Augment(**values)
 
 
-def _eight_bits(values: Array) -> Array:
-    """Rounds indicators down to 255ths; labels stay."""
-    return jnp.floor(values * 255) / 255 if jnp.issubdtype(values.dtype, jnp.floating) else values
+def stored_indicators(maps: dict[str, Array], ctx: Context) -> dict[str, Array]:
+    """Rounds indicators down to 255ths if so configured: the reference keeps them as images.
+
+    Args:
+        maps: name -> [B, H, W]; labels, which are integers, stay.
+        ctx: configuration.
+    """
+    if not ctx.config.eight_bit_indicators:
+        return maps
+    floats = {k for k, v in maps.items() if jnp.issubdtype(v.dtype, jnp.floating)}
+    return {k: jnp.floor(v * 255) / 255 if k in floats else v for k, v in maps.items()}
 
 
 def share(total: Array, count: Array, ctx: Context) -> tuple[Array, Array]:
