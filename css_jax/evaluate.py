@@ -153,7 +153,7 @@ def evaluate(
 
     Args:
         config: the run's configuration; keys that do not change what was trained
-            (`css_jax.stored.FREE`), such as `eval`, may differ.
+            (`css_jax.stored.FREE`), and `eval`, may differ.
         workdir: the run's folder.
         which: 'last', 'best' or a step.
 
@@ -164,19 +164,22 @@ def evaluate(
         FileNotFoundError: there is no such checkpoint.
         ValueError: the configuration is not the one the run was trained with.
     """
-    config = configs.finalise(config)
-    stored.match(config, workdir)
+    config = configs.finalise(config, workdir)
+    stored.match(config, workdir, (*stored.FREE, 'eval.'))
     step = checkpoint.find(workdir, which)
-    file = results_file(config, configs.finalise(stored.load(workdir)), which)
     evaluator = Evaluator(config)
     like = state.shapes(methods.context(config))
     variables = checkpoint.restore_network(workdir, step, like, config.eval.network)
     checkpoints = checkpoint.Checkpoints(workdir, read_only=True)
     best, meta = checkpoints.best(), checkpoints.meta(step)
     checkpoints.close()
+    trained = configs.finalise(stored.load(workdir))
+    if any(config.eval[key] != trained.eval[key] for key in protocols.KEYS):
+        best = None  # it was scored in another way
     if note := splits.changed_since(meta, config.data):
         LOG.warning('warning: %s', note)
     scores = evaluator(variables)
+    file = results_file(config, trained, which)
     return report(workdir, config, evaluator, scores, step, meta, best, file)
 
 

@@ -1,19 +1,33 @@
 """The configuration in a run's folder: written once, read back, and held against the one given."""
 
+import contextlib
+import fcntl
 import json
+import logging
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from css_jax import config as configs
 
+LOG = logging.getLogger('css_jax')
 FILE = 'config.json'
+LOCK = '.lock'
 # What a run leaves in its folder and would be lost if another one took it.
 TRACES = ('checkpoints', 'metrics.jsonl', 'results*.json', 'events.out.tfevents.*')
-# Keys under which a run may be gone on with: none changes what is trained.
-FREE = ('log_every', 'checkpoint_every', 'eval.', 'data.dir', 'data.threads', 'data.prefetch')
+# Keys under which a run may be gone on with: none changes what is trained, or how it is scored.
+FREE = (
+    'log_every',
+    'checkpoint_every',
+    'eval.every',
+    'eval.batch_size',
+    'data.dir',
+    'data.threads',
+    'data.prefetch',
+)
 
 
 def save(config: ConfigDict, workdir: str | pathlib.Path) -> None:
@@ -47,6 +61,48 @@ def load(workdir: str | pathlib.Path) -> ConfigDict:
     return config
 
 
+def results(path: str | pathlib.Path) -> dict[str, Any]:
+    """Reads the results that an evaluation has written, see `css_jax.evaluate.report`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged.
+    """
+    try:
+        values = json.loads(pathlib.Path(path).read_text())
+        for key in ('step', 'miou', 'iou', 'split', 'protocol', 'eval'):
+            values[key]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f'{path} is not the results of a run: {error!r}; --mode evaluate writes them anew'
+        ) from None
+    return values
+
+
+@contextlib.contextmanager
+def lock(workdir: str | pathlib.Path) -> Iterator[None]:
+    """Keeps other processes from training in DIR; the system frees it when the process ends.
+
+    Two that train in one folder would remove each other's unfinished checkpoints.
+
+    Args:
+        workdir: the run's folder; made if missing. DIR/.lock stays in it.
+
+    Raises:
+        BlockingIOError: another process has it.
+    """
+    workdir = pathlib.Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / LOCK).open('a') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlockingIOError(f'another process is training in {workdir}') from None
+        except OSError as error:  # some network file systems have no locks
+            LOG.warning('warning: %s cannot be locked (%s): train in it once', workdir, error)
+        yield
+
+
 def claim(config: ConfigDict, workdir: str | pathlib.Path) -> None:
     """Makes DIR the folder of this run, or makes sure that it is already.
 
@@ -56,37 +112,40 @@ def claim(config: ConfigDict, workdir: str | pathlib.Path) -> None:
 
     Raises:
         ValueError: see `match`; or DIR has checkpoints of nobody knows what.
+        BlockingIOError: another process is training in DIR.
     """
     workdir = pathlib.Path(workdir)
-    if (workdir / FILE).exists():
-        match(config, workdir)
-    else:
-        there = [path.name for pattern in TRACES for path in sorted(workdir.glob(pattern))]
-        if there:
-            raise ValueError(
-                f"{workdir} has {', '.join(there)} but no {FILE}: expected a new folder or a run's"
-            )
-    workdir.mkdir(parents=True, exist_ok=True)
-    save(config, workdir)
+    there = [path.name for pattern in TRACES for path in sorted(workdir.glob(pattern))]
+    if there and not (workdir / FILE).exists():
+        raise ValueError(
+            f"{workdir} has {', '.join(there)} but no {FILE}: expected a new folder or a run's"
+        )
+    with lock(workdir):
+        if (workdir / FILE).exists():
+            match(config, workdir)
+        save(config, workdir)
 
 
-def match(config: ConfigDict, workdir: str | pathlib.Path) -> None:
+def match(config: ConfigDict, workdir: str | pathlib.Path, free: tuple[str, ...] = FREE) -> None:
     """Makes sure that a configuration is the one the run in DIR was trained with.
 
     Args:
-        config: finalised; keys that do not change what is trained (`FREE`) may differ.
+        config: finalised.
         workdir: the run's folder.
+        free: beginnings of the keys that may differ.
 
     Raises:
         ValueError: the run was trained with other values; names them.
         FileNotFoundError: DIR is not a run's folder.
     """
-    wrong = [d for d in diff(load(workdir), config) if not d[0].startswith(FREE)]
+    wrong = [d for d in diff(load(workdir), config) if not d[0].startswith(free)]
     if wrong:
+        other = all(key.startswith('eval.') for key, _, _ in wrong)
+        hint = ' --mode evaluate scores it in another way.' if other else ''
         listed = ', '.join(f'{key}: {old!r} there, {new!r} now' for key, old, new in wrong)
         raise ValueError(
             f'{workdir} has a run with another configuration ({listed}). Take another --workdir, '
-            'or give the same values.'
+            f'or give the same values.{hint}'
         )
 
 

@@ -13,7 +13,7 @@ from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from css_jax import (
-    check,
+    advice,
     checkpoint,
     evaluate,
     follow,
@@ -44,9 +44,10 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
 
     Raises:
         ValueError: the configuration is impossible, or not the one DIR was trained with.
+        BlockingIOError: another process is training in DIR.
         FloatingPointError: a loss, gradient or update is not finite; the last checkpoint stays.
     """
-    config = configs.finalise(config)
+    config = configs.finalise(config, workdir)
     workdir = pathlib.Path(workdir)
     ids = splits.subsets(config.data)
     split = splits.record(config.data, ids)
@@ -54,11 +55,15 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
     method = methods.get(config.method)
     ctx = methods.context(config, images={name: len(chosen) for name, chosen in ids.items()})
     # Before anything is written; what goes on from a checkpoint needs neither file nor folder.
-    given = {} if checkpoint.exists(workdir) else pretrained.load(config, method, ctx)
+    goes_on = checkpoint.exists(workdir)
+    if goes_on:
+        stored.match(config, workdir)
+        _same_images(workdir, split)
+    given = {} if goes_on else pretrained.load(config, method, ctx)
     stored.claim(config, workdir)
     departures = follow.departures(config, method.DEFAULTS)
     LOG.info('follow=%s; otherwise: %s', config.follow, ', '.join(departures) or 'nothing')
-    for warning in check.warnings(config):
+    for warning in advice.warnings(config, configs.default(), ctx.images):
         LOG.warning('warning: %s', warning)
     for line in splits.report(config.data, ids):
         LOG.info('%s', line)
@@ -70,14 +75,8 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
     for line in _batches(config):
         LOG.info('%s', line)
 
-    with contextlib.closing(checkpoint.Checkpoints(workdir)) as checkpoints:
+    with stored.lock(workdir), contextlib.closing(checkpoint.Checkpoints(workdir)) as checkpoints:
         if checkpoints.latest_step is not None:
-            saved = checkpoints.meta(checkpoints.latest_step)
-            if changed := splits.changed(saved, split):
-                raise ValueError(
-                    f'{workdir} was trained on other images: {changed}. Take another --workdir, '
-                    'or the images it was trained on.'
-                )
             current = checkpoints.restore(current)
             LOG.info('going on from step %d', int(current.step))
         start = int(current.step)
@@ -136,6 +135,22 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
 def _number(value: float | None) -> float:
     """Gives NaN for a score of nothing: a split that is void everywhere."""
     return np.nan if value is None else value
+
+
+def _same_images(workdir: pathlib.Path, split: Mapping[str, Any]) -> None:
+    """Raises ValueError, in words, unless the run in DIR was trained on these images."""
+    with contextlib.closing(checkpoint.Checkpoints(workdir, read_only=True)) as checkpoints:
+        saved = checkpoints.meta(checkpoints.latest_step)
+    if saved['split_hash'] is None:
+        raise ValueError(
+            f'{workdir} has weights that were trained elsewhere: expected --mode evaluate, or a '
+            f'new --workdir with --config.init_from={workdir}'
+        )
+    if changed := splits.changed(saved, split):
+        raise ValueError(
+            f'{workdir} was trained on other images: {changed}. Take another --workdir, or the '
+            'images it was trained on.'
+        )
 
 
 def _batches(config: ConfigDict) -> list[str]:

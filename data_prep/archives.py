@@ -9,13 +9,14 @@ import functools
 import gzip
 import hashlib
 import http.client
+import lzma
 import stat
 import tarfile
 import urllib.error
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
@@ -37,20 +38,22 @@ def members(file: Path) -> Members:
         as these live.
 
     Raises:
-        ValueError: the archive is damaged or cut short (reading a member may raise it too), or a
-            member is a link or lies outside the archive's folder; names it.
+        ValueError: the archive is damaged or cut short, or encrypted (reading a member may raise
+            it too), or a member is a link, lies outside the archive's folder or is there twice;
+            names it.
     """
     with _in_words(file):
         if file.suffix == '.zip':
             return _zip_members(file)
+        found: Members = {}
         with tarfile.open(file, 'r:') as archive:
-            found = [member for member in archive if _is_file(file, member)]
+            for member in archive:
+                if _is_file(file, member):
+                    place = member.name, member.offset_data, member.size
+                    name = _new_name(file, member.name, found)
+                    found[name] = functools.partial(_read_range, file, *place)
             _read_range(file, 'its end', archive.offset, tarfile.BLOCKSIZE)  # tarfile needs none
-    readers = (
-        functools.partial(_read_range, file, member.name, member.offset_data, member.size)
-        for member in found
-    )
-    return {_name(member.name): read for member, read in zip(found, readers, strict=True)}
+    return found
 
 
 def walk(file: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
@@ -68,7 +71,7 @@ def walk(file: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes
     Raises:
         ValueError: as in `members`; also where only the last member is at fault.
     """
-    size = file.stat().st_size
+    size, seen = file.stat().st_size, set()
     with (
         _in_words(file),
         file.open('rb') as raw,
@@ -77,7 +80,8 @@ def walk(file: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes
     ):
         for member in archive:
             if _is_file(file, member) and wanted(_name(member.name)):
-                yield _name(member.name), archive.extractfile(member).read()
+                seen.add(name := _new_name(file, member.name, seen))
+                yield name, archive.extractfile(member).read()
 
 
 def require(file: Path, found: Members, names: Iterable[str]) -> None:
@@ -126,13 +130,16 @@ def download(url: str, file: Path, expected_sha256: str = '') -> None:
 
     Raises:
         OSError: no answer, or the connection broke; what has arrived is kept.
+        KeyboardInterrupt: Ctrl-C; the same.
         ValueError: the file is not the published one; it is removed.
     """
     part = file.with_name(f'{file.name}.part')
     try:
         _fetch(url, part)
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, http.client.HTTPException, KeyboardInterrupt) as error:
         kept = f'; what has arrived is kept in {part}, run again to go on' if part.exists() else ''
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(url + kept) from error
         raise OSError(f'{url}: {error}{kept}') from error
     if expected_sha256 and (came := sha256(part)) != expected_sha256:
         part.unlink()
@@ -169,16 +176,24 @@ def _zip_members(file: Path) -> Members:
     archive = zipfile.ZipFile(file)
     for info in archive.infolist():
         _check_name(file, info.filename, is_link=stat.S_ISLNK(info.external_attr >> 16))
-    return {
-        _name(info.filename): functools.partial(_read_zip, archive, info)
-        for info in archive.infolist()
-        if not info.is_dir()
-    }
+    found: Members = {}
+    for info in archive.infolist():
+        if not info.is_dir():
+            name = _new_name(file, info.filename, found)
+            found[name] = functools.partial(_read_zip, archive, info)
+    return found
 
 
 def _read_zip(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
-    with _in_words(Path(archive.filename)):
-        return archive.read(info)  # compares its checksum, too
+    file = Path(archive.filename)
+    with _in_words(file):
+        try:
+            return archive.read(info.filename)  # compares its checksum, too
+        except RuntimeError as error:  # encrypted, or compressed in a way zipfile does not know
+            raise ValueError(
+                f'{file}: its member {info.filename!r} cannot be read ({error}); '
+                'expected the archive as published'
+            ) from error
 
 
 def _read_range(file: Path, name: str, start: int, size: int) -> bytes:
@@ -209,10 +224,20 @@ def _name(name: str) -> str:
     return str(PurePosixPath(name))
 
 
+def _new_name(file: Path, name: str, seen: Container[str]) -> str:
+    """Gives `_name`; of two members of one name nobody knows which is meant."""
+    if _name(name) in seen:
+        raise ValueError(f'{file}: refused: its member {_name(name)!r} is there twice')
+    return _name(name)
+
+
 @contextlib.contextmanager
 def _in_words(file: Path) -> Iterator[None]:
     """Turns what the libraries raise on broken archives into one ValueError."""
-    broken = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError)
+    broken = (
+        tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError,
+        EOFError, NotImplementedError,  # the last: zipfile's, of a version no archive has
+    )  # fmt: skip
     try:
         yield
     except broken as error:

@@ -1,9 +1,11 @@
 """The command of every dataset that is made from files the user has: `python -m data_prep.NAME`."""
 
 import argparse
+import contextlib
+import signal
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from data_prep import records
@@ -45,12 +47,34 @@ def run(
     args = parser.parse_args()
     source = Path(args.source)
     builder = dataset.Builder(source=args.source, config=args.config, data_dir=args.data_dir)
-    try:
+    with stops_in_words():
         if not records.is_prepared(builder):
             if download is not None and args.download:
                 download(source)
             check(source)
+            # Not removed: another process may be writing there, on another machine even.
+            for folder in records.leftovers(builder):
+                print(
+                    f'{folder} is unfinished; unless it is being prepared elsewhere, remove it',
+                    file=sys.stderr,
+                )
         records.prepare(builder)
+        print(records.report(builder))
+
+
+@contextlib.contextmanager
+def stops_in_words() -> Iterator[None]:
+    """Ends the process in one line, not a traceback: 1 on OSError and ValueError, 130 on Ctrl-C.
+
+    SIGTERM does as Ctrl-C; by itself it would leave what is half written.
+    """
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
     except (OSError, ValueError) as error:
         sys.exit(f'error: {error}')
-    print(records.report(builder))
+    except KeyboardInterrupt as interrupt:
+        print(f'interrupted: {interrupt}'.removesuffix(': '), file=sys.stderr)
+        sys.exit(130)
+    finally:
+        signal.signal(signal.SIGTERM, before)

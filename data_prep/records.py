@@ -5,13 +5,17 @@ pixels of each class. Subsets, class coverage and reports therefore need no scan
 """
 
 import io
+import os
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from unittest import mock
 
 import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
+from tensorflow_datasets.core import constants, shuffle
 
 VOID = 255  # label of pixels that have no class
 
@@ -158,14 +162,59 @@ def prepare(builder: tfds.core.DatasetBuilder) -> None:
     """Writes the builder's records, with a progress bar; nothing happens where they exist.
 
     They are written to a folder of another name that is renamed at the end, so that an interrupted
-    preparation leaves nothing that looks finished.
+    preparation leaves nothing that looks finished. While it is written a split lies on the disk
+    twice, and never in memory.
     """
     try:
-        builder.download_and_prepare(file_format='array_record')
+        with mock.patch.object(shuffle, 'Shuffler', _Spool):
+            builder.download_and_prepare(file_format='array_record')
     except OSError:
         # Another process may have finished the same records first; then they are as good as ours.
         if not is_prepared(builder):
             raise
+
+
+class _Spool:
+    """A split's records on their way to the shards, whose number depends on the size of them all.
+
+    Takes the place of TFDS's Shuffler, which holds a split in memory, from 1,000 MiB on spills it
+    with TensorFlow, and at last sorts it. `examples` yields in order, so one file will do.
+    """
+
+    def __init__(self, dirpath: str | os.PathLike, **_):
+        # It has no name, so that nothing is left of it whatever happens. Beside the folder, not in
+        # it: NFS does name open files, and the folder could then not be removed.
+        self._file = tempfile.TemporaryFile(dir=Path(dirpath).parent)  # noqa: SIM115
+        self._lengths = []  # bytes of each record
+
+    @property
+    def size(self) -> int:
+        return sum(self._lengths)
+
+    @property
+    def num_examples(self) -> int:
+        return len(self._lengths)
+
+    @property
+    def bucket_lengths(self) -> list[int]:
+        return [len(self._lengths)]
+
+    def add(self, key: int, record: bytes) -> None:
+        del key  # the record's number
+        self._file.write(record)
+        self._lengths.append(len(record))
+
+    def __iter__(self) -> Iterator[tuple[int, bytes]]:
+        self._file.seek(0)
+        for key, length in enumerate(self._lengths):
+            yield key, self._file.read(length)
+        self._file.close()
+
+
+def leftovers(builder: tfds.core.DatasetBuilder) -> list[Path]:
+    """Finds folders in which these records are being written, or were until something broke off."""
+    folder = Path(builder.data_dir)
+    return sorted(folder.parent.glob(f'{constants.INCOMPLETE_PREFIX}*_{folder.name}'))
 
 
 def is_prepared(builder: tfds.core.DatasetBuilder) -> bool:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from css_jax import checkpoint, evaluate, methods, predict, report, state, stored
+from css_jax import checkpoint, evaluate, methods, predict, report, state, stored, train
 from css_jax import config as configs
 from css_jax.data import geometry, sources
 from css_jax.ops import metrics
@@ -49,6 +49,8 @@ def test_the_run_s_result_is_not_overwritten_by_another(runs, capsys):
     assert json.loads(path.read_text())['miou'] == results['miou']
     assert results['protocol'].startswith('student, running statistics, whole image')
     assert results['loss'] != json.loads(own)['loss']
+    assert json.loads(own)['best'] == {'step': 2, 'miou': 0.1}
+    assert results['best'] is None  # that was of the teacher
 
     config.eval.network = 'teacher'
     best = evaluate.evaluate(config, workdir, 'best')
@@ -130,3 +132,26 @@ def test_the_picture_shows_images_of_several_sizes(runs, monkeypatch):
     np.testing.assert_array_equal(drawn['image'][0, :, :33], first)
     assert (drawn['image'][0, :, 33:] == 255).all()
     assert (drawn['seed0'][:, :5, :5] == 255).all()  # void
+
+
+def test_training_goes_on_under_one_protocol_alone(runs):
+    config = stored.load(runs / 'seed1')
+    config.eval.flip = True
+    before = (runs / 'seed1' / stored.FILE).read_text()
+    with pytest.raises(ValueError, match=r'eval\.flip: False there.*--mode evaluate scores it'):
+        train.train(config, runs / 'seed1')
+    assert (runs / 'seed1' / stored.FILE).read_text() == before
+
+
+def test_weights_from_elsewhere_are_not_trained_in_place(data_dir, tmp_path):
+    config = tiny.get_config('supervised')
+    config.data.dir = data_dir
+    config = configs.finalise(config)
+    method = methods.get(config.method)
+    stored.save(config, tmp_path)
+    current = state.create(method, method.optimizer(config), methods.context(config))
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    checkpoints.save(10_000, current, {'split_hash': None})
+    checkpoints.close()
+    with pytest.raises(ValueError, match=r'trained elsewhere: expected --mode evaluate, or .*init'):
+        train.train(config, tmp_path)

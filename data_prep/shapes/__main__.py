@@ -1,9 +1,8 @@
 """Prepares `shapes`."""
 
 import argparse
-import sys
 
-from data_prep import records
+from data_prep import command, records
 from data_prep.shapes.builder import Builder
 
 
@@ -15,11 +14,9 @@ def main() -> None:
     parser.add_argument('--data_dir', help='default: TFDS_DATA_DIR or ~/tensorflow_datasets')
     args = parser.parse_args()
     builder = Builder(config=args.config, data_dir=args.data_dir)
-    try:
+    with command.stops_in_words():
         records.prepare(builder)
-    except OSError as error:
-        sys.exit(f'error: {error}')
-    print(records.report(builder))
+        print(records.report(builder))
 
 
 if __name__ == '__main__':

@@ -5,10 +5,10 @@ import hashlib
 import http.client
 import json
 import os
-import sys
 import urllib.request
 from pathlib import Path
 
+from data_prep import command
 from data_prep.splits import lists
 
 RECORD = 'record.json'
@@ -28,10 +28,8 @@ def main(arguments: list[str] | None = None) -> None:
         help='has the lists already: pascal/92/labeled.txt, ...; default: they are downloaded',
     )  # fmt: skip
     args = parser.parse_args(arguments)
-    try:
+    with command.stops_in_words():
         put(Path(args.target), Path(args.source) if args.source else None)
-    except (OSError, ValueError) as error:
-        sys.exit(f'error: {error}')
 
 
 def put(target: Path, source: Path | None = None) -> None:
@@ -49,6 +47,12 @@ def put(target: Path, source: Path | None = None) -> None:
         OSError: a list cannot be read or downloaded; names it.
     """
     commits = {name: commit for commit, names in lists.COMMITS.items() for name in names}
+    missing = [name for name in commits if source and not (source / name).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f'--from {source}: there is no {source / missing[0]}; expected the folder that has '
+            f'all {len(commits)} lists: pascal/92/labeled.txt, ..., cityscapes/val.txt'
+        )
     came, record, ids = {}, {}, {}
     print(f'{"list":<30}{"images":>7}  sha256')
     for name in lists.sizes():

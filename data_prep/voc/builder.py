@@ -15,6 +15,7 @@ import scipy.io
 import tensorflow_datasets as tfds
 
 from data_prep import archives, records
+from data_prep.splits import lists
 
 CLASS_NAMES = (
     'background', 'aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair',
@@ -160,11 +161,11 @@ def labels_by_split(voc_file: Path, voc: archives.Members, extra_file: Path) -> 
         split -> id -> label, in the order of the list (extra: of the ids).
 
     Raises:
-        ValueError: a list or label is missing, or a label of SBD cannot be read.
+        ValueError: a list or label is missing or cannot be read.
     """
-    lists = {split: f'{_FOLDER}/ImageSets/Segmentation/{split}.txt' for split in ('train', 'val')}
-    archives.require(voc_file, voc, lists.values())
-    ids = {split: voc[name]().decode().split() for split, name in lists.items()}
+    files = {split: f'{_FOLDER}/ImageSets/Segmentation/{split}.txt' for split in ('train', 'val')}
+    archives.require(voc_file, voc, files.values())
+    ids = {split: lists.parse(voc[name](), f'{voc_file}: {name}') for split, name in files.items()}
     labels = {}
     for split, listed in ids.items():
         names = {image_id: f'{_FOLDER}/SegmentationClass/{image_id}.png' for image_id in listed}
@@ -191,9 +192,9 @@ def sbd_labels(file: Path, without: Collection[str]) -> Labels:
     The archive is read once, in its own order; labels wait in memory as PNG, about 2 KB each.
 
     Raises:
-        ValueError: a list or a label that it names is missing, or a label cannot be read.
+        ValueError: a list or a label that it names is missing or cannot be read.
     """
-    lists, labels = {}, {}
+    listed, labels = {}, {}
 
     def wanted(name: str) -> bool:
         path = PurePosixPath(name)
@@ -204,13 +205,12 @@ def sbd_labels(file: Path, without: Collection[str]) -> Labels:
     for name, data in archives.walk(file, wanted):
         path, full_name = PurePosixPath(name), f'{file}: {name}'
         if path.suffix == '.txt':
-            lists[name] = data.decode().split()
+            listed[name] = lists.parse(data, full_name)
         else:
             png = records.encode_png(decode_mat(data, full_name))
             labels[path.stem] = (full_name, functools.partial(bytes, png))
-    listed = [f'{_SBD_FOLDER}/{split}.txt' for split in ('train', 'val')]
-    archives.require(file, lists, listed)
-    ids = {image_id for name in listed for image_id in lists[name]} - set(without)
+    archives.require(file, listed, (f'{_SBD_FOLDER}/{split}.txt' for split in ('train', 'val')))
+    ids = {image_id for found in listed.values() for image_id in found} - set(without)
     names = {f'{_SBD_FOLDER}/cls/{image_id}.mat': image_id for image_id in sorted(ids)}
     known = {f'{_SBD_FOLDER}/cls/{image_id}.mat' for image_id in labels}
     archives.require(file, known, names)

@@ -61,6 +61,35 @@ def test_links_are_refused(name, tmp_path):
 
 
 @pytest.mark.parametrize('name', WRITERS)
+def test_two_members_of_one_name_are_refused(name, tmp_path):
+    file = write(tmp_path, name, {**MEMBERS, './set/a.txt': b'another'})
+    with pytest.raises(ValueError, match=f"{name}: refused: its member 'set/a.txt' is there twice"):
+        read_all(file)
+
+
+def test_what_nobody_wants_may_be_there_twice(tmp_path):
+    file = write(tmp_path, 'x.tgz', {**MEMBERS, './set/a.txt': b'another'})
+    assert list(archives.walk(file, lambda name: name == 'set/empty')) == [('set/empty', b'')]
+
+
+@pytest.mark.parametrize(
+    ('offset', 'value', 'why'),
+    [(8, 1, 'is encrypted'), (10, 97, 'compression method is not supported')],
+)
+def test_members_zipfile_cannot_read_are_named(offset, value, why, tmp_path):
+    file = write(tmp_path, 'x.zip', MEMBERS)
+    data = bytearray(file.read_bytes())
+    # Fields of a member's header, in the directory and, two bytes earlier, beside its data.
+    for place in (data.index(b'PK\1\2') + offset, data.index(b'PK\3\4') + offset - 2):
+        data[place] = value
+    file.write_bytes(data)
+    found = archives.members(file)
+    with pytest.raises(ValueError, match=rf"x\.zip: its member 'set/a\.txt' cannot .*{why}"):
+        found['set/a.txt']()
+    assert found['set/deep/b.bin']() == MEMBERS['set/deep/b.bin']
+
+
+@pytest.mark.parametrize('name', WRITERS)
 @pytest.mark.parametrize('share', [0.0, 0.01, 0.3, 0.6])
 def test_archives_cut_short_are_named(name, share, tmp_path):
     file = write(tmp_path, name, MEMBERS)
@@ -167,6 +196,21 @@ def test_download_goes_on_where_it_was_cut_short(path, server, digest, tmp_path)
     archives.download(f'{address}/{path}', file, digest)
     assert asked[-1] == (f'/{path}', 'bytes=418333-')
     assert file.read_bytes() == CONTENT
+
+
+def test_download_that_is_interrupted_says_what_is_kept(server, digest, tmp_path, monkeypatch):
+    address, _ = server
+
+    class Interrupted(archives.tqdm):
+        def update(self, n=1):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(archives, 'tqdm', Interrupted)
+        with pytest.raises(KeyboardInterrupt, match=r'/file; .* kept in .*x\.tar\.part, run again'):
+            archives.download(f'{address}/file', tmp_path / 'x.tar', digest)
+    archives.download(f'{address}/file', tmp_path / 'x.tar', digest)
+    assert (tmp_path / 'x.tar').read_bytes() == CONTENT
 
 
 def test_download_that_has_everything_but_its_name_starts_anew(server, digest, tmp_path):

@@ -154,7 +154,8 @@ def test_command_keeps_the_same_lists_and_refuses_other_ones(published, tmp_path
 def test_command_names_a_list_that_the_folder_does_not_have(tmp_path):
     with pytest.raises(SystemExit) as stopped:
         command.main(['--target', str(tmp_path / 'splits'), '--from', str(tmp_path)])
-    assert 'error: ' in stopped.value.code and 'pascal/92/labeled.txt' in stopped.value.code
+    assert stopped.value.code.startswith(f'error: --from {tmp_path}: there is no {tmp_path}/')
+    assert 'pascal/92/labeled.txt, ..., cityscapes/val.txt' in stopped.value.code
 
 
 @pytest.mark.parametrize(

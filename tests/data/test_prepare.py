@@ -1,16 +1,22 @@
 import shutil
+import signal
 import subprocess
 import sys
+import tracemalloc
 
 import cv2
 import numpy as np
 import pytest
+from tensorflow_datasets.core import shuffle
+from tensorflow_datasets.core.utils import shard_utils
 
 from css_jax.data import geometry, sources
-from data_prep import records
+from data_prep import command, records
+from data_prep.camvid import builder as camvid
 from data_prep.camvid.builder import find_pairs
 from data_prep.shapes import draw
 from data_prep.shapes.builder import Builder as Shapes
+from tests.data.conftest import CAMVID_SPLITS
 
 
 @pytest.mark.parametrize('layout', ['camvid_source', 'camvid_original'])
@@ -94,6 +100,75 @@ def test_camvid_command_explains_a_wrong_source(tmp_path):
     assert done.returncode == 1
     assert 'Traceback' not in done.stderr
     assert f'error: --source {tmp_path}' in done.stderr
+
+
+@pytest.fixture
+def camvid_command(camvid_source, tmp_path, monkeypatch):
+    """A function (item read -> None) that runs `python -m data_prep.camvid` in this process."""
+
+    def run(on_read):
+        read = camvid.read_pair
+        monkeypatch.setattr(camvid, 'read_pair', lambda *args: (on_read(), read(*args))[1])
+        monkeypatch.setattr(camvid, 'SPLITS', CAMVID_SPLITS)
+        arguments = ['--source', str(camvid_source), '--data_dir', str(tmp_path / 'prepared')]
+        monkeypatch.setattr(sys, 'argv', ['camvid', *arguments])
+        command.run('camvid', 'Prepares.', camvid, check=camvid.check_source)
+
+    return run
+
+
+@pytest.mark.parametrize('signum', [signal.SIGINT, signal.SIGTERM])
+def test_a_command_that_is_stopped_says_so_and_leaves_nothing(
+    signum, camvid_command, tmp_path, capsys
+):
+    def other(*_):
+        raise AssertionError('not the handler of the command')
+
+    before = signal.signal(signal.SIGTERM, other)
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            camvid_command(lambda: signal.raise_signal(signum))
+        assert signal.getsignal(signal.SIGTERM) is other
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err.splitlines()[-1] == 'interrupted'
+    assert not list((tmp_path / 'prepared/camvid/full').iterdir())
+
+
+def test_a_command_names_what_an_earlier_one_left(camvid_command, tmp_path, capsys):
+    folder = tmp_path / 'prepared/camvid/full'
+    for name in ('incomplete.ABC123_1.0.0', 'incomplete.ABC123_0.9.0'):
+        (folder / name).mkdir(parents=True)
+    camvid_command(lambda: None)
+    out, err = capsys.readouterr()
+    assert f'{folder}/incomplete.ABC123_1.0.0 is unfinished' in err
+    assert 'ABC123_0.9.0' not in err
+    assert (folder / 'incomplete.ABC123_1.0.0').is_dir()  # it might be another process's
+    assert 'train: 3 images' in out
+
+
+def test_splits_of_any_size_are_written_in_order_and_not_held_in_memory(tmp_path, monkeypatch):
+    count, size = 24, 1 << 20
+    images = [np.random.default_rng(index).bytes(size) for index in range(count)]
+    label = np.zeros((4, 4), np.uint8)
+    items = ((f'image{index}', image, label) for index, image in enumerate(images))
+    monkeypatch.setattr(Shapes, '_draw', lambda *_: items)
+    monkeypatch.setattr(shuffle, 'MAX_MEM_BUFFER_SIZE', 1 << 10)  # 1,000 MiB
+    monkeypatch.setattr(shard_utils.ShardConfig, 'min_shard_size', 4 * size)
+    tracemalloc.start()
+    try:
+        records.prepare(Shapes(data_dir=tmp_path, splits={'val': count}))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 10 * size
+    assert len(list(tmp_path.rglob('*.array_record*'))) == 4
+    source = sources.load('shapes', 'val', str(tmp_path))
+    assert source.ids == tuple(f'image{index}' for index in range(count))
+    assert [record['image'] for record in source.records] == images
+    assert [record['id'].decode() for record in source.records] == list(source.ids)
+    assert len(list((tmp_path / 'shapes/64').iterdir())) == 1  # nothing is left of the spool
 
 
 def test_class_names_need_no_preparation():

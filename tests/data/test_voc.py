@@ -153,6 +153,21 @@ def test_missing_members_are_named(kind, member, prepare):
         prepare(**{kind: members})
 
 
+@pytest.mark.parametrize(
+    ('kind', 'member'),
+    [('images', f'{FOLDER}/ImageSets/Segmentation/train.txt'), ('sbd', f'{SBD_FOLDER}/val.txt')],
+)
+def test_lists_may_have_a_mark_and_must_be_text(kind, member, prepare, tmp_path):
+    make = {'images': fakes.voc_members, 'sbd': fakes.sbd_members}
+    members = make[kind]()
+    with pytest.raises(ValueError, match=f'{member} is no text'):
+        prepare(**{kind: {**members, member: members[member].decode().encode('utf-16')}})
+    shutil.rmtree(tmp_path / 'source')
+    data_dir = prepare(**{kind: {**members, member: b'\xef\xbb\xbf' + members[member]}})
+    for split in ('train', 'extra'):
+        assert sources.load('voc', split, data_dir).ids == fakes.VOC_IDS[split]
+
+
 @pytest.mark.parametrize('split', ['train', 'trainaug', 'val'])
 def test_wrong_counts_are_named(split, prepare):
     splits = {**fakes.VOC_SPLITS, split: 77}
