@@ -4,6 +4,8 @@ A `placeholder` is a key whose value follows from others: None until `finalise` 
 the table of css_jax/follow.py unless its comment says otherwise.
 """
 
+import pathlib
+
 from ml_collections import ConfigDict, FrozenConfigDict
 from ml_collections.config_dict import placeholder
 
@@ -33,7 +35,7 @@ def stream(dataset: str, **overrides) -> ConfigDict:
     c.batch_size = placeholder(int)  # over all devices
     c.crop = placeholder(tuple)  # height, width in pixels
     c.resize = placeholder(tuple)  # range of the random scale before the crop; (1.0, 1.0): none
-    c.pad = 'constant'  # images smaller than the crop: 'constant' (mean colour, ignore) | 'reflect'
+    c.pad = 'constant'  # images smaller than the crop: 'constant' (mean colour) | 'reflect'
     c.update(overrides)
     return c
 
@@ -41,7 +43,7 @@ def stream(dataset: str, **overrides) -> ConfigDict:
 def model() -> ConfigDict:
     """Gives the network's table; the paper's values are the defaults."""
     c = ConfigDict()
-    c.backbone = 'resnet101'  # resnet18 | resnet34 | resnet50 | resnet101
+    c.backbone = 'resnet101'  # resnet18 | 34 | 50 | 101 | mobilenet_v1
     c.stem = 'conv7'  # conv7 (torchvision's) | deep (three 3x3)
     c.output_stride = 8  # 8 | 16
     c.width = 1.0  # multiplies every channel count
@@ -65,7 +67,7 @@ def default() -> ConfigDict:
     c.steps = placeholder(int)  # iterations
     c.init_from = ''  # folder of another run whose student, teacher and memory this one starts with
     c.burn_in_steps = 0  # first steps that run the supervised method with the EMA teacher
-    c.eight_bit_indicators = placeholder(bool)  # indicators of the strong view in steps of 1/255
+    c.eight_bit_indicators = placeholder(bool)  # indicators rounded down to 255ths
     c.model = model()
 
     c.data = ConfigDict()
@@ -114,7 +116,7 @@ def default() -> ConfigDict:
     c.unsupervised.weight = 1.0
     c.unsupervised.threshold = 0.97  # delta_u
     c.unsupervised.cross_indicator = placeholder(str)  # of cross: confidence | similarity
-    c.unsupervised.warmup_passes = 20  # of cross: over the labelled images, with y_lgt for L_u
+    c.unsupervised.warmup_passes = 20  # of cross: over the labelled images, y_lgt for L_u too
 
     c.contrastive = ConfigDict()
     c.contrastive.weight = 1.0  # lambda_c
@@ -150,11 +152,12 @@ def default() -> ConfigDict:
     return c
 
 
-def finalise(config: ConfigDict) -> ConfigDict:
+def finalise(config: ConfigDict, workdir: str | pathlib.Path | None = None) -> ConfigDict:
     """Checks a configuration and fills in what follows from the rest of it.
 
     Args:
         config: a table as `default` gives it, changed by a file of configs/ or by flags.
+        workdir: the run's folder, see `css_jax.pretrained.normalisation`.
 
     Returns:
         A frozen copy with `num_classes` set, and without streams that the method has no use for.
@@ -168,7 +171,7 @@ def finalise(config: ConfigDict) -> ConfigDict:
     check.choice('follow', config.follow, follow.COLUMNS)
     follow.resolve(config, methods.get(config.method).DEFAULTS)
     if config.data.mean is None or config.data.std is None:
-        mean, std = pretrained.normalisation(config)
+        mean, std = pretrained.normalisation(config, workdir)
         config.data.mean = mean if config.data.mean is None else config.data.mean
         config.data.std = std if config.data.std is None else config.data.std
     check.values(config)

@@ -9,7 +9,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Mapping
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -41,18 +41,25 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'folder of the run', required=Tr
 _MODE = flags.DEFINE_enum(
     'mode', 'train', list(MODES), '; '.join(f'{name}: {text}' for name, text in MODES.items())
 )
-_CHECKPOINT = flags.DEFINE_string('checkpoint', 'last', 'to evaluate: last, best or a step')
-_SOURCE = flags.DEFINE_string('source', None, 'to convert: checkpoint of the reference, to read')
-_TARGET = flags.DEFINE_string('target', None, 'to convert: checkpoint of the reference, to write')
-_SWEEP = {
-    'table': flags.DEFINE_string('table', None, 'to sweep: its number in the paper'),
-    'seeds': flags.DEFINE_list('seeds', None, 'of a sweep; default: 0,1,2'),
-    'labels': flags.DEFINE_list(
-        'labels', None, "numbers of labelled images of a sweep, as in 8,16; default: the paper's"
-    ),
-    'print_commands': flags.DEFINE_bool(
-        'print_commands', None, 'print the commands of a sweep, one a line, and run nothing'
-    ),
+flags.DEFINE_string('checkpoint', None, 'to evaluate: last (default), best or a step')
+flags.DEFINE_string('source', None, 'to convert: checkpoint of the reference, to read')
+flags.DEFINE_string('target', None, 'to convert: checkpoint of the reference, to write')
+flags.DEFINE_string('table', None, 'to sweep: its number in the paper')
+flags.DEFINE_list('seeds', None, 'of a sweep; default: 0,1,2')
+flags.DEFINE_list(
+    'labels', None, "numbers of labelled images of a sweep, as in 8,16; default: the paper's"
+)
+flags.DEFINE_bool(
+    'print_commands', None, 'print the commands of a sweep, one a line, and run nothing'
+)
+# Flag -> the modes that read it; --config has the changes of its keys with it.
+_SWEEP = ('table', 'seeds', 'labels', 'print_commands')
+READ_BY = {
+    'config': [mode for mode in MODES if mode != 'report'],
+    'checkpoint': ['evaluate', 'pseudo_labels', 'convert'],
+    'source': ['convert'],
+    'target': ['convert'],
+    **{name: ['sweep'] for name in _SWEEP},
 }
 
 
@@ -70,48 +77,74 @@ def main(argv: list[str]) -> None:
     except (ValueError, OSError, FloatingPointError) as error:
         _stop(error)
     except KeyboardInterrupt:
-        print('\nstopped; the same command goes on from the last checkpoint', file=sys.stderr)
+        goes_on = _MODE.value in ('train', 'sweep')
+        how = '; the same command goes on from the last checkpoint' if goes_on else ''
+        print(f'\nstopped{how}', file=sys.stderr)
         sys.exit(130)
 
 
 def _run(changes: Mapping[str, str | None]) -> None:
     from css_jax import convert, evaluate, preview, quality, report, sweep, train
 
-    if not _WORKDIR.value:
-        raise ValueError('--workdir is empty: expected a folder')
-    workdir, mode, which = pathlib.Path(_WORKDIR.value), _MODE.value, _CHECKPOINT.value
-    given = {name: flag.value for name, flag in _SWEEP.items() if flag.value is not None}
-    if given and mode != 'sweep':
-        raise ValueError(f'--{next(iter(given))}: expected with --mode=sweep, got {mode}')
+    workdir, mode = pathlib.Path(_WORKDIR.value), _MODE.value
+    given = _given(changes)
+    which = given.get('checkpoint', 'last')
     if mode == 'sweep':
-        sweep.sweep(workdir, config=_CONFIG.value, changes=changes, **given)
+        arguments = {name: given[name] for name in _SWEEP if name in given}
+        sweep.sweep(workdir, config=_CONFIG.value, changes=changes, **arguments)
+        return
+    if mode == 'report':
+        report.report(workdir)
+        return
+    if given.get('target'):
+        convert.to_file(workdir, given['target'], which)
         return
     config = overrides.load(_config_path())
     config.update_from_flattened_dict(overrides.values(config, changes))
-    if which != 'last' and mode not in ('evaluate', 'pseudo_labels', 'convert'):
-        raise ValueError(f'--checkpoint={which}: expected with --mode=evaluate, got {mode}')
-    source, target = _SOURCE.value, _TARGET.value
-    if (source or target) and mode != 'convert':
-        raise ValueError(f'--source and --target: expected with --mode=convert, got {mode}')
-    if mode == 'convert' and bool(source) == bool(target):
-        raise ValueError(
-            '--mode=convert: expected either --source=FILE, which is made the run in --workdir, or '
-            '--target=FILE, to which that run is written'
-        )
     if mode == 'train':
         train.train(config, workdir)
     elif mode == 'evaluate':
         evaluate.evaluate(config, workdir, which)
     elif mode == 'pseudo_labels':
         quality.quality(config, workdir, which)
-    elif mode == 'convert' and source:
-        convert.to_run(config, source, workdir)
     elif mode == 'convert':
-        convert.to_file(workdir, target, which)
-    elif mode == 'preview':
-        preview.preview(config, workdir)
+        convert.to_run(config, given['source'], workdir)
     else:
-        report.report(workdir)
+        preview.preview(config, workdir)
+
+
+def _given(changes: Mapping[str, str | None]) -> dict[str, Any]:
+    """Gives the flags that are set, by name, once it is sure that this mode reads them all.
+
+    Raises:
+        ValueError: it does not, or --workdir cannot be a folder; says what is expected.
+    """
+    if not _WORKDIR.value:
+        raise ValueError('--workdir is empty: expected a folder')
+    workdir, mode = pathlib.Path(_WORKDIR.value), _MODE.value
+    there = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ValueError(f'--workdir={workdir}: {there} is no folder')
+
+    given = {name: flags.FLAGS[name].value for name in READ_BY}
+    given = {name: value for name, value in given.items() if value is not None}
+    shown = {name: f'--{name}' for name in given}
+    if changes:
+        shown['config'] = overrides.arguments(changes)[0]
+    for name, flag in shown.items():
+        if mode not in READ_BY[name]:
+            expected = ', '.join(READ_BY[name])
+            raise ValueError(f'{flag}: expected with --mode={expected}, got {mode}')
+    if mode == 'convert':
+        if bool(given.get('source')) == bool(given.get('target')):
+            raise ValueError(
+                '--mode=convert: expected either --source=FILE, which is made the run in '
+                '--workdir, or --target=FILE, to which that run is written'
+            )
+        name, other = ('config', 'source') if given.get('target') else ('checkpoint', 'target')
+        if name in shown:
+            raise ValueError(f'{shown[name]}: expected with --{other}')
+    return given
 
 
 def parse(argv: list[str]) -> list[str]:

@@ -6,6 +6,7 @@ in words, with the nearest name, before anything is built.
 
 import difflib
 import importlib.util
+import inspect
 import math
 import pathlib
 import re
@@ -86,7 +87,8 @@ def load(path: str) -> ConfigDict:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no Python file with a `get_config`; or whatever that raises.
+        ValueError: it is no Python file with a `get_config`, or that takes no such argument; or
+            whatever it raises.
     """
     file, *argument = path.split(':', 1)
     folder = pathlib.Path(file).parent
@@ -100,6 +102,11 @@ def load(path: str) -> ConfigDict:
     spec.loader.exec_module(module)
     if not hasattr(module, 'get_config'):
         raise ValueError(f'--config={path}: {file!r} has no function get_config')
+    try:
+        inspect.signature(module.get_config).bind(*argument)
+    except TypeError as error:
+        expected = file if argument else f'{file}:ARGUMENT'
+        raise ValueError(f'--config={path}: expected {expected} ({error})') from None
     return module.get_config(*argument).lock()
 
 

@@ -1,10 +1,12 @@
 """What a run starts with other than random weights: a backbone's file, or another run.
 
 `config.model.pretrained` names a file of backbone weights, `config.init_from` the folder of a run.
-Both are read before a fresh run writes anything; one that goes on from a checkpoint needs neither.
+Both are read before a fresh run writes anything; one that goes on from a checkpoint needs neither
+(but is given the same names: these are part of what it was trained with).
 """
 
 import logging
+import pathlib
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +24,7 @@ Rgb = tuple[float, float, float]
 Arrays = dict[str, np.ndarray]
 
 
-def normalisation(config: ConfigDict) -> tuple[Rgb, Rgb]:
+def normalisation(config: ConfigDict, workdir: str | pathlib.Path | None = None) -> tuple[Rgb, Rgb]:
     """Gives mean and standard deviation of RGB in [0, 1] that the first weights expect.
 
     Those of the run to start from, else of the pretrained file's family, else ImageNet's. Opens no
@@ -30,12 +32,14 @@ def normalisation(config: ConfigDict) -> tuple[Rgb, Rgb]:
 
     Args:
         config: has init_from, model.pretrained, model.backbone.
+        workdir: the run's own folder, if it has one: what has started from `init_from` already
+            knows, and `init_from` may be gone.
 
     Raises:
         FileNotFoundError: init_from is not a run's folder.
     """
     if config.init_from:
-        data = _source(config).data
+        data = (_begun(config, workdir) or _source(config)).data
         return tuple(data.mean), tuple(data.std)
     if config.model.pretrained:
         layout = layouts.of(config.model.backbone)
@@ -173,6 +177,16 @@ def _module(path: str) -> str:
 
 def _same(expected: tuple[Rgb, Rgb], config: ConfigDict) -> bool:
     return bool(np.allclose(expected, (config.data.mean, config.data.std), atol=1e-6))
+
+
+def _begun(config: ConfigDict, workdir: str | pathlib.Path | None) -> ConfigDict | None:
+    """Gives the configuration of the run in `workdir` if it is one from the same `init_from`."""
+    from css_jax import stored  # as below
+
+    if workdir is None or not (pathlib.Path(workdir) / stored.FILE).exists():
+        return None
+    run = stored.load(workdir)
+    return run if run.init_from == config.init_from else None
 
 
 def _source(config: ConfigDict) -> ConfigDict:

@@ -1,5 +1,6 @@
 """What a run would do, without training: a batch as the network sees it, and a step's cost."""
 
+import contextlib
 import functools
 import json
 import pathlib
@@ -9,7 +10,7 @@ import jax
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
-from css_jax import checkpoint, methods, parallel, pictures, state, stored
+from css_jax import checkpoint, methods, parallel, pictures, pretrained, state, stored
 from css_jax import config as configs
 from css_jax import step as steps
 from css_jax.data import splits, streams
@@ -25,27 +26,31 @@ def preview(config: ConfigDict, workdir: str | pathlib.Path) -> None:
     view with pseudo-label and indicator. The text has the configuration in effect, the parameter
     table, and the arithmetic and memory of one compiled step. A run that is in DIR already is
     shown at its latest checkpoint, with its configuration untouched; otherwise the weights are
-    the random ones of the start.
+    those that it would start with: of `model.pretrained` or `init_from` if given, else random.
 
     Args:
         config: see `css_jax.config`.
         workdir: a run's folder, or one to be made.
+
+    Raises:
+        ValueError: the configuration is impossible, or not that of the run in DIR; what it starts
+            from does not fit.
+        FileNotFoundError: what it starts from is not there.
     """
-    config = configs.finalise(config)
+    config = configs.finalise(config, workdir)
     method = methods.get(config.method)
     batches = streams.train_batches(config.data, seed=config.seed)
     tx = method.optimizer(config)
     ids = splits.subsets(config.data)
     ctx = methods.context(config, images={name: len(chosen) for name, chosen in ids.items()})
     workdir = pathlib.Path(workdir)
-    if (workdir / checkpoint.FOLDER).is_dir():
+    if checkpoint.exists(workdir):
         stored.match(config, workdir)
-    current = state.create(method, tx, ctx)
-    if (workdir / checkpoint.FOLDER).is_dir():
-        checkpoints = checkpoint.Checkpoints(workdir, read_only=True)
-        if checkpoints.latest_step is not None:
+        current = state.create(method, tx, ctx)
+        with contextlib.closing(checkpoint.Checkpoints(workdir, read_only=True)) as checkpoints:
             current = checkpoints.restore(current)
-        checkpoints.close()
+    else:
+        current = state.create(method, tx, ctx, pretrained.load(config, method, ctx))
     batch = next(batches)
 
     def view(current: state.TrainState, batch: dict) -> dict:

@@ -1,6 +1,9 @@
 """The quality of a run's pseudo-labels, against truth that training never sees (Table 4)."""
 
+import contextlib
 import json
+import logging
+import os
 import pathlib
 from typing import Any
 
@@ -15,8 +18,7 @@ from css_jax.data import sources, splits, streams
 from css_jax.methods import css, teacher, views
 from css_jax.ops import metrics, pseudo_labels
 
-RESULTS = 'pseudo_labels.json'
-TABLE = 'pseudo_labels.md'
+LOG = logging.getLogger('css_jax')
 KINDS = ('logit', 'representation', 'mix')
 
 
@@ -27,8 +29,11 @@ def quality(config: ConfigDict, workdir: str | pathlib.Path, which: str = 'last'
     labels are those that the sampling of Sec. 3.4 leaves: 'logit' where j_lgt >= delta_u,
     'representation' where j_rep >= delta_w, 'mix' where both spaces agree and j_lgt >= delta_u. An
     IoU is over the pixels that have a label left; coverage is the share of a class's true pixels
-    that are among them. As j_rep is thresholded from below, its tau_sim is at most
+    that are among them; padding is void. As j_rep is thresholded from below, its tau_sim is at most
     `css_jax.follow.SELECTIVE_TEMPERATURE`, whatever the run was trained with.
+
+    DIR/pseudo_labels.json, and .md with the table, are of the last checkpoint; those of others
+    are named by it, such as DIR/pseudo_labels_best.json.
 
     Args:
         config: the run's configuration.
@@ -36,15 +41,16 @@ def quality(config: ConfigDict, workdir: str | pathlib.Path, which: str = 'last'
         which: 'last', 'best' or a step.
 
     Returns:
-        Kind of label -> its 'miou', 'iou', 'accuracy' and 'coverage', 'coverage_by_class', as
-        written to DIR/pseudo_labels.json; DIR/pseudo_labels.md has the table.
+        What is written: 'step', the 'split_hash' of the images trained on, the number of 'images'
+        measured, 'delta_u', 'delta_w' and 'tau_sim' as used here, and kind of label -> its 'miou',
+        'iou', 'accuracy', 'coverage' and 'coverage_by_class'.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
         ValueError: the method has no second space, the unlabelled images are not known, or the
             configuration is not the run's.
     """
-    config = configs.finalise(config)
+    config = configs.finalise(config, workdir)
     stored.match(config, workdir)
     if 'representation' not in methods.get(config.method).outputs(config):
         having = [name for name in methods.METHODS if hasattr(methods.METHODS[name], 'init_memory')]
@@ -52,6 +58,10 @@ def quality(config: ConfigDict, workdir: str | pathlib.Path, which: str = 'last'
             f'method: got {config.method}, expected one with a representation space: {having}'
         )
     step = checkpoint.find(workdir, which)
+    with contextlib.closing(checkpoint.Checkpoints(workdir, read_only=True)) as checkpoints:
+        meta = checkpoints.meta(step)
+    if note := splits.changed_since(meta, config.data):
+        LOG.warning('warning: %s', note)
     data = ConfigDict(config.data.to_dict())
     data.streams.unlabelled.labels = True  # here alone; the crops are those of training
     ids = splits.subsets(data)['unlabelled']
@@ -70,23 +80,44 @@ def quality(config: ConfigDict, workdir: str | pathlib.Path, which: str = 'last'
         total = part if total is None else jax.tree.map(np.add, total, part)
 
     matrices, pixels = total
-    results = {kind: _scores(matrices[kind], pixels) for kind in KINDS}
+    scores = {kind: _scores(matrices[kind], pixels) for kind in KINDS}
+    results = {
+        'step': step,
+        'split_hash': meta['split_hash'],
+        'images': len(ids),
+        'delta_u': config.unsupervised.threshold,
+        'delta_w': config.contrastive.valid_threshold,
+        'tau_sim': _temperature(config),
+        **scores,
+    }
     names = sources.class_names(data.streams.unlabelled.dataset)
     title = f'{config.method}, step {step}: pseudo-labels of {len(ids)} unlabelled images'
-    text = f'{title}; IoU in %, then coverage in %\n\n{_table(names, results)}\n'
-    workdir = pathlib.Path(workdir)
-    (workdir / TABLE).write_text(text)
-    (workdir / RESULTS).write_text(json.dumps({'step': step, **results}, indent=2) + '\n')
+    text = f'{title}; IoU in %, then coverage in %\n\n{_table(names, scores)}\n'
+    suffix = {'last': '', 'best': '_best'}.get(which, f'_step{step}')  # as evaluate.results_file
+    path = pathlib.Path(workdir) / f'pseudo_labels{suffix}.json'
+    table = path.with_suffix('.md')
+    _write(table, text)
+    _write(path, json.dumps(results, indent=2) + '\n')
     print(text, end='')
-    print(f'written: {workdir / TABLE}, {workdir / RESULTS}')
+    print(f'written: {table}, {path}')
     return results
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    draft = path.with_suffix('.tmp')
+    draft.write_text(text)
+    os.replace(draft, path)
+
+
+def _temperature(config: ConfigDict) -> float:
+    return min(config.contrastive.similarity_temperature, follow.SELECTIVE_TEMPERATURE)
 
 
 def _measure(config: ConfigDict, ctx: state.Context) -> Any:
     """Gives the function of one batch -> ({kind: confusion [C, C]}, true pixels by class [C])."""
     selective = ConfigDict(config.to_dict())
-    c = selective.contrastive
-    c.similarity_temperature = min(c.similarity_temperature, follow.SELECTIVE_TEMPERATURE)
+    selective.contrastive.similarity_temperature = _temperature(config)
 
     def measure(variables: state.Variables, memory: dict, batch: dict) -> tuple[dict, jax.Array]:
         truth = views.host_labels(batch['label'])
@@ -96,7 +127,7 @@ def _measure(config: ConfigDict, ctx: state.Context) -> Any:
         agreed = pseudo_labels.mix(y_lgt, y_rep)
         left = {
             'logit': jnp.where(confident, y_lgt, -1),
-            'representation': jnp.where(j_rep >= c.valid_threshold, y_rep, -1),
+            'representation': jnp.where(j_rep >= config.contrastive.valid_threshold, y_rep, -1),
             'mix': jnp.where(confident, agreed, -1),
         }
         matrices = {

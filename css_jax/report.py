@@ -1,6 +1,5 @@
 """Runs side by side: their scores as a table, their predictions as a picture."""
 
-import json
 import pathlib
 from collections.abc import Mapping
 
@@ -32,7 +31,7 @@ def report(folder: str | pathlib.Path, examples: int = 6, file: str = evaluate.R
     Raises:
         FileNotFoundError: no folder in it has results.
         ValueError: the runs were evaluated on different splits, by different protocols, or have
-            different classes.
+            different classes; or a file is damaged.
     """
     folder = pathlib.Path(folder)
     runs = sorted(folder.glob(f'*/{file}'), key=lambda path: path.stat().st_mtime)
@@ -40,7 +39,7 @@ def report(folder: str | pathlib.Path, examples: int = 6, file: str = evaluate.R
         raise FileNotFoundError(
             f'no */{file} in {folder}: expected folders of runs that were evaluated'
         )
-    results = {path.parent.name: json.loads(path.read_text()) for path in runs}
+    results = {path.parent.name: stored.results(path) for path in runs}
     first = next(iter(results.values()))
     for key, differ in {
         'split': 'were evaluated on different splits',

@@ -4,6 +4,7 @@ import importlib
 import os
 import pathlib
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from types import ModuleType
@@ -15,13 +16,11 @@ import numpy as np
 FORMATS = {
     '.npz': ('numpy', ''),
     '.safetensors': ('safetensors.numpy', 'pip install safetensors'),
-    '.pth': ('torch', 'pip install torch'),
-    '.pt': ('torch', 'pip install torch'),
+    '.pth': ('torch', "pip install 'torch>=2.6'"),
+    '.pt': ('torch', "pip install 'torch>=2.6'"),
 }
-_TO_NPZ = (
-    "numpy.savez('weights.npz', **{k: v.numpy() for k, v in torch.load('weights.pth', "
-    'weights_only=True).items()})'
-)
+# What a checkpoint may have of use, where the rest of it is not opened.
+PARTS = ('model', 'ema_model', 'prototypes', 'state_dict')
 
 
 def check(path: str | pathlib.Path, key: str) -> None:
@@ -35,23 +34,23 @@ def check(path: str | pathlib.Path, key: str) -> None:
         ValueError: its ending is none of `FORMATS`, or what reads these is not installed.
         FileNotFoundError: it is not there.
     """
-    check_format(path, key)
+    _check_ending(path, key)
+    _module(path)
     if not pathlib.Path(path).is_file():
         raise FileNotFoundError(f'{key}: {path} is not there; expected a file')
 
 
 def check_format(path: str | pathlib.Path, key: str) -> None:
-    """As `check`, of a file that may yet have to be written."""
-    if pathlib.Path(path).suffix not in FORMATS:
-        raise ValueError(f'{key}: got {str(path)!r}, expected a file ending in {list(FORMATS)}')
-    _module(path)
+    """As `check`, of a file that has yet to be written."""
+    _check_ending(path, key)
+    _module(path, writes=True)
 
 
 def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     """Reads all arrays of a file.
 
     Dicts inside dicts, as in a training checkpoint, become names joined by dots:
-    'model.module.conv1.weight'. What is neither dict nor array is left out.
+    'model.module.conv1.weight'. What is neither dict nor array, such as a number, is left out.
 
     Args:
         path: a file of `FORMATS`.
@@ -72,12 +71,10 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
         if path.suffix == '.safetensors':
             damaged = (importlib.import_module('safetensors').SafetensorError, *damaged)
             return module.load_file(path)
-        return _flat(module.load(path, map_location='cpu', weights_only=True))
+        with module.serialization.safe_globals(_numpy_scalars()):
+            return _flat(module.load(path, map_location='cpu', weights_only=True))
     except pickle.UnpicklingError as error:
-        raise ValueError(
-            f'{path} has Python objects beside arrays, which are not opened for safety. Save its '
-            f'arrays alone, as in {_TO_NPZ}. It said: {str(error).splitlines()[0]}'
-        ) from None
+        raise ValueError(f'{path} {_refusal(path, str(error))}') from None
     except damaged as error:
         raise ValueError(f'{path} is not a {path.suffix} file of arrays: {error}') from None
 
@@ -93,7 +90,7 @@ def write(path: str | pathlib.Path, tree: Mapping[str, Any]) -> None:
         FileExistsError: the file is there already.
         ValueError: what writes this format is not installed.
     """
-    path, module = pathlib.Path(path), _module(path)
+    path, module = pathlib.Path(path), _module(path, writes=True)
     if path.exists():
         raise FileExistsError(f'{path} is there already: expected the name of a new file')
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,15 +105,55 @@ def write(path: str | pathlib.Path, tree: Mapping[str, Any]) -> None:
     os.replace(draft, path)
 
 
-def _module(path: str | pathlib.Path) -> ModuleType:
-    name, command = FORMATS[pathlib.Path(path).suffix]
+def _check_ending(path: str | pathlib.Path, key: str) -> None:
+    if pathlib.Path(path).suffix not in FORMATS:
+        raise ValueError(f'{key}: got {str(path)!r}, expected a file ending in {list(FORMATS)}')
+
+
+def _module(path: str | pathlib.Path, writes: bool = False) -> ModuleType:
+    path = pathlib.Path(path)
+    name, command = FORMATS[path.suffix]
     try:
         return importlib.import_module(name)  # here: none of them is needed to train
     except ModuleNotFoundError:
+        package = name.split('.')[0]
+        if writes:
+            advice = 'Or take .npz or .safetensors'
+        else:  # this file needs numpy alone, and what reads the format
+            new = path.with_suffix('.npz').name
+            advice = (
+                f'Or, in a copy of this repository where {package} and numpy are: python -c "from '
+                f"css_jax import state_dicts as s; s.write('{new}', s.read('{path.name}'))\""
+            )
         raise ValueError(
-            f'{path}: files ending in {pathlib.Path(path).suffix} need {name.split(".")[0]}, which '
-            f'is not installed ({command}). Or convert it where it is: {_TO_NPZ}'
+            f'{path}: files ending in {path.suffix} need {package}, which is not installed '
+            f'({command}). {advice}'
         ) from None
+
+
+def _numpy_scalars() -> list:
+    """Lists what pickled numpy numbers and texts are made of; none of it runs a file's code."""
+    scalar = np.float64(0).__reduce__()[0]
+    kinds = '?U' + np.typecodes['AllInteger'] + np.typecodes['AllFloat']
+    names = [f'numpy.{core}.multiarray.scalar' for core in ('core', '_core')]  # numpy 1 and 2
+    types = {type(np.dtype(kind)) for kind in kinds}
+    return [np.dtype, *types, *((scalar, name) for name in names)]
+
+
+def _refusal(path: pathlib.Path, message: str) -> str:
+    """Says why torch does not unpickle a file: for what it holds, or for what it is."""
+    message = re.sub(r'\x1b\[\d*m', '', message)  # colours
+    found = re.search(r"GLOBAL (\S+)|<class '(\S+)'>", message)
+    if not found:
+        reason = message.split('WeightsUnpickler error:')[-1].strip().partition('\n')[0]
+        return f'is not a {path.suffix} file of arrays: {reason}'
+    new = path.with_name(f'{path.stem}_arrays{path.suffix}').name
+    return (
+        f'holds {found[1] or found[2]} beside its arrays, which is not opened for safety. Open it '
+        'yourself, if you trust it, and save its arrays alone: python -c "import torch; ck = '
+        f"torch.load('{path.name}', 'cpu', weights_only=False); torch.save({{k: ck[k] for k in "
+        f"{PARTS} if k in ck}}, '{new}')\""
+    )
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = '') -> dict[str, np.ndarray]:

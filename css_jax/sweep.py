@@ -8,7 +8,6 @@ after each run.
 
 import contextlib
 import itertools
-import json
 import logging
 import os
 import pathlib
@@ -26,6 +25,7 @@ from ml_collections import ConfigDict
 from configs import tables
 from css_jax import config as configs
 from css_jax import evaluate, monitor, overrides, stored
+from css_jax.data import sources, splits
 
 LOG = logging.getLogger('css_jax')
 OUTPUT = 'log.txt'  # in a run's folder: all that its process prints
@@ -33,6 +33,7 @@ PROGRAM = (sys.executable, '-m', 'css_jax.main')
 ROOT = pathlib.Path(__file__).parents[1]
 _QUIET = 60.0  # seconds between lines of progress
 _GRACE = 60.0  # seconds that a run has to stop
+_STOPS = (signal.SIGTERM, signal.SIGHUP)  # besides Ctrl-C; the second is of a closed terminal
 
 
 class Run(NamedTuple):
@@ -82,6 +83,7 @@ def sweep(
 
     Raises:
         ValueError: an argument is impossible, or a run's folder has another run; nothing is run.
+        FileNotFoundError: a run's dataset is not prepared; nothing is run.
         ChildProcessError: some runs failed, after the others have run.
     """
     workdir, changes = pathlib.Path(workdir), dict(changes or {})
@@ -90,8 +92,10 @@ def sweep(
     settings = [config or tables.get(table).file, *overrides.arguments(changes)]
     if print_commands:
         for run in left:
-            print(shlex.join(run.command))
+            # There the program is found, and other files that the configuration names.
+            print(f'cd {shlex.quote(os.getcwd())} && {shlex.join(run.command)}')
         return ''
+    _check_images(left)
 
     def write() -> str:
         text = markdown(table, runs, shlex.join(settings))
@@ -156,31 +160,28 @@ def plan(
     # A seed after the other: the first numbers of every cell come before the second of any.
     for seed, ((row, variant), method), count in itertools.product(seeds, methods.items(), counts):
         words = [paper.protocol if own else '', str(count or ''), method, f'seed={seed}', common]
-        path = f'{file}:{",".join(filter(None, words))}'
-        finalised = _load(path, changes)
-        column = _heading(count or finalised.data.streams.labelled.count, variant)
+        argument = ','.join(filter(None, words))
         name = '_'.join(word.rpartition('=')[2] for word in method.split(','))
         folder = workdir / (f'{name}_{count}' if count else name) / f'seed{seed}'
+        finalised = _load(f'{file}:{argument}', changes, folder)
+        column = _heading(count or finalised.data.streams.labelled.count, variant)
+        path = f'{os.path.abspath(file)}:{argument}'
         command = (*PROGRAM, '--config', path, *overrides.arguments(changes))
-        runs.append(Run(row, column, folder, (*command, '--workdir', str(folder)), finalised))
+        command += ('--workdir', os.path.abspath(folder))
+        runs.append(Run(row, column, folder, command, finalised))
     return runs
 
 
 def finished(run: Run) -> bool:
-    """Tells whether a run is trained to its last step and scored as its configuration says.
+    """Tells whether a run is trained to its last step and scored.
 
     Raises:
-        ValueError: its folder has a run with another configuration.
+        ValueError: its folder has a run with another configuration, or damaged results.
     """
     if (run.folder / stored.FILE).exists():
         stored.match(run.config, run.folder)
     results = _results(run)
-    if results is None:
-        return False
-    protocol = {key: run.config.eval[key] for key in results['eval']}
-    return results['step'] == run.config.steps and (
-        json.loads(json.dumps(protocol)) == results['eval']
-    )
+    return results is not None and results['step'] == run.config.steps
 
 
 def markdown(table: str | int, runs: Sequence[Run], settings: str) -> str:
@@ -230,21 +231,31 @@ def markdown(table: str | int, runs: Sequence[Run], settings: str) -> str:
     )
 
 
-def _load(path: str, changes: Mapping[str, str | None]) -> ConfigDict:
+def _load(path: str, changes: Mapping[str, str | None], folder: pathlib.Path) -> ConfigDict:
     """Gives the configuration, finalised, that --config FILE:ARGUMENT and changes to it make."""
     config = overrides.load(path)
     try:
         config.update_from_flattened_dict(overrides.values(config, changes))
-        return configs.finalise(config)
+        return configs.finalise(config, folder)
     except ValueError as error:
         raise ValueError(f'{path}: {error}') from None
+
+
+def _check_images(runs: Sequence[Run]) -> None:
+    """Raises in words, see `splits.subsets`, where images of a run are missing."""
+    chosen = [(run.config.data, run.config.eval.dataset, run.config.eval.split) for run in runs]
+    for data, dataset, split in _unique(chosen):
+        splits.subsets(data)
+        sources.load(dataset, split, data.dir)
 
 
 def _execute(run: Run) -> int:
     """Runs one process to its end and gives its exit code; stops it where the sweep is stopped."""
     run.folder.mkdir(parents=True, exist_ok=True)
     output = run.folder / OUTPUT
-    terminated = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # What is ignored stays so: nohup's sweep outlives its terminal.
+    caught = [number for number in _STOPS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, signal.default_int_handler) for number in caught}
     # A session of its own: Ctrl-C then reaches the run through us, once, whoever sent it.
     with output.open('ab') as log:
         child = subprocess.Popen(
@@ -258,18 +269,21 @@ def _execute(run: Run) -> int:
                 LOG.info('  %s', _tail(output)[-1][:100])
     finally:
         if child.poll() is None:
-            child.send_signal(signal.SIGINT)
+            # A run ignores Ctrl-C where we do, as in the background of a script.
+            ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+            child.send_signal(signal.SIGTERM if ignored else signal.SIGINT)
             try:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     child.wait(_GRACE)
             finally:  # after the grace, or at a second Ctrl-C
                 child.kill()
-        signal.signal(signal.SIGTERM, terminated)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _results(run: Run) -> dict | None:
     path = run.folder / evaluate.RESULTS
-    return json.loads(path.read_text()) if path.exists() else None
+    return stored.results(path) if path.exists() else None
 
 
 def _tail(path: pathlib.Path) -> list[str]:

@@ -11,7 +11,7 @@ def flat(config):
     return stored._flat(config.to_dict())
 
 
-@pytest.mark.parametrize('method', ['cutmix', 'css_mix'])
+@pytest.mark.parametrize('method', ['mean_teacher', 'cutmix', 'baseline', 'css_cross', 'css_mix'])
 def test_the_quickstart_compares_methods_alone(method):
     baseline, other = quickstart.get_config('supervised'), quickstart.get_config(method)
     differences = {key for key, _, _ in stored.diff(baseline, other)}

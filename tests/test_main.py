@@ -9,6 +9,7 @@ import sys
 import cv2
 import numpy as np
 import pytest
+from absl.testing import flagsaver
 
 from css_jax import checkpoint, evaluate, monitor, pictures, preview, report, stored, train
 from css_jax import main as program
@@ -41,8 +42,10 @@ def main(*arguments):
         (('--workdir=X', '--stpes=3'), "Unknown command line flag 'stpes'"),
         (('--workdir=',), '--workdir is empty'),
         (('--workdir=X', '--config.eval.pad_to=32,32'), 'eval.pad_to: got (32, 32)'),
-        (('--workdir=X', '--checkpoint=best'), 'expected with --mode=evaluate'),
-        (('--workdir=/dev/null/x',), 'Not a directory'),
+        (('--workdir=X', '--checkpoint=best'), '--checkpoint: expected with --mode=evaluate'),
+        (('--workdir=X', '--table=5'), '--table: expected with --mode=sweep, got train'),
+        (('--workdir=/dev/null/x',), '--workdir=/dev/null/x: /dev/null is no folder'),
+        (('--workdir=X', '--config=configs/stored.py'), "missing a required argument: 'workdir'"),
         (('--workdir=X', '--mode=report'), 'expected folders of runs'),
         (('--workdir=X', '--config=configs/camvid.py'), 'python -m data_prep.camvid --source'),
     ],
@@ -56,6 +59,44 @@ def test_mistakes_are_one_line_and_build_nothing(arguments, answer, tmp_path):
     assert answer in errors
     assert 'Traceback' not in errors
     assert not (tmp_path / 'x').exists()
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'answer'),
+    [
+        ('report --config.seed=3', '--config.seed=3: expected with --mode=train, evaluate'),
+        ('report --config=configs/voc.py', '--config: expected with --mode=train, evaluate'),
+        ('report --source=a.npz', '--source: expected with --mode=convert, got report'),
+        ('sweep --table=5 --checkpoint=best', '--checkpoint: expected with --mode=evaluate'),
+        ('sweep --table=5 --target=a.npz', '--target: expected with --mode=convert, got sweep'),
+        ('preview --checkpoint=last', '--checkpoint: expected with --mode=evaluate'),
+        ('convert', 'expected either --source=FILE'),
+        ('convert --source=a.npz --target=b.npz', 'expected either --source=FILE'),
+        ('convert --target=a.npz --config.model.width=2.0', 'width=2.0: expected with --source'),
+        ('convert --target=a.npz --config=configs/voc.py', '--config: expected with --source'),
+        ('convert --source=a.npz --checkpoint=best', '--checkpoint: expected with --target'),
+    ],
+)
+def test_flags_that_nothing_reads_are_refused(arguments, answer, tmp_path):
+    """In this process, which is quicker: the flags are put back as they were."""
+    with flagsaver.flagsaver():
+        left = program.parse(['main', f'--workdir={tmp_path}', *f'--mode={arguments}'.split()])
+        with pytest.raises(SystemExit, match=answer):
+            program.main(left)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('mode', ['train', 'sweep', 'evaluate', 'preview'])
+def test_ctrl_c_promises_what_is_true(mode, tmp_path, monkeypatch, capsys):
+    def interrupted(changes):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(program, '_run', interrupted)
+    with flagsaver.flagsaver(), pytest.raises(SystemExit) as stopped:
+        program.main(program.parse(['main', f'--workdir={tmp_path}', f'--mode={mode}']))
+    assert stopped.value.code == 130
+    said = capsys.readouterr().err
+    assert 'stopped' in said and ('goes on' in said) == (mode in ('train', 'sweep'))
 
 
 def test_preview_trains_nothing_and_shows_the_batch(tmp_path, data_dir):
@@ -98,6 +139,9 @@ def test_report_puts_runs_side_by_side(tmp_path, data_dir, capsys):
     results = tmp_path / 'seed1' / evaluate.RESULTS
     results.write_text(results.read_text().replace('shapes/64:val', 'shapes/64:fresh'))
     with pytest.raises(ValueError, match='different splits'):
+        report.report(tmp_path)
+    results.write_text('{"miou": 0.5')
+    with pytest.raises(ValueError, match=r'seed1/results\.json is not the results of a run'):
         report.report(tmp_path)
 
 

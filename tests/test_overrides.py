@@ -159,3 +159,8 @@ def test_a_file_is_loaded_with_its_argument(tmp_path):
     (tmp_path / 'config.json').write_text('{}')
     with pytest.raises(ValueError, match='expected a file of Python'):
         overrides.load(f'{tmp_path}/config.json')
+    with pytest.raises(ValueError, match=r'expected configs/stored.py:ARGUMENT \(missing a req'):
+        overrides.load('configs/stored.py')
+    (tmp_path / 'alone.py').write_text('def get_config():\n    return int("x")\n')
+    with pytest.raises(ValueError, match=r'expected .*alone\.py \(too many positional arg'):
+        overrides.load(f'{tmp_path}/alone.py:3')

@@ -10,7 +10,18 @@ import numpy as np
 import pytest
 from ml_collections import FrozenConfigDict
 
-from css_jax import checkpoint, methods, pretrained, state, state_dicts, stored, train
+from css_jax import (
+    checkpoint,
+    evaluate,
+    methods,
+    pretrained,
+    preview,
+    state,
+    state_dicts,
+    stored,
+    sweep,
+    train,
+)
 from css_jax import config as configs
 from css_jax.models import layouts, weights
 from tests import tiny
@@ -223,6 +234,16 @@ def test_its_pixels_are_normalised_as_the_source_runs(run, tmp_path):
     config.init_from = str(tmp_path / 'run')
     assert pretrained.normalisation(config) == ((0.1, 0.2, 0.3), layouts.IMAGENET_STD)
 
+    # A run that has started from it knows them itself.
+    begun = config_of(init_from=config.init_from)
+    stored.claim(configs.finalise(begun), tmp_path / 'begun')
+    shutil.rmtree(tmp_path / 'run')
+    assert configs.finalise(begun, tmp_path / 'begun').data.mean == (0.1, 0.2, 0.3)
+    begun.init_from += '/another'
+    for workdir in (tmp_path / 'begun', tmp_path / 'new', None):
+        with pytest.raises(FileNotFoundError, match=r'init_from: .*config.json is missing'):
+            configs.finalise(begun, workdir)
+
 
 def test_training_needs_the_file_only_to_start(backbone_file, data_dir, tmp_path):
     file = tmp_path / 'weights.npz'
@@ -243,3 +264,61 @@ def test_training_needs_the_file_only_to_start(backbone_file, data_dir, tmp_path
         start = weights_file['conv1.weight'].transpose(2, 3, 1, 0)
     moved = arrays['student']['params/backbone/conv1/kernel'] - start
     assert 0 < np.abs(moved).max() < 0.1  # two steps from the file's values, 0.5 to 1
+
+
+def test_training_needs_the_source_run_only_to_start(run, data_dir, tmp_path):
+    source, workdir = tmp_path / 'source', tmp_path / 'run'
+    shutil.copytree(run[0], source)
+    config = config_of('supervised', steps=2, init_from=str(source), data__dir=data_dir)
+    results = train.train(config, workdir)
+    shutil.rmtree(source)
+    assert train.train(config, workdir) == results
+    assert evaluate.evaluate(config, workdir)['miou'] == results['miou']
+    with pytest.raises(FileNotFoundError, match=r'init_from: .*config.json is missing'):
+        train.train(config, tmp_path / 'new')
+
+
+def test_a_sweep_needs_the_source_run_only_to_start(run, tmp_path):
+    source = tmp_path / 'source'
+    shutil.copytree(run[0], source)
+
+    def plan():
+        changes = {'init_from': str(source)}
+        config, folder = 'configs/quickstart.py', tmp_path / 'sweep'
+        return sweep.plan(folder, '1', config=config, seeds=(0,), labels=(), changes=changes)
+
+    begun = plan()
+    for one in begun:
+        stored.claim(one.config, one.folder)
+    shutil.rmtree(source)
+    assert plan() == begun
+
+
+def test_a_preview_shows_the_weights_that_a_run_would_start_with(
+    backbone_file, data_dir, tmp_path, monkeypatch
+):
+    class Created(Exception):
+        pass
+
+    def create(method, optimizer, ctx, given=None):
+        raise Created(given)
+
+    monkeypatch.setattr(preview.state, 'create', create)
+    config = config_of(data__dir=data_dir, model__pretrained=str(backbone_file))
+    with pytest.raises(Created) as created:
+        preview.preview(config, tmp_path / 'new')
+    given = created.value.args[0]['student']
+    with np.load(backbone_file) as file:
+        np.testing.assert_array_equal(
+            given['params/backbone/conv1/kernel'], file['conv1.weight'].transpose(2, 3, 1, 0)
+        )
+
+    config.model.pretrained = str(tmp_path / 'gone.npz')
+    with pytest.raises(FileNotFoundError, match=r'model.pretrained: .*gone.npz is not there'):
+        preview.preview(config, tmp_path / 'new')
+    assert not (tmp_path / 'new').exists()
+    stored.claim(configs.finalise(config), tmp_path / 'run')
+    (tmp_path / 'run' / 'checkpoints' / '8').mkdir(parents=True)
+    with pytest.raises(Created) as created:  # restored, so the file is not needed
+        preview.preview(config, tmp_path / 'run')
+    assert created.value.args == (None,)

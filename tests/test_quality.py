@@ -9,7 +9,7 @@ import pytest
 
 from css_jax import checkpoint, methods, quality, state, stored, train
 from css_jax import config as configs
-from css_jax.data import streams
+from css_jax.data import splits, streams
 from css_jax.methods import css, views
 from data_prep import records
 from data_prep.camvid.builder import Builder
@@ -69,7 +69,7 @@ def test_the_truth_of_unlabelled_images_never_enters_training(runs):
     true, other = (checkpoint.restore_arrays(run, 3, parts) for run in runs)
     jax.tree.map(np.testing.assert_array_equal, true, other)
     results = [quality.quality(stored.load(run), run) for run in runs]
-    assert results[0] != results[1]  # while its measure does see it
+    assert results[0]['mix'] != results[1]['mix']  # while its measure does see it
 
 
 def test_iou_and_coverage_are_of_the_labels_that_sampling_leaves(runs, capsys):
@@ -77,8 +77,17 @@ def test_iou_and_coverage_are_of_the_labels_that_sampling_leaves(runs, capsys):
     config = configs.finalise(config)
     results = quality.quality(config, runs[0])
     table = capsys.readouterr().out
-    assert json.loads((runs[0] / quality.RESULTS).read_text()) == {'step': 3, **results}
-    assert (runs[0] / quality.TABLE).read_text() in table
+    assert json.loads((runs[0] / 'pseudo_labels.json').read_text()) == results
+    assert (runs[0] / 'pseudo_labels.md').read_text() in table
+    ids = splits.subsets(config.data)
+    assert {key: value for key, value in results.items() if key not in quality.KINDS} == {
+        'step': 3,
+        'split_hash': splits.fingerprint(ids),
+        'images': 5,
+        'delta_u': 0.2,
+        'delta_w': 0.1,
+        'tau_sim': 0.1,
+    }
 
     ctx = methods.context(config)
     memory = checkpoint.restore_arrays(runs[0], 3, ['memory'])['memory']
@@ -114,6 +123,22 @@ def test_iou_and_coverage_are_of_the_labels_that_sampling_leaves(runs, capsys):
             covered = (kept & true).sum() / true.sum() if true.any() else None
             assert results[kind]['coverage_by_class'][c] == pytest.approx(covered)
     assert 0 < results['mix']['coverage'] < results['logit']['coverage']
+
+
+def test_each_checkpoint_has_files_of_its_own(runs, monkeypatch):
+    config = stored.load(runs[0])
+    for name in ('pseudo_labels.json', 'pseudo_labels.md'):
+        (runs[0] / name).write_text('of the last')
+    renamed = []
+    replace = quality.os.replace
+    monkeypatch.setattr(quality.os, 'replace', lambda a, b: renamed.append(b) or replace(a, b))
+    for which, name in {'3': 'pseudo_labels_step3', 'best': 'pseudo_labels_best'}.items():
+        results = quality.quality(config, runs[0], which)
+        paths = [runs[0] / f'{name}.md', runs[0] / f'{name}.json']
+        assert json.loads(paths[1].read_text()) == results
+        assert [path for path in renamed if path in paths] == paths  # whole or not at all
+    for name in ('pseudo_labels.json', 'pseudo_labels.md'):
+        assert (runs[0] / name).read_text() == 'of the last'
 
 
 def selective(config):

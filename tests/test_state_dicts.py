@@ -1,6 +1,13 @@
 """Files of arrays: what is written is read back, and nothing else is opened or overwritten."""
 
+import argparse
+import contextlib
+import pathlib
 import pickle
+import re
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +21,8 @@ TREE = {
     'ema_model': {'bn1.num_batches_tracked': np.asarray(np.int64(7))},
     'prototypes': np.float32([[1, 2], [0, 0]]),
 }
+ROOT = pathlib.Path(__file__).parents[1]
+SERIALIZATION = SimpleNamespace(safe_globals=lambda _: contextlib.nullcontext())  # of torch
 PACKAGES = {'.npz': 'numpy', '.safetensors': 'safetensors', '.pth': 'torch', '.pt': 'torch'}
 
 
@@ -92,8 +101,70 @@ def test_paths_are_checked_by_name_alone(tmp_path):
     state_dicts.check_format(tmp_path / 'new.npz', '--target')
 
 
-def test_a_missing_package_is_said_with_the_way_out(monkeypatch):
-    formats = {'.pth': ('no_such_package.numpy', 'pip install torch')}
-    monkeypatch.setattr(state_dicts, 'FORMATS', formats)
-    with pytest.raises(ValueError, match=r'need no_such_package.*pip install torch.*numpy\.savez'):
+def advised(error):
+    """The program that a message gives: what is in double quotes after python -c."""
+    return re.search(r'python -c "(.*)"', str(error.value))[1]
+
+
+def test_a_missing_package_is_said_with_the_way_out(monkeypatch, tmp_path):
+    monkeypatch.setitem(state_dicts.FORMATS, '.pth', ('no_such_package.numpy', 'pip install torch'))
+    with pytest.raises(ValueError, match=r'need no_such_package.*pip install torch') as error:
         state_dicts.check('w.pth', 'model.pretrained')
+    with pytest.raises(ValueError, match=r'\(pip install torch\)\. Or take .npz or .safetensors$'):
+        state_dicts.check_format('w.pth', '--target')
+
+    # What is advised to do elsewhere works on dicts inside dicts, and needs numpy alone.
+    torch = SimpleNamespace(load=lambda *_, **__: TREE, serialization=SERIALIZATION)
+    monkeypatch.setitem(sys.modules, 'torch', torch)
+    monkeypatch.setitem(state_dicts.FORMATS, '.pth', ('torch', ''))
+    monkeypatch.chdir(tmp_path)
+    exec(advised(error), {})
+    assert state_dicts.read('w.npz').keys() == {
+        'model.conv1.weight',
+        'ema_model.bn1.num_batches_tracked',
+        'prototypes',
+    }
+    others = 'import css_jax.state_dicts, sys; print({*"jax flax torch".split()} & {*sys.modules})'
+    output = subprocess.check_output([sys.executable, '-c', others], cwd=ROOT, text=True)
+    assert output == 'set()\n'
+
+
+def test_a_refusal_names_the_object_and_gives_a_call_that_is_not_refused(monkeypatch, tmp_path):
+    message = (
+        'Weights only load failed. \x1b[1mdo those steps only if you trust it\x1b[0m.\n\t'
+        'WeightsUnpickler error: Unsupported global: GLOBAL argparse.Namespace was not an allowed'
+    )
+
+    def load(file, device=None, *, weights_only, **_):
+        if weights_only:
+            raise pickle.UnpicklingError(message)
+        return {**TREE, 'args': object()}
+
+    saved = {}
+    torch = SimpleNamespace(load=load, serialization=SERIALIZATION)
+    torch.save = lambda tree, file: saved.update({file: tree})
+    monkeypatch.setitem(sys.modules, 'torch', torch)
+    with pytest.raises(ValueError, match=r'w.pth holds argparse.Namespace beside') as error:
+        state_dicts.read(tmp_path / 'w.pth')
+    assert '\x1b' not in str(error.value) and 'weights_only=True' not in str(error.value)
+    exec(advised(error), {})
+    assert saved == {'w_arrays.pth': TREE}
+
+    message = 'Weights only. \x1b[1mIn\x1b[0m.\nWeightsUnpickler error: \n\nUnsupported 60\n\nSee'
+    with pytest.raises(ValueError, match=r'w.pth is not a .pth file of arrays: Unsupported 60$'):
+        state_dicts.read(tmp_path / 'w.pth')
+
+
+def test_torch_opens_numpy_scalars_and_no_other_objects(tmp_path, monkeypatch):
+    torch = pytest.importorskip('torch')
+    scalars = {'a': np.float64(3), 'b': np.int64(3), 'c': np.bool_(True), 'd': np.str_('x')}
+    torch.save({'model': {'w': torch.ones(2)}, **scalars}, tmp_path / 'scalars.pth')
+    assert {k: v.tolist() for k, v in state_dicts.read(tmp_path / 'scalars.pth').items()} == {
+        'model.w': [1, 1]
+    }
+    monkeypatch.chdir(tmp_path)
+    torch.save({'model': {'w': torch.ones(2)}, 'args': argparse.Namespace(x=1)}, 'w.pth')
+    with pytest.raises(ValueError, match=r'holds argparse.Namespace beside') as error:
+        state_dicts.read('w.pth')
+    exec(advised(error), {})
+    assert state_dicts.read('w_arrays.pth').keys() == {'model.w'}

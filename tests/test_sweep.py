@@ -2,16 +2,19 @@
 
 import json
 import os
+import pathlib
 import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
 from configs import tables
 from css_jax import evaluate, overrides, stored, sweep
+from css_jax.data import splits
 from tests.conftest import ROOT
 
 QUICKSTART = str(ROOT / 'configs' / 'quickstart.py')
@@ -39,6 +42,7 @@ def pretend(calls, fail=()):
             'step': run.config.steps,
             'split': 'shapes/64:val',
             'protocol': 'EMA teacher',
+            'iou': {},
             'eval': {key: run.config.eval[key] for key in ('split', 'pad_to', 'flip', 'scales')},
         }
         (run.folder / evaluate.RESULTS).write_text(json.dumps(results))
@@ -47,13 +51,26 @@ def pretend(calls, fail=()):
     return execute
 
 
+@pytest.fixture(autouse=True)
+def _images_are_there(request, monkeypatch):
+    """No test prepares a dataset where the user's lie, but those that ask for one of their own."""
+    if not {'data_dir', 'nowhere'} & set(request.fixturenames):
+        monkeypatch.setattr(sweep, '_check_images', lambda runs: None)
+
+
+@pytest.fixture
+def nowhere(tmp_path):
+    """Changes: a folder of datasets without any."""
+    return {'data.dir': str(tmp_path / 'prepared')}
+
+
 def test_the_paper_s_table_is_the_paper_s_commands(tmp_path):
     runs = plan(tmp_path, 6, seeds=(0, 1), changes={'model.pretrained': 'resnet101.npz'})
     assert len(runs) == 2 * len(tables.get(6).cells)
     first = runs[0]
     assert first.folder == tmp_path / 'baseline_92' / 'seed0'
     assert list(first.command[1:]) == [
-        '-m', 'css_jax.main', '--config', 'configs/voc.py:classic,92,baseline,seed=0',
+        '-m', 'css_jax.main', '--config', f'{ROOT}/configs/voc.py:classic,92,baseline,seed=0',
         '--config.model.pretrained=resnet101.npz', '--workdir', str(first.folder),
     ]  # fmt: skip
     assert first.config.model.pretrained == 'resnet101.npz'
@@ -111,6 +128,41 @@ def test_mistakes_are_answered_before_anything_runs(changed, answer, tmp_path, m
     assert not calls and not (tmp_path / 'x').exists()
 
 
+def test_images_that_are_missing_are_told_of_before_anything_runs(tmp_path, nowhere, monkeypatch):
+    monkeypatch.setattr(sweep, '_execute', pretend(calls := []))
+    workdir = tmp_path / 'x'
+    with pytest.raises(FileNotFoundError, match=r'python -m data_prep\.voc --source FOLDER'):
+        sweep.sweep(workdir, 2, seeds=(0,), changes=nowhere)
+    assert not calls and not workdir.exists()
+    assert sweep.sweep(workdir, 2, seeds=(0,), changes=nowhere, print_commands=True) == ''
+
+
+def test_every_setting_s_images_are_looked_for_once(tmp_path, data_dir, monkeypatch):
+    monkeypatch.setattr(sweep, '_execute', pretend(calls := []))
+    looked, subsets = [], splits.subsets
+    monkeypatch.setattr(splits, 'subsets', lambda data: looked.append(data) or subsets(data))
+    here = {'data.dir': data_dir}
+    sweep.sweep(tmp_path / 'x', 5, config=QUICKSTART, seeds=(0, 1), changes=here)
+    assert len(looked) == 2 and len(calls) == 8  # four methods on the same images
+
+    with pytest.raises(ValueError, match=r'count: got 25, expected at most 24 images'):
+        sweep.sweep(tmp_path / 'y', 5, config=QUICKSTART, labels=(8, 25), changes=here)
+    with pytest.raises(ValueError, match=r"has no split 'test'"):
+        sweep.sweep(tmp_path / 'y', 5, config=QUICKSTART, changes={**here, 'eval.split': 'test'})
+    assert len(calls) == 8 and not (tmp_path / 'y').exists()
+
+
+def test_damaged_results_are_named(tmp_path):
+    run = plan(tmp_path, 5, QUICKSTART)[0]
+    pretend([])(run)
+    assert sweep.finished(run)
+    results = run.folder / evaluate.RESULTS
+    for text in ('', '{"step": 900', '{"step": 900}', '[]'):
+        results.write_text(text)
+        with pytest.raises(ValueError, match=f'{results} is not the results of a run'):
+            sweep.finished(run)
+
+
 def test_the_table_has_means_beside_the_paper_s_numbers(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sweep, '_execute', pretend(calls := []))
     # Mean 55, sample standard deviation sqrt((25 + 1 + 36) / 2).
@@ -134,11 +186,10 @@ def test_the_table_has_means_beside_the_paper_s_numbers(tmp_path, monkeypatch, c
     names = ('mix_confidence', 'cross_confidence', 'logit_both')  # the others are Table 5's
     assert calls[12:] == [f'css_{name}/seed0' for name in names]
 
-    # Scored otherwise they are not finished, trained otherwise they are in the way.
-    flipped = plan(tmp_path, 5, QUICKSTART, changes={'eval.flip': None})
-    assert not any(map(sweep.finished, flipped))
-    with pytest.raises(ValueError, match=r'steps: 900 there, 800 now'):
-        sweep.sweep(tmp_path, 5, config=QUICKSTART, changes={'steps': '800'})
+    # Trained or scored otherwise they are in the way.
+    for key, text, answer in (('steps', '800', '900 there, 800'), ('eval.flip', None, 'False th')):
+        with pytest.raises(ValueError, match=f'{key}: {answer}'):
+            sweep.sweep(tmp_path, 5, config=QUICKSTART, changes={key: text})
     assert len(calls) == 15
 
 
@@ -174,11 +225,19 @@ def test_commands_are_for_what_is_left_and_start_nothing(tmp_path, monkeypatch, 
     assert sweep.sweep(tmp_path / 'x', **given, print_commands=True) == ''
     lines = capsys.readouterr().out.splitlines()
     runs = plan(tmp_path / 'x', 5, given['config'])
-    assert [tuple(shlex.split(line)) for line in lines] == [run.command for run in runs]
+    here = ('cd', os.getcwd(), '&&')
+    assert [tuple(shlex.split(line)) for line in lines] == [here + run.command for run in runs]
     assert not calls and not (tmp_path / 'x').exists()
     sweep._execute(runs[0])
     sweep.sweep(tmp_path / 'x', **given, print_commands=True)
     assert capsys.readouterr().out.splitlines() == lines[1:]
+
+
+def test_commands_hold_whole_paths(monkeypatch):
+    monkeypatch.chdir(ROOT / 'configs')
+    run = plan(pathlib.Path('runs'), 5, 'quickstart.py')[0]
+    assert run.command[4] == f'{QUICKSTART}:baseline,seed=0'
+    assert run.command[-1] == str(ROOT / 'configs' / 'runs' / 'baseline' / 'seed0')
 
 
 def command(*arguments):
@@ -195,6 +254,62 @@ def test_a_sweep_leaves_the_accelerator_to_its_runs(tmp_path):
     assert done.returncode == 0, done.stderr
     assert 'configs/voc.py:blender,5291,css_mix,seed=0' in done.stdout
     assert len(done.stdout.splitlines()) == 4
+
+
+CHILD = """
+import signal, sys, time
+if sys.argv.pop(1) == 'told':
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+print('up', flush=True)
+try:
+    time.sleep(float(sys.argv[1]))
+except KeyboardInterrupt:
+    print('told')
+"""
+
+
+def execute(run, number, handlers):
+    """Runs a process as a sweep does, and sends the sweep a signal; gives what the run said."""
+    log = run.folder / sweep.OUTPUT
+    log.unlink(missing_ok=True)
+
+    def send():
+        while not (log.exists() and 'up' in log.read_text()):
+            time.sleep(0.02)
+        os.kill(os.getpid(), number)
+
+    sender = threading.Thread(target=send)
+    before = {known: signal.signal(known, handler) for known, handler in handlers.items()}
+    sender.start()
+    try:
+        code = sweep._execute(run)
+    except KeyboardInterrupt:
+        code = 'stopped'
+    finally:
+        sender.join()
+        after = {known: signal.signal(known, handler) for known, handler in before.items()}
+    assert after == handlers
+    return code, log.read_text().split()
+
+
+@pytest.mark.parametrize('number', [signal.SIGHUP, signal.SIGTERM])
+def test_a_run_ends_with_its_sweep(number, tmp_path):
+    """Also where the terminal is closed, unless nohup has it ignored."""
+    run = plan(tmp_path, 5, QUICKSTART)[0]
+    run = run._replace(command=(sys.executable, '-c', CHILD, 'told', '20'))
+    said = execute(run, number, {number: lambda *_: None})  # which would go on
+    assert said == ('stopped', ['up', 'told'])
+    run = run._replace(command=(*run.command[:-1], '0.5'))
+    assert execute(run, number, {number: signal.SIG_IGN}) == (0, ['up'])
+
+
+def test_a_run_that_ignores_ctrl_c_is_stopped_at_once(tmp_path):
+    run = plan(tmp_path, 5, QUICKSTART)[0]
+    run = run._replace(command=(sys.executable, '-c', CHILD, 'not', '20'))
+    start = time.perf_counter()
+    ignored = {signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: lambda *_: None}
+    assert execute(run, signal.SIGTERM, ignored) == ('stopped', ['up'])
+    assert time.perf_counter() - start < 10
 
 
 def test_a_sweep_that_was_stopped_goes_on(tmp_path, data_dir, monkeypatch):

@@ -39,7 +39,8 @@ def random_crop(
         rng: where scale and place come from; the draws do not depend on the pixels.
         crop: height and width of the result.
         scale: range of the factor, drawn uniformly; the resized size is (int(H s), int(W s)).
-        pad: 'constant' (`fill`, and ignore in the label) or 'reflect'.
+        pad: of the image, 'constant' (`fill`) or 'reflect'. The label's is ignore under both: no
+            pixel of it counts twice.
         fill: RGB of the padding.
         resampling: 'cv2' or 'pil', see `resize`.
 
@@ -57,7 +58,7 @@ def random_crop(
     image = pad_to(resize(image, size, resampling), crop, pad, fill)
     result = {'image': np.ascontiguousarray(image[window])}
     if label is not None:
-        label = pad_to(resize_label(label, size, resampling), crop, pad, 255)
+        label = pad_to(resize_label(label, size, resampling), crop, 'constant', 255)
         result['label'] = np.ascontiguousarray(label[window])
     return result
 

@@ -52,6 +52,14 @@ def test_constant_padding_is_the_mean_colour_and_ignore(arrays):
     np.testing.assert_array_equal(moved['label'][37:], 255)
 
 
+def test_reflection_repeats_the_image_but_no_label(arrays):
+    moved = geometry.random_crop(arrays, np.random.default_rng(0), crop=(40, 60), pad='reflect')
+    image = np.pad(arrays['image'], ((0, 3), (0, 7), (0, 0)), mode='reflect')
+    label = np.pad(arrays['label'], ((0, 3), (0, 7)), constant_values=255)
+    np.testing.assert_array_equal(moved['image'], image)
+    np.testing.assert_array_equal(moved['label'], label)
+
+
 @pytest.mark.parametrize('size', [(37, 53), (40, 40), (73, 60), (190, 300)])
 def test_reflection_equals_numpy(arrays, size):
     down, right = max(0, size[0] - 37), max(0, size[1] - 53)
