@@ -200,7 +200,8 @@ def markdown(table: str | int, runs: Sequence[Run], settings: str) -> str:
     done = [run for run in runs if finished(run)]
     scores: dict[tuple[str, str], list[float]] = {}
     for run in done:
-        scores.setdefault((run.row, run.column), []).append(100 * _results(run)['miou'])
+        if (miou := _results(run)['miou']) is not None:  # None: the split is void everywhere
+            scores.setdefault((run.row, run.column), []).append(100 * miou)
     published = {(cell.row, _heading(cell.labels, cell.variant)): cell for cell in paper.cells}
     columns = _unique(run.column for run in runs)
     theirs = _unique(column for _, column in published)
