@@ -6,17 +6,16 @@ import numpy as np
 import pytest
 
 from configs import cityscapes, voc
-from css_jax import evaluate, monitor, train
+from css_jax import evaluate, models, monitor, train
 from css_jax.data import splits
 from data_prep import records
 from data_prep.cityscapes.builder import Builder as Cityscapes
 from data_prep.voc import builder as voc_builder
 from tests import fakes
+from tests.small import small
 
 SMALL = {
     'steps': 2,
-    'model.backbone': 'resnet18',
-    'model.width': 0.125,
     'model.representation_dim': 16,
     'log_every': 1,
     'contrastive.anchors': 16,
@@ -27,6 +26,11 @@ SMALL = {
     'data.streams.labelled.crop': (32, 32),
     'data.streams.unlabelled.crop': (32, 32),
 }
+
+
+@pytest.fixture(autouse=True)
+def small_network(monkeypatch):
+    monkeypatch.setattr(models, 'build', small)
 
 
 def run(config, data_dir, workdir):
