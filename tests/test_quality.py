@@ -7,13 +7,14 @@ import jax
 import numpy as np
 import pytest
 
-from css_jax import checkpoint, methods, quality, state, stored, train
+from css_jax import checkpoint, methods, models, quality, state, stored, train
 from css_jax import config as configs
 from css_jax.data import splits, streams
 from css_jax.methods import css, views
 from data_prep import records
 from data_prep.camvid.builder import Builder
 from tests import tiny
+from tests.small import small
 
 LABELLED = ('0', '3')
 
@@ -48,6 +49,13 @@ def get_config(data_dir, ids_file, method='css_mix'):
     config.data.streams.unlabelled.dataset = 'camvid'
     config.eval.update({'dataset': 'camvid', 'split': 'val', 'batch_size': 2})
     return config
+
+
+@pytest.fixture(scope='module', autouse=True)
+def small_network():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, 'build', small)
+        yield
 
 
 @pytest.fixture(scope='module')

@@ -15,16 +15,20 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from css_jax import checkpoint, evaluate, methods, monitor, predict, state, stored, train
+from css_jax import checkpoint, evaluate, methods, models, monitor, predict, state, stored, train
 from css_jax import config as configs
 from tests import tiny
 from tests.conftest import ROOT
+from tests.small import small
 
 # Runs the program, and kills it at the end of a step (once an earlier save is complete, which
 # at milliseconds a step takes longer than the steps), or as soon as a save has been started.
 DRIVER = """
 import os, pathlib, signal, sys, time
-from css_jax import checkpoint, main, monitor
+from css_jax import checkpoint, main, models, monitor
+from tests.small import small
+if os.environ['NETWORK'] == 'small':
+    models.build = small
 kind, step = sys.argv.pop(1), int(sys.argv.pop(1))
 def killed_after(function, is_it):
     def wrapped(self, done, *args):
@@ -50,12 +54,11 @@ main.app.run(main.main, flags_parser=main.parse)
 """
 
 
-def run(workdir, data_dir, kill=('never', 0), flags=()):
+def run(workdir, *flags, kill=('never', 0), network='small'):
     """Runs main in a process of its own, on one device; gives its exit code and output."""
-    command = [sys.executable, '-c', DRIVER, kill[0], str(kill[1])]
-    command += [f'--config={ROOT}/tests/tiny.py', f'--workdir={workdir}']
-    command += [f'--config.data.dir={data_dir}', *flags]
-    environment = {**os.environ, 'JAX_NUM_CPU_DEVICES': '1', 'PYTHONPATH': str(ROOT)}
+    command = [sys.executable, '-c', DRIVER, kill[0], str(kill[1]), f'--workdir={workdir}', *flags]
+    environment = {'JAX_NUM_CPU_DEVICES': '1', 'PYTHONPATH': str(ROOT), 'NETWORK': network}
+    environment = {**os.environ, **environment}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     return done.returncode, done.stdout + done.stderr
 
@@ -71,22 +74,30 @@ def restore(workdir):
     return restored.replace(key=jax.random.key_data(restored.key))
 
 
-def test_a_killed_run_ends_with_the_same_bits(tmp_path, data_dir):
+@pytest.mark.parametrize(
+    'network', ['small', pytest.param('of the configuration', marks=pytest.mark.soak)]
+)
+def test_a_killed_run_ends_with_the_same_bits(network, tmp_path, data_dir, monkeypatch):
+    if network == 'small':
+        monkeypatch.setattr(models, 'build', small)
     whole, broken = tmp_path / 'whole', tmp_path / 'broken'
-    code, output = run(whole, data_dir)
+    train_on = [f'--config={ROOT}/tests/tiny.py', f'--config.data.dir={data_dir}']
+    code, output = run(whole, *train_on, network=network)
     assert code == 0, output
 
-    code, output = run(broken, data_dir, kill=('step', 5))  # after a checkpoint of step 3
+    code, output = run(
+        broken, *train_on, kill=('step', 5), network=network
+    )  # after a checkpoint of step 3
     assert code == -signal.SIGKILL, output
     assert [r['step'] for r in monitor.read(broken)] == [1, 2, 3, 4, 5]
     (broken / monitor.METRICS).open('a').write('{"step": 6, "lo')  # as a kill cuts a line off
 
-    code, output = run(broken, data_dir, kill=('save', 6))
+    code, output = run(broken, *train_on, kill=('save', 6), network=network)
     assert code == -signal.SIGKILL, output
     assert 'going on from step 3' in output
     assert list((broken / checkpoint.FOLDER).glob('6.*tmp*')), 'the save was over before the kill'
 
-    code, output = run(broken, data_dir)
+    code, output = run(broken, *train_on, network=network)
     assert code == 0, output
     assert 'going on from step 3' in output
     jax.tree.map(np.testing.assert_array_equal, restore(whole), restore(broken))
@@ -104,19 +115,21 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path, data_dir):
     losses = [[r['loss'] for r in monitor.read(folder)] for folder in (whole, broken)]
     assert losses[0] == losses[1]
 
-    main = [sys.executable, '-m', 'css_jax.main', f'--workdir={whole}', '--mode=evaluate']
-    subprocess.run(main, cwd=ROOT, check=True)  # computes the same again
+    code, output = run(whole, '--mode=evaluate', network=network)  # computes the same again
+    assert code == 0, output
     scores = json.loads((whole / evaluate.RESULTS).read_text())
     assert scores['miou'] == json.loads((broken / evaluate.RESULTS).read_text())['miou']
     # Single keys can be set without --config: they go over the configuration in the folder.
-    subprocess.run([*main, '--config.eval.split=fresh'], cwd=ROOT, check=True)
+    code, output = run(whole, '--mode=evaluate', '--config.eval.split=fresh', network=network)
+    assert code == 0, output
     other = json.loads((whole / 'results_split=fresh.json').read_text())
-    assert other['split'] == 'shapes/64:fresh' and other['miou'] != scores['miou']
+    assert other['split'] == 'shapes/64:fresh' and other['loss'] != scores['loss']
 
 
 def test_an_interrupted_run_says_so_and_keeps_its_checkpoint(tmp_path, data_dir):
-    flags = ['--config.method=supervised']
-    code, output = run(tmp_path, data_dir, kill=('interrupt', 4), flags=flags)
+    flags = [f'--config={ROOT}/tests/tiny.py', f'--config.data.dir={data_dir}']
+    flags += ['--config.method=supervised']
+    code, output = run(tmp_path, *flags, kill=('interrupt', 4), network='of the configuration')
     assert code == 130
     assert 'stopped; the same command goes on' in output and 'Traceback' not in output
     assert restore(tmp_path).step == 3  # whose save was under way
@@ -207,9 +220,11 @@ def test_loaded_run_predicts(trained):
 
 def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, data_dir):
     # A process of its own: an interpreter that ends must not cut off a save under way.
-    flags = ['--config.method=supervised', '--config.steps=40']
+    flags = [f'--config={ROOT}/tests/tiny.py', f'--config.data.dir={data_dir}']
+    flags += ['--config.method=supervised', '--config.steps=40']
     flags += ['--config.optimizer.learning_rate=1000', '--config.optimizer.weight_decay=10']
-    code, output = run(tmp_path, data_dir, flags=flags)  # weights grow 10^4-fold a step
+    # The weights grow 10^4-fold a step.
+    code, output = run(tmp_path, *flags, network='of the configuration')
     assert code == 1
     assert 'Traceback' not in output
     assert re.search(r'error: step \d+: loss, gradient or update is not finite \(', output)

@@ -7,13 +7,14 @@ import pathlib
 import numpy as np
 import pytest
 
-from css_jax import checkpoint, train
+from css_jax import checkpoint, models, train
 from css_jax import config as configs
 from css_jax.data import sources, splits
 from css_jax.data.sources import Source
 from data_prep.splits import lists
 from tests import tiny
 from tests.conftest import ROOT
+from tests.small import small
 
 IDS = tuple(f'train_{i:05d}' for i in range(24))
 SHARED = ROOT.parent / 'shared' / 'splits'
@@ -174,7 +175,10 @@ def test_published_lists_are_what_their_names_say(folder):
 # What is said and stored.
 
 
-def test_a_run_says_and_keeps_its_split_and_refuses_another(data_dir, tmp_path, caplog):
+def test_a_run_says_and_keeps_its_split_and_refuses_another(
+    data_dir, tmp_path, caplog, monkeypatch
+):
+    monkeypatch.setattr(models, 'build', small)
     caplog.set_level(logging.INFO, 'css_jax')
     path = pathlib.Path(write(tmp_path / '4' / 'labeled.txt', '\n'.join(IDS[:4])))
     config = tiny.get_config('supervised')
