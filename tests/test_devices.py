@@ -34,8 +34,7 @@ CASES = {
         'unsupervised.warmup_passes': 0,
         'augment.mixing': 'classmix',
     },
-    'similarity, ema': {'indicator': 'similarity', 'teacher.batch_norm': 'ema'},
-    'baseline': {'method': 'baseline'},
+    'baseline, ema': {'method': 'baseline', 'teacher.batch_norm': 'ema'},
 }
 
 
