@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 
 from css_jax import config as configs
-from css_jax import methods, parallel, state
+from css_jax import methods, models, parallel, state
 from css_jax.methods import css, views
 from css_jax.ops import contrastive, resize
 from css_jax.state import Variables
 from tests import tiny
+from tests.small import small
 from tests.test_step import BATCH
 
 CHANGES = {
@@ -61,6 +62,13 @@ CASES = {
         'contrastive.schedule': 'constant',
     },
 }
+
+
+@pytest.fixture(scope='module', autouse=True)
+def small_network():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, 'build', small)
+        yield
 
 
 @pytest.fixture(scope='module', params=CASES)
@@ -130,7 +138,7 @@ def expected_maps(config, memory, result):
     return {'label_u': label_u, 'label_c': label_c, 'j_u': j_u, 'j_c': j_c, 'agreement': agreement}
 
 
-def small(labels):
+def shrunk(labels):
     """torch's nearest from 32 to 8 pixels: floor(i * 32 / 8)."""
     return np.asarray(labels)[:, ::4, ::4].ravel()
 
@@ -191,8 +199,8 @@ def test_l_c_sees_the_valid_and_hard_pixels_of_both_views(seen):
     )
     z = pixels(seen['out'], seen['out_u'])
     j_c = np.asarray(prepared.get('indicator_c', prepared['indicator']))
-    confident = small(np.where(j_c >= 0.21, seen['label_c'], -1))
-    labels = np.concatenate([small(prepared['labels']), confident])
+    confident = shrunk(np.where(j_c >= 0.21, seen['label_c'], -1))
+    labels = np.concatenate([shrunk(prepared['labels']), confident])
     valid = labels >= 0
     np.testing.assert_allclose(metrics['valid'], (confident >= 0).mean(), rtol=1e-6)
 
