@@ -10,6 +10,7 @@ from jax import Array
 
 from benchmarks import timing
 from css_jax import parallel
+from css_jax import step as steps
 from css_jax.methods import views
 from css_jax.ops import pseudo_labels
 from css_jax.state import Context, TrainState, Variables
@@ -79,7 +80,7 @@ def measure(
     (gradients, stats), row = timing.measured(_student(ctx), state.student, images, strong, outputs)
     yield 'student forward + backward, both views', add(row)
 
-    prepared = {'labels': labels, **maps, 'agreement': labels.mean()}
+    prepared = {'labels': labels, **maps, 'agreement': labels.mean((1, 2))}
     losses = {'L_s + L_u': 'logits', 'hardness, prototypes, L_c': 'representation'}
     for name, head in losses.items():
         _, row = timing.measured(_loss(method, ctx, keys, head), state, outputs, prepared)
@@ -137,7 +138,9 @@ def _loss(method: SimpleNamespace, ctx: Context, keys: Callable, head: str) -> C
         def loss(own):
             full = [{**out, head: values} for out, values in zip(outputs, own, strict=True)]
             both = {**prepared, 'images': full[0], 'strong': full[1]}
-            value, (_, memory, _) = method.loss({}, state, both, keys(state), ctx)
+            value, (_, memory, _) = steps.objective(
+                {}, state, both, keys(state), method=method, ctx=ctx
+            )
             return value, memory
 
         gradients, memory = jax.grad(loss, has_aux=True)([out[head] for out in outputs])

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from benchmarks import parts, timing
 from configs import quickstart
 from css_jax import config as configs
-from css_jax import methods, parallel, state
+from css_jax import methods, state
 from css_jax import step as steps
 
 # Method, type, output stride, whether its parts are measured too; in order of importance.
@@ -71,7 +71,7 @@ def setup(config: ConfigDict) -> SimpleNamespace:
 def whole(run: SimpleNamespace) -> timing.Row:
     """Times the whole step as the training loop runs it; `run.state` moves on."""
     step = functools.partial(steps.train_step, method=run.method, optimizer=run.tx, ctx=run.ctx)
-    program, account = timing.compiled(parallel.compile_step(step), run.state, run.batch)
+    program, account = timing.compiled(jax.jit(step, donate_argnums=0), run.state, run.batch)
 
     def once():
         run.state, metrics = program(run.state, run.batch)

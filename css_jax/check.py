@@ -6,11 +6,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from css_jax import follow, methods, models
+from css_jax import follow, methods, models, parallel
 
 CHOICES = {
     'method': methods.METHODS,
     'follow': follow.COLUMNS,
+    'parallel': parallel.MODES,
     'model.backbone': models.BACKBONES,
     'model.stem': ('conv7', 'deep'),
     'model.output_stride': (8, 16),
@@ -36,6 +37,7 @@ RANGES = {
     'seed': (0, 2**32 - 1),  # a larger one would be cut to these bits
     'steps': (1, _MANY),
     'burn_in_steps': (0, _MANY),
+    'accumulate_steps': (1, _MANY),
     'num_classes': (0, 255),
     'log_every': (1, _MANY),
     'checkpoint_every': (1, _MANY),
@@ -128,6 +130,11 @@ def values(config: ConfigDict) -> None:
         value = tuple(_at(config, key))
         if value != (0, 0) and (len(value) != 2 or min(value) < 1):
             raise ValueError(f'{key}: got {value!r}, expected (height, width) or (0, 0)')
+    profile = tuple(config.profile)
+    if profile != (0, 0) and not (len(profile) == 2 and 0 <= profile[0] < profile[1]):
+        raise ValueError(
+            f'profile: got {profile!r}, expected (first step, the one after the last) or (0, 0)'
+        )
     if not config.eval.scales or min(config.eval.scales) <= 0:
         raise ValueError(
             f'eval.scales: got {config.eval.scales!r}, expected one or more factors above 0'
@@ -155,6 +162,11 @@ def values(config: ConfigDict) -> None:
         if len(s.crop) != 2 or min(s.crop) < 8:
             raise ValueError(
                 f'data.streams.{name}.crop: got {s.crop}, expected (height, width) of at least 8'
+            )
+        if s.batch_size % config.accumulate_steps:
+            raise ValueError(
+                f'data.streams.{name}.batch_size: got {s.batch_size}, expected a multiple of '
+                f'accumulate_steps={config.accumulate_steps}'
             )
         for key, least in STREAM_LEAST.items():
             if s[key] < least:

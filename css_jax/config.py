@@ -65,6 +65,8 @@ def default() -> ConfigDict:
     c.pseudo_label = placeholder(str)  # logit | representation | mix | cross; the method's
     c.indicator = placeholder(str)  # confidence | similarity | both; the method's
     c.steps = placeholder(int)  # iterations
+    c.parallel = 'jit'  # jit (one program over all devices) | pmap
+    c.accumulate_steps = 1  # micro-batches a step is computed in, one after the other
     c.init_from = ''  # folder of another run whose student, teacher and memory this one starts with
     c.burn_in_steps = 0  # first steps that run the supervised method with the EMA teacher
     c.eight_bit_indicators = placeholder(bool)  # indicators rounded down to 255ths
@@ -147,6 +149,7 @@ def default() -> ConfigDict:
     c.eval.network = 'teacher'  # teacher | student
     c.eval.every = 0  # steps between evaluations; 0: at the end only
 
+    c.profile = (0, 0)  # first step to trace into DIR/profile, and the one after the last
     c.log_every = 50
     c.checkpoint_every = 1000
     return c

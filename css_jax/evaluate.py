@@ -103,7 +103,11 @@ class Evaluator:
             self._source, c.protocol, pad_to=tuple(c.pad_to), window=protocols.window(config)
         )
         # Sliding keeps a map of the whole image, so one image at a time: its windows are the batch.
-        self._batch_size = 1 if c.protocol == 'sliding' else c.batch_size
+        batch_size = 1 if c.protocol == 'sliding' else c.batch_size
+        # A multiple of the devices: what is too many is filled with images that count nowhere.
+        self._layout = parallel.Layout()
+        devices = len(self._layout.devices)
+        self._batch_size = -(-batch_size // devices) * devices
         self._crop = c.protocol == 'random_crop'
         self.name = f'{self._source.dataset}:{c.split}'
         self.protocol = protocols.describe(config, next(iter(self._images)))
@@ -112,23 +116,33 @@ class Evaluator:
         self.class_names = (*names, *(f'class {i}' for i in range(len(names), config.num_classes)))
         predict = protocols.prediction(config)
 
-        def measure(variables: Variables, images: jax.Array, labels: jax.Array) -> Scores:
-            logits = predict(variables, images)
-            return Scores.single_from_model_output(labels=views.host_labels(labels), logits=logits)
+        def measure(variables: Variables, batch: Mapping[str, jax.Array]) -> Scores:
+            logits, labels = predict(variables, batch['image']), views.host_labels(batch['label'])
+            return Scores.single_from_model_output(labels=labels, logits=logits)
 
-        self._measure = parallel.compile(measure)
+        self._measure = self._layout.compile_sums(measure)
         if (sizes := len(self._images)) > 1:
             count = f'{len(self._source)} images of {sizes} sizes, {sizes} compilations'
             LOG.info('evaluation on %s: %s', self.name, count)
 
     def __call__(self, variables: Variables) -> dict[str, Any]:
-        """Gives 'miou', 'iou', 'accuracy' in [0, 1] and 'loss' of the variables."""
+        """Gives 'miou', 'iou', 'accuracy' in [0, 1] and 'loss' of the variables.
+
+        Args:
+            variables: on all devices, as `css_jax.parallel.Layout.replicated` has them.
+        """
+        index, processes = parallel.process()
         total, count = None, evaluation.batch_count(self._images, self._batch_size)
         batches = evaluation.eval_batches(
-            self._source, self._images, batch_size=self._batch_size, crop=self._crop
+            self._source,
+            self._images,
+            batch_size=self._batch_size,
+            crop=self._crop,
+            process_index=index,
+            process_count=processes,
         )
         for done, batch in enumerate(batches, start=1):
-            part = self._measure(variables, batch['image'], batch['label'])
+            part = self._measure(variables, self._layout.place(batch))
             total = part if total is None else total.merge(part)
             now = time.perf_counter()
             if done == 1:  # has compiled: the speed is that of the batches after it
@@ -168,7 +182,7 @@ def evaluate(
     stored.match(config, workdir, (*stored.FREE, 'eval.'))
     step = checkpoint.find(workdir, which)
     evaluator = Evaluator(config)
-    like = state.shapes(methods.context(config))
+    like = parallel.Layout().shapes(state.shapes(methods.context(config)))
     variables = checkpoint.restore_network(workdir, step, like, config.eval.network)
     checkpoints = checkpoint.Checkpoints(workdir, read_only=True)
     best, meta = checkpoints.best(), checkpoints.meta(step)
@@ -245,6 +259,8 @@ def report(
         'eval': {key: config.eval[key] for key in protocols.KEYS},
         **{key: split[key] for key in ('split_hash', 'streams') if key in split},
     }
+    if not parallel.primary():
+        return results
     path = pathlib.Path(workdir) / file
     draft = path.with_suffix('.tmp')
     draft.write_text(json.dumps(results, indent=2) + '\n')

@@ -7,6 +7,7 @@ keys is css_jax/config.py.
 import logging
 import os
 import pathlib
+import signal
 import sys
 from collections.abc import Mapping
 from typing import Any, NoReturn
@@ -44,6 +45,9 @@ _MODE = flags.DEFINE_enum(
 flags.DEFINE_string('checkpoint', None, 'to evaluate: last (default), best or a step')
 flags.DEFINE_string('source', None, 'to convert: checkpoint of the reference, to read')
 flags.DEFINE_string('target', None, 'to convert: checkpoint of the reference, to write')
+flags.DEFINE_string('coordinator', None, 'host:port of process 0 of a run of several processes')
+flags.DEFINE_integer('process_count', None, 'how many they are; 1: this one alone, cluster or not')
+flags.DEFINE_integer('process_id', None, 'which this one is, from 0; clusters tell all three')
 flags.DEFINE_string('table', None, 'to sweep: its number in the paper')
 flags.DEFINE_list('seeds', None, 'of a sweep; default: 0,1,2')
 flags.DEFINE_list(
@@ -54,17 +58,21 @@ flags.DEFINE_bool(
 )
 # Flag -> the modes that read it; --config has the changes of its keys with it.
 _SWEEP = ('table', 'seeds', 'labels', 'print_commands')
+_PROCESSES = ('coordinator', 'process_count', 'process_id')
 READ_BY = {
     'config': [mode for mode in MODES if mode != 'report'],
     'checkpoint': ['evaluate', 'pseudo_labels', 'convert'],
     'source': ['convert'],
     'target': ['convert'],
     **{name: ['sweep'] for name in _SWEEP},
+    **{name: ['train', 'evaluate'] for name in _PROCESSES},
 }
 
 
 def main(argv: list[str]) -> None:
     """Runs one mode; a mistake of the user is one line, not a traceback."""
+    from css_jax import interrupt
+
     argv, changes = overrides.split(argv)
     if len(argv) > 1:
         raise app.UsageError(f'unexpected arguments {argv[1:]}; flags start with --')
@@ -76,6 +84,9 @@ def main(argv: list[str]) -> None:
         _run(changes)
     except (ValueError, OSError, FloatingPointError) as error:
         _stop(error)
+    except interrupt.Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(128 + stopped.number)
     except KeyboardInterrupt:
         goes_on = _MODE.value in ('train', 'sweep')
         how = '; the same command goes on from the last checkpoint' if goes_on else ''
@@ -84,10 +95,11 @@ def main(argv: list[str]) -> None:
 
 
 def _run(changes: Mapping[str, str | None]) -> None:
-    from css_jax import convert, evaluate, preview, quality, report, sweep, train
-
     workdir, mode = pathlib.Path(_WORKDIR.value), _MODE.value
     given = _given(changes)
+    _join(mode, given)
+    from css_jax import convert, evaluate, preview, quality, report, sweep, train
+
     which = given.get('checkpoint', 'last')
     if mode == 'sweep':
         arguments = {name: given[name] for name in _SWEEP if name in given}
@@ -111,6 +123,24 @@ def _run(changes: Mapping[str, str | None]) -> None:
         convert.to_run(config, given['source'], workdir)
     else:
         preview.preview(config, workdir)
+
+
+def _join(mode: str, given: Mapping[str, Any]) -> None:
+    """Joins the other processes of this run, if there are any; one of them tells what goes on."""
+    from css_jax import parallel
+
+    parallel.start(*(given.get(name) for name in _PROCESSES))
+    index, count = parallel.process()
+    if count > 1 and mode not in READ_BY['coordinator']:
+        expected = ', '.join(READ_BY['coordinator'])
+        raise ValueError(
+            f'--mode={mode} runs in one process, got {count}: several are for {expected}; on a '
+            'cluster --process_count=1 keeps a process alone'
+        )
+    if index > 0:
+        logging.getLogger('css_jax').setLevel(logging.ERROR)
+    if count > 1 and mode != 'train':  # where SIGTERM is caught to save, see `parallel.stops`
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _given(changes: Mapping[str, str | None]) -> dict[str, Any]:

@@ -1,14 +1,18 @@
 """What a run tells while it runs: metrics.jsonl, TensorBoard events, a line with a time to go."""
 
 import json
+import logging
 import math
 import os
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import jax
 from tensorboardX import SummaryWriter
 
+LOG = logging.getLogger('css_jax')
 METRICS = 'metrics.jsonl'
 
 
@@ -20,13 +24,17 @@ class Writer:
     event files anew, so that every step is there once however often the run was killed.
     """
 
-    def __init__(self, workdir: str | pathlib.Path, step: int):
+    def __init__(self, workdir: str | pathlib.Path, step: int, active: bool = True):
         """Opens the record of a run that goes on from `step`.
 
         Args:
             workdir: the run's folder; it exists.
             step: iterations done; later records are dropped.
+            active: False writes nothing, as in all processes of a run but one.
         """
+        self._active = active
+        if not active:
+            return
         folder = pathlib.Path(workdir)
         path = folder / METRICS
         records = [r for r in read(workdir) if r['step'] <= step]
@@ -43,6 +51,8 @@ class Writer:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Adds numbers of `step`; what is written survives a kill."""
+        if not self._active:
+            return
         record = {'step': step, 'time': round(time.time(), 3)}
         record.update({name: _plain(value) for name, value in values.items()})
         self._file.write(json.dumps(record) + '\n')
@@ -52,6 +62,8 @@ class Writer:
 
     def close(self) -> None:
         """Closes the files."""
+        if not self._active:
+            return
         self._file.close()
         self._events.close()
 
@@ -71,6 +83,41 @@ def read(workdir: str | pathlib.Path) -> list[dict]:
         except json.JSONDecodeError:
             break
     return records
+
+
+class Profile:
+    """Traces some steps of a run into DIR/profile: TensorBoard opens it, Perfetto its .json.gz."""
+
+    def __init__(self, workdir: str | pathlib.Path, steps: tuple[int, int], active: bool = True):
+        """Starts nothing yet.
+
+        Args:
+            workdir: the run's folder.
+            steps: first step, from 0, and the one after the last; (0, 0): none.
+            active: False traces nothing.
+        """
+        self._folder = str(pathlib.Path(workdir) / 'profile')
+        self._steps = range(*steps) if active else range(0)
+        self._running = False
+
+    def before(self, step: int) -> None:
+        """Starts the trace if it is the turn of `step`."""
+        if step in self._steps and not self._running:
+            jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
+            self._running = True
+
+    def after(self, step: int, result: Any) -> None:
+        """Ends the trace, once the arrays of `result` are there, if `step` is the last in it."""
+        if self._running and step + 1 not in self._steps:
+            jax.block_until_ready(result)
+            self.close()
+
+    def close(self) -> None:
+        """Ends a trace that is running still."""
+        if self._running:
+            self._running = False
+            jax.profiler.stop_trace()
+            LOG.info('profile written: %s', self._folder)
 
 
 class Progress:

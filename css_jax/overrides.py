@@ -37,6 +37,7 @@ READERS = {
 }
 # Keys of tuples, by their last name: an example, of their length and of the type of their numbers.
 TUPLES = {
+    'profile': (0, 0),
     'crop': (64, 64),
     'pad_to': (512, 512),
     'window': (768, 768),

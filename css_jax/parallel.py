@@ -1,16 +1,126 @@
 """Devices: the only file that knows how a step is compiled, what crosses devices, and the keys.
 
-The helpers do nothing when `axis` is None, so the same step runs without a device axis.
+A step is written for one device and its block of the batch; `axis` is the name under which it
+meets the others. The helpers do nothing when `axis` is None, so the same step runs without one.
+A `Layout` compiles it over the devices of all processes.
 """
 
 import dataclasses
+import functools
+import hashlib
+import os
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+AXIS = 'data'
+MODES = ('jit', 'pmap')
+
+
+# The process group.
+
+
+def start(address: str | None = None, count: int | None = None, index: int | None = None) -> None:
+    """Joins the other processes of a run; the first thing a program does with jax.
+
+    Without arguments it joins those of the cluster that jax detects (SLURM, Open MPI, Cloud TPU),
+    and does nothing on a plain machine.
+
+    Args:
+        address: host:port of process 0.
+        count: processes in all; 1 keeps this one alone wherever it runs.
+        index: this process's number, from 0.
+
+    Raises:
+        ValueError: the arguments make no sense together.
+    """
+    # A single task would be shown the first of its devices only.
+    alone = 1 if os.environ.get('SLURM_NTASKS') == '1' and address is None else count
+    if alone == 1:
+        return
+    given = (address, count, index)
+    if any(value is not None for value in given) and None in given:
+        raise ValueError(
+            f'--coordinator, --process_count, --process_id: got {address}, {count}, {index}; '
+            'expected all three, or none'
+        )
+    if count is not None and not 0 <= index < count:
+        raise ValueError(f'--process_id: got {index}, expected 0 to {count - 1}')
+    try:
+        jax.distributed.initialize(address, count, index)
+    except ValueError:
+        if address is not None:
+            raise
+        # jax knows of no cluster here.
+
+
+def process() -> tuple[int, int]:
+    """Gives this process's number and how many there are."""
+    return jax.process_index(), jax.process_count()
+
+
+def primary() -> bool:
+    """Says whether this is the process that writes the files that there are one of."""
+    return jax.process_index() == 0
+
+
+def on_primary(function: Callable[..., None], *arguments: Any) -> None:
+    """Calls a function in process 0, while the others wait; all raise if it does.
+
+    Raises:
+        ValueError: in the other processes, with the text of what process 0 raises.
+    """
+    if jax.process_count() == 1:
+        function(*arguments)
+        return
+    error, text = None, np.zeros(2000, np.uint8)
+    if primary():
+        try:
+            function(*arguments)
+        except Exception as caught:
+            error = caught
+            data = (str(error) or repr(error)).encode()[: text.size]
+            text[: len(data)] = np.frombuffer(data, np.uint8)
+    text = np.asarray(multihost_utils.broadcast_one_to_all(text))
+    if error is not None:
+        raise error
+    if text.any():
+        raise ValueError(f'process 0: {text[text > 0].tobytes().decode(errors="replace")}')
+
+
+def agree(what: str, value: str) -> None:
+    """Makes sure that all processes have the same text: a run's parts must not drift apart.
+
+    Raises:
+        ValueError: in every process, naming `what` and the processes that differ from process 0.
+    """
+    digest = np.frombuffer(hashlib.sha256(value.encode()).digest(), np.uint8)
+    every = np.asarray(multihost_utils.process_allgather(digest)).reshape(-1, digest.size)
+    if other := [int(i) for i in np.flatnonzero((every != every[0]).any(axis=1))]:
+        raise ValueError(f'{what}: got another one in processes {other} than in process 0')
+
+
+def stops(step: int, asked: bool) -> bool:
+    """Says whether to stop after `step`, in all processes at the same one.
+
+    Args:
+        step: iterations done; every process asks at every step.
+        asked: whether this process was asked to. Several processes do not need it: jax's
+            coordination service hears SIGTERM in any of them and agrees on a step.
+    """
+    if jax.process_count() == 1:
+        return asked
+    return multihost_utils.reached_preemption_sync_point(step)
+
+
+# What a step does across devices.
 
 
 def psum(tree: Any, axis: str | None) -> Any:
@@ -19,13 +129,24 @@ def psum(tree: Any, axis: str | None) -> Any:
 
 
 def gather(x: Array, axis: str | None) -> Array:
-    """Stacks every device's x [...] to [P, ...], in device order."""
-    return x[None] if axis is None else lax.all_gather(x, axis)
+    """Stacks every device's x [...] to [P, ...], in device order; for small arrays.
+
+    A sum of arrays that are zero elsewhere, as only of sums it is known that they are equal on all
+    devices: they may go into the state.
+    """
+    if axis is None:
+        return x[None]
+    return lax.psum(jnp.zeros((size(axis), *x.shape), x.dtype).at[rank(axis)].set(x), axis)
 
 
 def rank(axis: str | None) -> Array | int:
     """This device's place on `axis`, 0 without one."""
     return 0 if axis is None else lax.axis_index(axis)
+
+
+def size(axis: str | None) -> int:
+    """How many devices `axis` has, 1 without one."""
+    return 1 if axis is None else lax.axis_size(axis)
 
 
 def varying(tree: Any, axis: str | None) -> Any:
@@ -83,22 +204,31 @@ class Keys:
         key: the step's key.
         sizes: examples of each stream on this device.
         rank: this device's place, 0 without a device axis.
+        index: of the micro-batch.
+        count: micro-batches that this device's examples are cut into.
     """
 
     key: Array
     sizes: Mapping[str, int]
     rank: Array | int
+    index: Array | int = 0
+    count: int = 1
 
     def __call__(self, stream: str, purpose: str) -> Array:
         """Gives [B] keys, one per example of `stream`, folded from (step, stream, purpose, i)."""
-        size = self.sizes[stream]
+        size = self.sizes[stream] // self.count
         key = _fold_name(_fold_name(self.key, stream), purpose)
-        index = self.rank * size + jnp.arange(size)
+        index = (self.rank * self.count + self.index) * size + jnp.arange(size)
         return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
 
     def shared(self, purpose: str) -> Array:
-        """Gives one key, equal on all devices."""
-        return _fold_name(self.key, purpose)
+        """Gives one key, equal on all devices; micro-batches have different ones."""
+        key = _fold_name(self.key, purpose)
+        return key if self.count == 1 else jax.random.fold_in(key, self.index)
+
+    def part(self, index: Array | int, count: int) -> 'Keys':
+        """Gives the keys of one of `count` micro-batches."""
+        return dataclasses.replace(self, index=index, count=count)
 
 
 def step_keys(key: Array, step: Array, batch: Mapping[str, Mapping], axis: str | None) -> Keys:
@@ -118,38 +248,116 @@ def _fold_name(key: Array, name: str) -> Array:
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
-def shares(batch_size: int) -> tuple[int, int]:
-    """Gives how many images of a global batch a process and a device get; the loop runs on one."""
-    return batch_size, batch_size
+# How a step is compiled.
 
 
-def compile(function: Callable) -> Callable:
-    """Compiles a function of arrays; nothing is given away."""
-    return jax.jit(function)
-
-
-def compile_step(step: Callable) -> Callable:
-    """Compiles `step(state, batch) -> (state, metrics)`; the state's buffers are given away."""
-    return jax.jit(step, donate_argnums=0)
-
-
-def cost(step: Callable, state: Any, batch: Any) -> dict[str, float | None]:
-    """Compiles a step without running it and says what one call takes.
+def compile(function: Callable, sharding: Any = None) -> Callable:
+    """Compiles a function of arrays; nothing is given away.
 
     Args:
-        step: as given by `compile_step`.
-        state: the state, or its shapes.
-        batch: the batch, or its shapes.
-
-    Returns:
-        'flops' per call and 'bytes_temporary', 'bytes_arguments', 'bytes_output', None where the
-        backend does not tell.
+        function: pure.
+        sharding: of its results, see `Layout.replicated`; None: as jax chooses.
     """
-    compiled = step.lower(state, batch).compile()
-    analysis, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
-    return {
-        'flops': analysis.get('flops'),
-        'bytes_temporary': getattr(memory, 'temp_size_in_bytes', None),
-        'bytes_arguments': getattr(memory, 'argument_size_in_bytes', None),
-        'bytes_output': getattr(memory, 'output_size_in_bytes', None),
-    }
+    return jax.jit(function, out_shardings=sharding)
+
+
+def _devices() -> tuple[jax.Device, ...]:
+    """All devices, those of process 0 first: process p holds the p-th block of a batch."""
+    return tuple(sorted(jax.devices(), key=lambda device: (device.process_index, device.id)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The devices of a run, and how its step is compiled for them.
+
+    Every device holds the whole state and one contiguous block of each stream's batch.
+
+    Attributes:
+        mode: 'jit', one program over a mesh, or 'pmap'.
+        devices: in the order of the blocks; those of one process are neighbours.
+    """
+
+    mode: str = 'jit'
+    devices: Sequence[jax.Device] = dataclasses.field(default_factory=_devices)
+
+    @functools.cached_property
+    def mesh(self) -> Mesh:
+        """One axis, `AXIS`, over the devices."""
+        return Mesh(np.array(self.devices), (AXIS,))
+
+    @property
+    def replicated(self) -> NamedSharding:
+        """Of arrays that every device has whole."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    @functools.cached_property
+    def local(self) -> int:
+        """How many of the devices are this process's."""
+        return sum(device.process_index == jax.process_index() for device in self.devices)
+
+    def shares(self, key: str, batch_size: int, parts: int = 1) -> tuple[int, int]:
+        """Gives how many images of a global batch a process and a device get.
+
+        Args:
+            key: of the batch size, for the error.
+            batch_size: over all devices.
+            parts: micro-batches that a device's share is cut into.
+
+        Raises:
+            ValueError: the batch cannot be shared out.
+        """
+        count = len(self.devices)
+        if batch_size % (count * parts):
+            of = f'{count} devices' + (f' x accumulate_steps={parts}' if parts > 1 else '')
+            kind = self.devices[0].platform
+            hint = {'gpu': 'CUDA_VISIBLE_DEVICES', 'cpu': 'JAX_NUM_CPU_DEVICES'}.get(kind)
+            hint = f'; {hint} chooses the devices' if hint and count > 1 else ''
+            raise ValueError(f'{key}: got {batch_size}, expected a multiple of {of}{hint}')
+        return batch_size // count * self.local, batch_size // count
+
+    def place(self, batch: Any) -> Any:
+        """Puts this process's block of a batch, host arrays [B/P, ...], on its devices."""
+        sharding = NamedSharding(self.mesh, PartitionSpec(AXIS))
+
+        def put(x: np.ndarray) -> Array:
+            if self.mode == 'pmap':  # which asks for [P, B/P, ...]
+                x = x.reshape(self.local, -1, *x.shape[1:])
+            return jax.make_array_from_process_local_data(sharding, x)
+
+        return jax.tree.map(put, batch)
+
+    def shapes(self, tree: Any) -> Any:
+        """Gives the shapes of arrays that every device is to have whole."""
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.replicated), tree
+        )
+
+    def compile_step(self, step: Callable, state: Any, batch: Any) -> jax.stages.Compiled:
+        """Compiles `step(state, batch) -> (state, metrics)`; the state's buffers are given away.
+
+        Args:
+            step: of one device, with the axis `AXIS`.
+            state: an example of what it gets, or shapes with shardings.
+            batch: likewise, as `place` gives it.
+        """
+        if self.mode == 'pmap':
+            axes = {'in_axes': (None, 0), 'out_axes': (None, None)}
+            mapped = jax.pmap(step, AXIS, **axes, donate_argnums=0, devices=self.devices)
+        else:
+            whole, block = PartitionSpec(), PartitionSpec(AXIS)
+            specs = {'in_specs': (whole, block), 'out_specs': (whole, whole)}
+            mapped = jax.jit(jax.shard_map(step, mesh=self.mesh, **specs), donate_argnums=0)
+        return mapped.lower(state, batch).compile()
+
+    def compile_sums(self, function: Callable) -> Callable:
+        """Compiles `function(variables, batch) -> sums`, which are added up over the devices.
+
+        Whatever the mode: a batch is as Layout('jit') places it.
+        """
+
+        def sums(variables: Any, batch: Any) -> Any:
+            return lax.psum(function(variables, batch), AXIS)
+
+        specs = {'in_specs': (PartitionSpec(), PartitionSpec(AXIS)), 'out_specs': PartitionSpec()}
+        # Nothing is differentiated, so that what varies over devices need not be tracked.
+        return jax.jit(jax.shard_map(sums, mesh=self.mesh, **specs, check_vma=False))

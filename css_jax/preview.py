@@ -10,7 +10,7 @@ import jax
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
-from css_jax import checkpoint, methods, parallel, pictures, pretrained, state, stored
+from css_jax import checkpoint, cost, methods, parallel, pictures, pretrained, state, stored
 from css_jax import config as configs
 from css_jax import step as steps
 from css_jax.data import splits, streams
@@ -41,8 +41,12 @@ def preview(config: ConfigDict, workdir: str | pathlib.Path) -> None:
     method = methods.get(config.method)
     batches = streams.train_batches(config.data, seed=config.seed)
     tx = method.optimizer(config)
-    ids = splits.subsets(config.data)
-    ctx = methods.context(config, images={name: len(chosen) for name, chosen in ids.items()})
+    images = {name: len(ids) for name, ids in splits.subsets(config.data).items()}
+    ctx = methods.context(config, images=images)
+    layout = parallel.Layout(config.parallel)
+    for name, stream in config.data.streams.items():
+        key = f'data.streams.{name}.batch_size'
+        layout.shares(key, stream.batch_size, config.accumulate_steps)
     workdir = pathlib.Path(workdir)
     if checkpoint.exists(workdir):
         stored.match(config, workdir)
@@ -61,8 +65,9 @@ def preview(config: ConfigDict, workdir: str | pathlib.Path) -> None:
     prepared = jax.device_get(parallel.compile(view)(current, batch))
     _picture(workdir / PICTURE, config, batch, prepared)
 
-    step = functools.partial(steps.train_step, method=method, optimizer=tx, ctx=ctx)
-    cost = parallel.cost(parallel.compile_step(step), current, batch)
+    spread = methods.context(config, parallel.AXIS, images)
+    step = functools.partial(steps.train_step, method=method, optimizer=tx, ctx=spread)
+    program = layout.compile_step(step, layout.shapes(current), layout.place(batch))
     text = '\n'.join(
         [
             f'Preview of {config.method} at step {int(current.step)}',
@@ -72,8 +77,8 @@ def preview(config: ConfigDict, workdir: str | pathlib.Path) -> None:
             '',
             parameter_overview.get_parameter_overview(current.student.params),
             '',
-            'One training step:',
-            *_cost_lines(cost),
+            f'One training step, on each of {len(layout.devices)} devices:',
+            *_cost_lines(cost.cost(program)),
         ]
     )
     (workdir / TEXT).write_text(text + '\n')
@@ -108,13 +113,13 @@ def _picture(path: pathlib.Path, config: ConfigDict, batch: Mapping, prepared: M
     pictures.write_grid(path, {title: images[:rows] for title, images in columns.items()})
 
 
-def _cost_lines(cost: Mapping[str, float | None]) -> list[str]:
+def _cost_lines(values: Mapping[str, float | None]) -> list[str]:
     def amount(value: float | None, unit: float, name: str) -> str:
         return 'not told by this backend' if value is None else f'{value / unit:.3f} {name}'
 
     return [
-        f'  arithmetic  {amount(cost["flops"], 1e9, "GFLOP")}',
-        f'  temporaries {amount(cost["bytes_temporary"], 2**30, "GiB")}',
-        f'  arguments   {amount(cost["bytes_arguments"], 2**30, "GiB")}',
-        f"  results     {amount(cost['bytes_output'], 2**30, 'GiB')} (in the arguments' place)",
+        f'  arithmetic  {amount(values["flops"], 1e9, "GFLOP")}',
+        f'  temporaries {amount(values["bytes_temporary"], 2**30, "GiB")}',
+        f'  arguments   {amount(values["bytes_arguments"], 2**30, "GiB")}',
+        f"  results     {amount(values['bytes_output'], 2**30, 'GiB')} (in the arguments' place)",
     ]

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 from flax import struct
@@ -97,6 +98,7 @@ def create(
     optimizer: optax.GradientTransformation,
     ctx: Context,
     given: Mapping[str, Mapping[str, Any]] | None = None,
+    sharding: Any = None,
 ) -> TrainState:
     """Makes a run's first state from `ctx.config.seed` inside one compiled call.
 
@@ -108,9 +110,12 @@ def create(
         ctx: network and configuration.
         given: 'student', 'teacher' or 'memory' -> path -> array that it starts with instead, see
             `flat`; what of the teacher is not given starts from the student.
+        sharding: where every array goes, see `css_jax.parallel.Layout`; None: the first device.
     """
 
-    def init(key: Array, given: Mapping[str, Mapping[str, Array]]) -> TrainState:
+    def init(seed: Array, given: Mapping[str, Mapping[str, Array]]) -> TrainState:
+        key = jax.random.key(seed)
+
         def start(part: str, tree: Any) -> Any:
             arrays = given.get(part, {})
             return jax.tree_util.tree_map_with_path(
@@ -127,7 +132,7 @@ def create(
             key=jax.random.fold_in(key, 1),
         )
 
-    return parallel.compile(init)(jax.random.key(ctx.config.seed), given or {})
+    return parallel.compile(init, sharding)(np.uint32(ctx.config.seed), given or {})
 
 
 def _name(path: tuple) -> str:

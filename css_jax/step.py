@@ -1,13 +1,16 @@
 """One iteration of any method: targets without gradient, loss, gradient, optimiser, teacher."""
 
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax import Array
 
 from css_jax import parallel
+from css_jax.ops import losses
 from css_jax.state import Context, TrainState, Variables
 
 
@@ -35,7 +38,7 @@ def train_step(
     prepared, teacher_stats = method.targets(state, batch, keys, ctx)
 
     def loss(params: Any) -> tuple[Array, tuple]:
-        return method.loss(params, state, prepared, keys, ctx)
+        return objective(params, state, prepared, keys, method=method, ctx=ctx)
 
     # The loss is this device's share of the global one, so gradients are summed once, here.
     params = parallel.varying(state.student.params, ctx.axis)
@@ -55,3 +58,72 @@ def train_step(
         ),
         {**metrics, **norms},
     )
+
+
+def objective(
+    params: Any,
+    state: TrainState,
+    prepared: Any,
+    keys: parallel.Keys,
+    *,
+    method: SimpleNamespace,
+    ctx: Context,
+) -> tuple[Array, tuple]:
+    """The loss of a step, over its micro-batches one after the other.
+
+    With `config.accumulate_steps` = k the examples of each device are cut into k micro-batches. A
+    term of the loss is still one sum over all of them divided by one count. The gradient keeps the
+    activations of one micro-batch at a time and computes each micro-batch's forward pass twice: the
+    counts, which every gradient depends on, are known only after the last one. BatchNorm normalises
+    by micro-batches, and its running statistics move with each.
+
+    Args:
+        params: the student's, what is differentiated.
+        state: before the step.
+        prepared: of `method.targets`, arrays [B, ...].
+        keys: of the step.
+        method: functions of the method.
+        ctx: network, configuration, axis.
+
+    Returns:
+        This device's share of the loss, and (batch_stats, memory, metrics); metrics but for the
+        losses are means over micro-batches.
+    """
+    count = ctx.config.accumulate_steps
+
+    def part(batch_stats: Any, given: tuple) -> tuple[Any, tuple]:
+        index, examples = given
+        now = state.replace(student=Variables(state.student.params, batch_stats))
+        terms, (batch_stats, statistics, metrics) = method.loss(
+            params, now, examples, keys.part(index, count), ctx
+        )
+        return batch_stats, (terms, statistics, metrics)
+
+    if count == 1:
+        batch_stats, parts = part(state.student.batch_stats, (0, prepared))
+        parts = jax.tree.map(lambda x: jnp.asarray(x)[None], parts)
+    else:
+        cut = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), prepared)
+        batch_stats, parts = jax.lax.scan(
+            jax.checkpoint(part), state.student.batch_stats, (jnp.arange(count), cut)
+        )
+    terms, statistics, metrics = parts  # [k, ...]
+    memory = method.update_memory(state.memory, jax.lax.stop_gradient(statistics), ctx)
+    metrics = jax.tree.map(lambda x: x.mean(0), metrics)
+    share, logged = _weigh(terms, ctx)
+    return share, (batch_stats, memory, jax.lax.stop_gradient({**logged, **metrics}))
+
+
+def _weigh(terms: Mapping[str, losses.Term], ctx: Context) -> tuple[Array, dict[str, Array]]:
+    """Adds the terms [k] up: this device's share of the loss, and the losses over all devices."""
+    share, logged = 0.0, {'loss': 0.0}
+    for name, term in terms.items():
+        total, weight = term.total.sum(), term.weight[0]
+        count = parallel.psum(jax.lax.stop_gradient(term.count).sum(), ctx.axis)
+        # Only the share is differentiated: a psum of what depends on the parameters inside a
+        # differentiated loss makes gradients P times too large (see `parallel.varying`).
+        mean = losses.mean(parallel.psum(jax.lax.stop_gradient(total), ctx.axis), count)
+        share += weight * losses.mean(total, count)
+        logged[f'loss_{name}'] = mean
+        logged['loss'] += weight * mean
+    return share, logged

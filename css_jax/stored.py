@@ -20,6 +20,8 @@ LOCK = '.lock'
 TRACES = ('checkpoints', 'metrics.jsonl', 'results*.json', 'events.out.tfevents.*')
 # Keys under which a run may be gone on with: none changes what is trained, or how it is scored.
 FREE = (
+    'parallel',
+    'profile',
     'log_every',
     'checkpoint_every',
     'eval.every',

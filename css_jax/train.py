@@ -2,8 +2,11 @@
 
 import contextlib
 import functools
+import json
 import logging
 import pathlib
+import signal
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,8 +18,10 @@ from ml_collections import ConfigDict
 from css_jax import (
     advice,
     checkpoint,
+    cost,
     evaluate,
     follow,
+    interrupt,
     methods,
     monitor,
     optimizer,
@@ -46,21 +51,28 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
         ValueError: the configuration is impossible, or not the one DIR was trained with.
         BlockingIOError: another process is training in DIR.
         FloatingPointError: a loss, gradient or update is not finite; the last checkpoint stays.
+        css_jax.interrupt.Stopped: SIGTERM or Ctrl-C came; the last step is saved.
     """
     config = configs.finalise(config, workdir)
     workdir = pathlib.Path(workdir)
     ids = splits.subsets(config.data)
     split = splits.record(config.data, ids)
+    layout = parallel.Layout(config.parallel)
+    batch_sizes = _batches(config, layout)
     evaluator = evaluate.Evaluator(config)
     method = methods.get(config.method)
-    ctx = methods.context(config, images={name: len(chosen) for name, chosen in ids.items()})
+    images = {name: len(chosen) for name, chosen in ids.items()}
+    ctx = methods.context(config, parallel.AXIS, images)
     # Before anything is written; what goes on from a checkpoint needs neither file nor folder.
     goes_on = checkpoint.exists(workdir)
+    parallel.agree('configuration', json.dumps(config.to_dict(), default=str))
+    parallel.agree('training images', split['split_hash'])
+    parallel.agree(f'{workdir} (all processes need to see one folder)', str(goes_on))
     if goes_on:
         stored.match(config, workdir)
         _same_images(workdir, split)
     given = {} if goes_on else pretrained.load(config, method, ctx)
-    stored.claim(config, workdir)
+    parallel.on_primary(stored.claim, config, workdir)
     departures = follow.departures(config, method.DEFAULTS)
     LOG.info('follow=%s; otherwise: %s', config.follow, ', '.join(departures) or 'nothing')
     for warning in advice.warnings(config, configs.default(), ctx.images):
@@ -70,39 +82,56 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
     LOG.info('split hash %s', split['split_hash'])
 
     tx = method.optimizer(config)
-    current = state.create(method, tx, ctx, given)
+    current = state.create(method, tx, ctx, given, layout.replicated)
     LOG.info('\n%s', parameter_overview.get_parameter_overview(current.student.params))
-    for line in _batches(config):
+    for line in batch_sizes:
         LOG.info('%s', line)
 
-    with stored.lock(workdir), contextlib.closing(checkpoint.Checkpoints(workdir)) as checkpoints:
+    with (
+        stored.lock(workdir) if parallel.primary() else contextlib.nullcontext(),
+        contextlib.closing(checkpoint.Checkpoints(workdir)) as checkpoints,
+        interrupt.caught() as asked,
+    ):
         if checkpoints.latest_step is not None:
             current = checkpoints.restore(current)
             LOG.info('going on from step %d', int(current.step))
         start = int(current.step)
-        scores = None
+        scores, stop, done = None, False, start
 
         step = functools.partial(steps.train_step, method=method, optimizer=tx, ctx=ctx)
         first_steps = functools.partial(step, method=methods.burn_in())
-        step, first_steps = parallel.compile_step(step), parallel.compile_step(first_steps)
         rate = optimizer.learning_rate(config)
-        images = sum(s.batch_size for s in config.data.streams.values())
-        progress = monitor.Progress(start, config.steps, images)
-        batches = streams.train_batches(config.data, seed=config.seed, start_step=start)
+        images_per_step = sum(s.batch_size for s in config.data.streams.values())
+        progress = monitor.Progress(start, config.steps, images_per_step)
+        batches = streams.train_batches(config.data, config.seed, start, *parallel.process())
 
-        with contextlib.closing(monitor.Writer(workdir, start)) as writer:
+        with (
+            contextlib.closing(monitor.Writer(workdir, start, parallel.primary())) as writer,
+            contextlib.closing(
+                monitor.Profile(workdir, config.profile, parallel.primary())
+            ) as profile,
+        ):
             pending: dict[int, Mapping] = {}  # step -> metrics, still on the device
             for t in range(start, config.steps):
-                compiles = t in (start, config.burn_in_steps)
-                with progress.pause(steps=1) if compiles else contextlib.nullcontext():
-                    run = first_steps if t < config.burn_in_steps else step
-                    current, pending[t + 1] = run(current, next(batches))
+                batch = layout.place(next(batches))
+                if t in (start, config.burn_in_steps):
+                    with progress.pause():
+                        run = _compile(
+                            layout,
+                            first_steps if t < config.burn_in_steps else step,
+                            current,
+                            batch,
+                        )
+                profile.before(t)
+                current, pending[t + 1] = run(current, batch)
+                profile.after(t, pending[t + 1])
 
                 done = t + 1
                 last = done == config.steps
+                stop = parallel.stops(done, asked() > 0)
                 log = last or done % config.log_every == 0
                 score = last or (config.eval.every > 0 and done % config.eval.every == 0)
-                save = score or done % config.checkpoint_every == 0
+                save = score or stop or done % config.checkpoint_every == 0
                 record = {}
                 if log or save:
                     values = _finite(pending, writer)
@@ -112,7 +141,8 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
                     LOG.info(monitor.line(done, config.steps, record))
                 if score:
                     with progress.pause():
-                        scores = evaluator(getattr(current, config.eval.network))
+                        network = getattr(current, config.eval.network)
+                        scores = evaluator(network)
                     record['eval_miou'] = _number(scores['miou'])
                     LOG.info(
                         'step %d: mIoU %.2f on %s', done, 100 * record['eval_miou'], evaluator.name
@@ -124,8 +154,12 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
                     evaluated = {'miou': scores['miou']} if known else None
                     with progress.pause():
                         checkpoints.save(done, current, split, evaluated)
+                if stop:
+                    break
         best = checkpoints.best()
 
+    if stop and done < config.steps:
+        raise interrupt.Stopped(done, asked() or signal.SIGTERM)
     if scores is None:
         LOG.info('%s is trained to its last step %d already', workdir, start)
         scores = evaluator(getattr(current, config.eval.network))
@@ -153,19 +187,37 @@ def _same_images(workdir: pathlib.Path, split: Mapping[str, Any]) -> None:
         )
 
 
-def _batches(config: ConfigDict) -> list[str]:
-    """Says how many images a step takes, in all and on each process and device."""
-    shares = {name: parallel.shares(s.batch_size) for name, s in config.data.streams.items()}
-    kind = jax.devices()[0].device_kind
-    return [
-        f'on 1 of {jax.device_count()} devices ({kind}), learning rate '
-        f'{config.optimizer.learning_rate:g}, which no number of devices changes',
-        *(
-            f'batch of {name}: {config.data.streams[name].batch_size} images in all, '
-            f'{process} a process, {device} a device'
-            for name, (process, device) in shares.items()
-        ),
+def _batches(config: ConfigDict, layout: parallel.Layout) -> list[str]:
+    """Says how many images a step takes, in all and on each process and device.
+
+    Raises:
+        ValueError: a batch cannot be shared out.
+    """
+    kind, (_, processes) = layout.devices[0].device_kind, parallel.process()
+    lines = [
+        f'parallel={config.parallel}, {len(layout.devices)} x {kind} in all, {processes} x process, '
+        f'learning rate {config.optimizer.learning_rate:g}, which no number of devices '
+        'changes'
     ]
+    parts = config.accumulate_steps
+    for name, stream in config.data.streams.items():
+        key = f'data.streams.{name}.batch_size'
+        process, device = layout.shares(key, stream.batch_size, parts)
+        cut = f', in {parts} micro-batches' if parts > 1 else ''
+        lines.append(
+            f'batch of {name}: {stream.batch_size} images in all, {process} a process, '
+            f'{device} a device{cut}'
+        )
+    return lines
+
+
+def _compile(layout: parallel.Layout, step: Any, current: Any, batch: Any) -> Any:
+    """Compiles a step and says how long that took and what memory it asks for."""
+    began = time.perf_counter()
+    program = layout.compile_step(step, current, batch)
+    LOG.info('compiled the step in %.1f s', time.perf_counter() - began)
+    LOG.info('%s', cost.line(cost.cost(program)))
+    return program
 
 
 def _finite(pending: Mapping[int, Mapping], writer: monitor.Writer) -> dict[str, float]:

@@ -6,6 +6,7 @@ import pytest
 
 from css_jax import config as configs
 from css_jax import methods, models, parallel, state
+from css_jax import step as steps
 from css_jax.methods import css, views
 from css_jax.ops import contrastive, resize
 from css_jax.state import Variables
@@ -94,7 +95,9 @@ def seen(request):
     def everything(current, batch):
         keys = parallel.step_keys(current.key, current.step, batch, None)
         prepared, _ = method.targets(current, batch, keys, ctx)
-        _, (_, memory, metrics) = method.loss(current.student.params, current, prepared, keys, ctx)
+        _, (_, memory, metrics) = steps.objective(
+            current.student.params, current, prepared, keys, method=method, ctx=ctx
+        )
         weak = views.normalise(batch['unlabelled']['image'], ctx)
         taught, _ = ctx.train(current.teacher, weak)
         taught_l, _ = ctx.train(current.teacher, prepared['images'])
@@ -267,7 +270,8 @@ def test_streams_may_differ_in_crop_and_batch_size():
     def loss(current):
         keys = parallel.step_keys(current.key, current.step, batch, None)
         prepared, _ = method.targets(current, batch, keys, ctx)
-        return method.loss(current.student.params, current, prepared, keys, ctx)[0]
+        where = {'method': method, 'ctx': ctx}
+        return steps.objective(current.student.params, current, prepared, keys, **where)[0]
 
     shape = jax.eval_shape(lambda: loss(state.create(method, method.optimizer(config), ctx)))
     assert shape.shape == ()

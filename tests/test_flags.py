@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from css_jax import (
     advice,
     check,
+    cost,
     evaluate,
     follow,
     methods,
@@ -90,19 +91,30 @@ def traced(function):
     return lambda *arguments: jax.tree.map(ones, jax.eval_shape(function, *arguments))
 
 
-def traced_step(step):
+def traced_step(layout, step, state, batch):
+    """Stands for `Layout.compile_step`, with the devices' axis of one."""
+    specs = {'in_specs': (PartitionSpec(), PartitionSpec('data')), 'out_specs': PartitionSpec()}
+    step = traced(jax.shard_map(step, mesh=layout.mesh, **specs))
+
     def run(state, batch):
-        _, metrics = traced(step)(state, batch)
+        _, metrics = step(state, batch)
         return state.replace(step=state.step + 1), metrics
 
     return run
 
 
+def traced_sums(layout, function):
+    del layout
+    return traced(function)
+
+
 def test_every_key_is_read(monkeypatch, tmp_path, data_dir):
     seen, finalise = set(), configs.finalise
     monkeypatch.setattr(configs, 'finalise', lambda *given: Recorder(finalise(*given), seen))
-    monkeypatch.setattr(parallel, 'compile', traced)
-    monkeypatch.setattr(parallel, 'compile_step', traced_step)
+    monkeypatch.setattr(parallel, 'compile', lambda function, sharding=None: traced(function))
+    monkeypatch.setattr(parallel.Layout, 'compile_step', traced_step)
+    monkeypatch.setattr(parallel.Layout, 'compile_sums', traced_sums)
+    monkeypatch.setattr(cost, 'cost', lambda program: {'bytes_total': None})
     # What is read only to be shown or compared is not in use.
     for module, name, answer in (
         (follow, 'departures', []),
@@ -150,6 +162,7 @@ GRAPH = {
     'optimizer.momentum': _S,
     'optimizer.nesterov': _S,
     'optimizer.weight_decay': _S,
+    'accumulate_steps': ('supervised', {'data.streams.*.batch_size': 6}),
     'teacher.decay': _S,
     'teacher.batch_norm': ('cutmix', {'teacher.labelled_pass': False}),
     'teacher.labelled_pass': _U,
@@ -202,6 +215,8 @@ HOST = {
     'seed': 1,
     'init_from': None,
     'burn_in_steps': 2,
+    'parallel': 'pmap',
+    'profile': (1, 2),
     'log_every': 7,
     'checkpoint_every': 7,
     'model.pretrained': None,

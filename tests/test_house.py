@@ -5,7 +5,6 @@ import pathlib
 import types
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from css_jax import config as configs
 from css_jax import methods, models, monitor, parallel, train
 from css_jax.data import sources
 from css_jax.methods import views
+from css_jax.ops.losses import Term
 from css_jax.state import Variables
 from tests import tiny
 from tests.conftest import ROOT
@@ -49,7 +49,7 @@ def words(path):
 
 @pytest.mark.parametrize('name', [n for n in sorted(FILES) if n.startswith('ops/')])
 def test_ops_import_only_arrays_and_ops(name):
-    standard = {'math', 'zlib', 'collections', 'dataclasses', 'functools'}
+    standard = {'math', 'zlib', 'collections', 'dataclasses', 'functools', 'typing'}
     for module in imports(FILES[name]):
         top = module.split('.')[0]
         assert top in {'jax', 'numpy', *standard} or module.startswith('css_jax.ops'), module
@@ -117,8 +117,8 @@ def without_teacher():
 
     def loss(params, state, prepared, keys, ctx):
         out, stats = ctx.train(Variables(params, state.student.batch_stats), prepared['images'])
-        share, mean = views.supervised_loss(out['scores'], prepared['labels'], ctx)
-        return share, (stats, state.memory, {'loss': mean})
+        term = Term(*views.supervised_loss(out['scores'], prepared['labels'], ctx))
+        return {'scores': term}, (stats, {}, {})
 
     return types.SimpleNamespace(STREAMS={'labelled': True}, **locals())
 
@@ -139,12 +139,11 @@ def two_datasets():
         return prepared, state.teacher.batch_stats
 
     def loss(params, state, prepared, keys, ctx):
-        stats, total, metrics = state.student.batch_stats, 0.0, {}
+        stats, terms = state.student.batch_stats, {}
         for name, (images, labels) in prepared.items():
             out, stats = ctx.train(Variables(params, stats), images)
-            share, mean = views.supervised_loss(out[f'logits_{name}'], labels, ctx)
-            total, metrics[f'loss_{name}'] = total + share, mean
-        return total, (stats, state.memory, {'loss': sum(metrics.values()), **metrics})
+            terms[name] = Term(*views.supervised_loss(out[f'logits_{name}'], labels, ctx))
+        return terms, (stats, {}, {})
 
     return types.SimpleNamespace(STREAMS={'first': True, 'second': True}, **locals())
 
@@ -159,17 +158,18 @@ def queue():
         return {'queue': jnp.zeros((6, 4))}
 
     def targets(state, batch, keys, ctx):
-        return {'images': views.normalise(batch['unlabelled']['image'], ctx)}, {}
+        prepared = {'images': views.normalise(batch['unlabelled']['image'], ctx)}
+        return prepared, state.teacher.batch_stats
 
     def loss(params, state, prepared, keys, ctx):
         out, stats = ctx.train(Variables(params, state.student.batch_stats), prepared['images'])
         means = out['embedding'].mean((1, 2))
         distance = jnp.square(means[:, None] - state.memory['queue']).sum(-1)
-        memory = {'queue': jnp.concatenate([jax.lax.stop_gradient(means), state.memory['queue']])}
-        memory['queue'] = memory['queue'][:6]
-        count = parallel.psum(jnp.float32(distance.size), ctx.axis)
-        value = distance.sum() / count
-        return value, (stats, memory, {'loss': jax.lax.stop_gradient(value)})
+        return {'pull': Term(distance.sum(), distance.size)}, (stats, means, {})
+
+    def update_memory(memory, statistics, ctx):
+        every = parallel.gather(statistics, ctx.axis).reshape(-1, 4)
+        return {'queue': jnp.concatenate([every, memory['queue']])[:6]}
 
     return types.SimpleNamespace(STREAMS={'unlabelled': False}, **locals())
 

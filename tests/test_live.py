@@ -11,6 +11,7 @@ import pytest
 from configs import quickstart
 from css_jax import checkpoint, evaluate, methods, parallel, state, stored
 from css_jax import config as configs
+from css_jax import step as steps
 from css_jax.data import streams
 from tests.conftest import ROOT
 
@@ -75,8 +76,10 @@ def shares(trained):
         metrics = {}
         for row, (method, ctx) in found.items():
             prepared, _ = method.targets(current, batch, keys, ctx)
-            loss = method.loss(current.student.params, current, prepared, keys, ctx)
-            metrics['/'.join(row) if isinstance(row, tuple) else row] = loss[1][2]
+            _, (_, _, found_metrics) = steps.objective(
+                current.student.params, current, prepared, keys, method=method, ctx=ctx
+            )
+            metrics['/'.join(row) if isinstance(row, tuple) else row] = found_metrics
         return metrics
 
     return jax.device_get(jax.jit(measure)(current, batch))

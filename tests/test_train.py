@@ -126,13 +126,13 @@ def test_a_killed_run_ends_with_the_same_bits(network, tmp_path, data_dir, monke
     assert other['split'] == 'shapes/64:fresh' and other['loss'] != scores['loss']
 
 
-def test_an_interrupted_run_says_so_and_keeps_its_checkpoint(tmp_path, data_dir):
+def test_an_interrupted_run_says_so_and_saves(tmp_path, data_dir):
     flags = [f'--config={ROOT}/tests/tiny.py', f'--config.data.dir={data_dir}']
     flags += ['--config.method=supervised']
     code, output = run(tmp_path, *flags, kill=('interrupt', 4), network='of the configuration')
     assert code == 130
-    assert 'stopped; the same command goes on' in output and 'Traceback' not in output
-    assert restore(tmp_path).step == 3  # whose save was under way
+    assert 'stopped by SIGINT after step 5' in output and 'Traceback' not in output
+    assert restore(tmp_path).step == 5
 
 
 @pytest.fixture(scope='module')

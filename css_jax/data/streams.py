@@ -22,7 +22,6 @@ _STEPS = 2**31  # batches in a stream: more than any run takes, as many in all f
 
 def train_batches(
     data: ConfigDict,
-    *,
     seed: int,
     start_step: int = 0,
     process_index: int = 0,

@@ -2,9 +2,13 @@
 
 - `outputs(config)` -> dict head name -> channels: the heads the network gets.
 - `targets(state, batch, keys, ctx)` -> (prepared, teacher's batch_stats): all without gradient.
-- `loss(params, state, prepared, keys, ctx)` -> (scalar, (batch_stats, memory, metrics)): all that
-  is differentiated, and what it updates. The scalar is this device's share: shares add up to the
-  loss. It may divide by a psum, but never psums what depends on the parameters.
+  Every array of prepared is [B, ...], one entry an example: micro-batches are cut from it.
+- `loss(params, state, prepared, keys, ctx)` -> (terms, (batch_stats, statistics, metrics)): all
+  that is differentiated, of a micro-batch. Terms is a dict name -> `css_jax.ops.losses.Term`, this
+  device's sums: the step adds up devices and micro-batches, divides, weighs, and logs 'loss' and
+  'loss_NAME'. A term never psums what depends on the parameters. Metrics are equal on all devices.
+- `update_memory(memory, statistics, ctx)` -> memory: once a step, by the statistics of all
+  micro-batches, stacked [k, ...].
 - `STREAMS`: the streams of `config.data.streams` it asks for, with whether each has labels.
 - `DEFAULTS`: configuration key -> its value where nobody sets it, or a function of the
   configuration that gives it.

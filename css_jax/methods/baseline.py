@@ -5,7 +5,7 @@ earlier pixel-contrastive methods. As in the reference program lambda_c stays 1,
 (on confidence, see `css_jax.follow`) and the teacher does not see the labelled batch.
 """
 
-from css_jax.methods.css import STREAMS, init_memory, loss, outputs, targets
+from css_jax.methods.css import STREAMS, init_memory, loss, outputs, targets, update_memory
 
 DEFAULTS = {
     'pseudo_label': 'logit',
@@ -16,4 +16,13 @@ DEFAULTS = {
 }
 CHOICES = {'pseudo_label': ('logit',), 'indicator': ('confidence',)}
 
-__all__ = ['CHOICES', 'DEFAULTS', 'STREAMS', 'init_memory', 'loss', 'outputs', 'targets']
+__all__ = [
+    'CHOICES',
+    'DEFAULTS',
+    'STREAMS',
+    'init_memory',
+    'loss',
+    'outputs',
+    'targets',
+    'update_memory',
+]

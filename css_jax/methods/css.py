@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from css_jax import parallel
 from css_jax.methods import teacher, views
 from css_jax.ops import contrastive, losses, prototypes, pseudo_labels, resize, schedules
+from css_jax.ops.losses import Term
 from css_jax.state import Context, TrainState, Variables
 
 STREAMS = {'labelled': True, 'unlabelled': False}
@@ -49,7 +50,8 @@ def targets(
     """Teacher on the weak view, pseudo-labels of both spaces, both views for the student.
 
     'label' and 'indicator' are L_u's maps, 'label_c' and 'indicator_c' those of L_c where they are
-    others; 'sums' and 'counts' are of the teacher's prototypes, where it is their source.
+    others; 'class_sums' has the sums [B, C, D] and counts [B, C] of each labelled and of each
+    unlabelled image, where the teacher is the source of the prototypes.
     """
     weak = batch['unlabelled']['image']
     out, taught = teacher.run(state.teacher, views.normalise(weak, ctx), ctx)
@@ -65,43 +67,45 @@ def targets(
     if ctx.config.teacher.labelled_pass:
         out_l, taught = teacher.run(taught, images, ctx)
         if ctx.config.contrastive.prototype_source == 'teacher':
-            valid = jnp.concatenate([_shrink(labels, out_l), _valid(maps, out, ctx.config)])
-            z = jnp.concatenate([_pixels(out_l), _pixels(out)])
-            prepared['sums'], prepared['counts'] = _class_sums(z, valid, ctx)
+            sums = jax.vmap(lambda z, y: prototypes.class_sums(z, y, ctx.config.num_classes))
+            seen = (out_l, _shrink(labels, out_l)), (out, _valid(maps, out, ctx.config))
+            prepared['class_sums'] = [sums(o['representation'], y) for o, y in seen]
 
     y_lgt, _, y_rep, _ = spaces
-    prepared['agreement'] = views.fraction(y_lgt == y_rep, jnp.ones_like(y_lgt, bool), ctx)
+    prepared['agreement'] = (y_lgt == y_rep).mean((1, 2))  # [B]
     prepared['weak_label'], prepared['weak_label_rep'] = y_lgt, y_rep
     return jax.lax.stop_gradient(prepared), taught.batch_stats
 
 
 def loss(
     params: Any, state: TrainState, prepared: dict, keys: parallel.Keys, ctx: Context
-) -> tuple[Array, tuple]:
-    """L = L_s + L_u + lambda_c L_c (Eq. 6), and the new prototypes (Eq. 2, 3)."""
+) -> tuple[dict[str, Term], tuple]:
+    """L = L_s + L_u + lambda_c L_c (Eq. 6), and what the new prototypes are made of (Eq. 2)."""
     c = ctx.config.contrastive
     # Two passes: separate batch statistics, and the running ones move twice.
     out, batch_stats = ctx.train(Variables(params, state.student.batch_stats), prepared['images'])
     out_u, batch_stats = ctx.train(Variables(params, batch_stats), prepared['strong'])
 
-    supervised, mean_s = views.supervised_loss(out['logits'], prepared['labels'], ctx)
     label, indicator = prepared['label'], prepared['indicator']
-    unsupervised, mean_u = views.unsupervised_loss(out_u['logits'], label, indicator, ctx)
+    supervised = views.supervised_loss(out['logits'], prepared['labels'], ctx)
+    unsupervised = views.unsupervised_loss(out_u['logits'], label, indicator, ctx)
 
     # The valid pixels of both views, at the stride of the representations.
     z = jnp.concatenate([_pixels(out), _pixels(out_u)])  # [N, D]
     logits = jnp.concatenate([_pixels(out, 'logits'), _pixels(out_u, 'logits')])  # [N, C]
-    valid_u = _valid(prepared, out_u, ctx.config)
-    valid = jnp.concatenate([_shrink(prepared['labels'], out), valid_u])  # [N]
-    old, seen = state.memory['prototypes'], state.memory['seen']
+    valid_u = _valid(prepared, out_u, ctx.config).ravel()
+    valid = jnp.concatenate([_shrink(prepared['labels'], out).ravel(), valid_u])  # [N]
     own = _own_indicator(z, logits, valid, state.memory, ctx.config)
     hard = (valid >= 0) & (own < c.hard_threshold)  # delta_s
 
     if c.prototype_source == 'teacher':
-        sums, counts = prepared['sums'], prepared['counts']
+        sums = jax.tree.map(lambda of_l, of_u: of_l.sum(0) + of_u.sum(0), *prepared['class_sums'])
     else:
-        sums, counts = _class_sums(jax.lax.stop_gradient(z), valid, ctx)
-    rho, seen = prototypes.update(old, seen, sums, counts, c.prototype_decay)  # Eq. 2, 3
+        constant = jax.lax.stop_gradient(z)
+        sums = prototypes.class_sums(constant, valid, ctx.config.num_classes)
+    sums = parallel.psum(sums, ctx.axis)
+    new = _updated(state.memory, sums, ctx)
+    rho, seen = new['prototypes'], new['seen']
     if c.prototype_source == 'teacher':  # the strong view may show a class that the weak one hides
         valid = jnp.where(seen[valid], valid, -1)
         hard = hard & (valid >= 0)
@@ -122,16 +126,17 @@ def loss(
         psum=lambda x: parallel.psum(x, ctx.axis),
         rank=parallel.rank(ctx.axis),
     )
-    mean_c, info = parallel.psum(jax.lax.stop_gradient((contrast, info)), ctx.axis)
+    info = parallel.psum(info, ctx.axis)
 
-    lambda_u, lambda_c = ctx.config.unsupervised.weight, _lambda_c(state.step, ctx)
+    lambda_c = _lambda_c(state.step, ctx)
+    terms = {
+        'supervised': Term(*supervised),
+        'unsupervised': Term(*unsupervised, ctx.config.unsupervised.weight),
+        'contrastive': Term(contrast, 1.0 / parallel.size(ctx.axis), lambda_c),
+    }
     metrics = {
-        'loss': mean_s + lambda_u * mean_u + lambda_c * mean_c,
-        'loss_supervised': mean_s,
-        'loss_unsupervised': mean_u,
-        'loss_contrastive': mean_c,
         'weight_contrastive': lambda_c,
-        'agreement': prepared['agreement'],
+        'agreement': views.mean(prepared['agreement'], ctx),
         'prototype_cosine': prototypes.mean_cosine(rho, seen),
         'valid': views.fraction(valid_u >= 0, jnp.ones_like(valid_u, bool), ctx),
         'hard': views.fraction(hard, valid >= 0, ctx),
@@ -139,9 +144,18 @@ def loss(
         'classes_present': info['classes_present'],
         **views.confidence_metrics(label, indicator, ctx),
     }
-    total = supervised + lambda_u * unsupervised + lambda_c * contrast
-    memory = {'prototypes': rho, 'seen': seen}
-    return total, (batch_stats, memory, jax.lax.stop_gradient(metrics))
+    return terms, (batch_stats, sums, metrics)
+
+
+def update_memory(memory: dict[str, Array], statistics: Any, ctx: Context) -> dict[str, Array]:
+    """Moves the prototypes once (Eq. 2, 3), by the sums and counts of all micro-batches.
+
+    Args:
+        memory: as `init_memory` gives it.
+        statistics: sums [k, C, D] and counts [k, C] over all devices.
+        ctx: configuration.
+    """
+    return _updated(memory, [x.sum(0) for x in statistics], ctx)
 
 
 def both_spaces(
@@ -200,7 +214,7 @@ def _warmup_end(ctx: Context) -> int:
 
 
 def _valid(maps: dict[str, Array], out: dict[str, Array], config: ConfigDict) -> Array:
-    """Labels [N] of the unlabelled pixels that L_c takes, those under delta_w ignored."""
+    """Labels [B, h, w] of the unlabelled pixels that L_c takes, those under delta_w ignored."""
     label = maps.get('label_c', maps['label'])
     indicator = maps.get('indicator_c', maps['indicator'])
     return _shrink(jnp.where(indicator >= config.contrastive.valid_threshold, label, -1), out)
@@ -228,8 +242,10 @@ def _lambda_c(step: Array, ctx: Context) -> Array:
     return jnp.float32(c.weight) * factor
 
 
-def _class_sums(z: Array, labels: Array, ctx: Context) -> tuple[Array, Array]:
-    return parallel.psum(prototypes.class_sums(z, labels, ctx.config.num_classes), ctx.axis)
+def _updated(memory: dict[str, Array], sums: Any, ctx: Context) -> dict[str, Array]:
+    decay = ctx.config.contrastive.prototype_decay
+    rho, seen = prototypes.update(memory['prototypes'], memory['seen'], *sums, decay)
+    return {'prototypes': rho, 'seen': seen}
 
 
 def _pixels(out: dict[str, Array], head: str = 'representation') -> Array:
@@ -237,4 +253,4 @@ def _pixels(out: dict[str, Array], head: str = 'representation') -> Array:
 
 
 def _shrink(labels: Array, out: dict[str, Array]) -> Array:
-    return resize.nearest(labels, out['representation'].shape[1:3]).ravel()
+    return resize.nearest(labels, out['representation'].shape[1:3])

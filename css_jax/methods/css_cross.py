@@ -5,9 +5,18 @@ L_u takes y_rep and L_c takes y_lgt. While the prototypes are still poor, in the
 takes y_lgt as well. `config.indicator` stays free, for the 'cross' row of Table 7.
 """
 
-from css_jax.methods.css import STREAMS, init_memory, loss, outputs, targets
+from css_jax.methods.css import STREAMS, init_memory, loss, outputs, targets, update_memory
 
 DEFAULTS = {'pseudo_label': 'cross', 'indicator': 'both'}
 CHOICES = {'pseudo_label': ('cross',), 'indicator': ('confidence', 'similarity', 'both')}
 
-__all__ = ['CHOICES', 'DEFAULTS', 'STREAMS', 'init_memory', 'loss', 'outputs', 'targets']
+__all__ = [
+    'CHOICES',
+    'DEFAULTS',
+    'STREAMS',
+    'init_memory',
+    'loss',
+    'outputs',
+    'targets',
+    'update_memory',
+]

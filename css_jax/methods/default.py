@@ -1,5 +1,7 @@
 """What most methods do alike; a method that differs defines the function itself."""
 
+from typing import Any
+
 import optax
 from jax import Array
 from ml_collections import ConfigDict
@@ -20,6 +22,12 @@ def init_memory(config: ConfigDict) -> dict:
     """No memory."""
     del config
     return {}
+
+
+def update_memory(memory: Any, statistics: Any, ctx: Context) -> Any:
+    """The memory stays."""
+    del statistics, ctx
+    return memory
 
 
 def optimizer(config: ConfigDict) -> optax.GradientTransformation:

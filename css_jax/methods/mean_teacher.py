@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from css_jax import parallel
 from css_jax.methods import default, teacher, views
 from css_jax.ops import pseudo_labels
+from css_jax.ops.losses import Term
 from css_jax.state import Context, TrainState, Variables
 
 STREAMS = {'labelled': True, 'unlabelled': False}
@@ -49,24 +50,16 @@ def targets(
 
 def loss(
     params: Any, state: TrainState, prepared: dict, keys: parallel.Keys, ctx: Context
-) -> tuple[Array, tuple]:
+) -> tuple[dict[str, Term], tuple]:
     """L = L_s + L_u; two student passes, so the running statistics move twice."""
     del keys
     out, batch_stats = ctx.train(Variables(params, state.student.batch_stats), prepared['images'])
     out_u, batch_stats = ctx.train(Variables(params, batch_stats), prepared['strong'])
 
-    supervised, mean_s = views.supervised_loss(out['logits'], prepared['labels'], ctx)
     label, indicator = prepared['label'], prepared['indicator']
-    unsupervised, mean_u = views.unsupervised_loss(out_u['logits'], label, indicator, ctx)
-    weight = ctx.config.unsupervised.weight
-    metrics = {
-        'loss': mean_s + weight * mean_u,
-        'loss_supervised': mean_s,
-        'loss_unsupervised': mean_u,
-        **views.confidence_metrics(label, indicator, ctx),
+    unsupervised = views.unsupervised_loss(out_u['logits'], label, indicator, ctx)
+    terms = {
+        'supervised': Term(*views.supervised_loss(out['logits'], prepared['labels'], ctx)),
+        'unsupervised': Term(*unsupervised, ctx.config.unsupervised.weight),
     }
-    return supervised + weight * unsupervised, (
-        batch_stats,
-        state.memory,
-        jax.lax.stop_gradient(metrics),
-    )
+    return terms, (batch_stats, {}, views.confidence_metrics(label, indicator, ctx))

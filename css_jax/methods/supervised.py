@@ -6,12 +6,12 @@ network has through the logits alone and leaves the memory as it is.
 
 from typing import Any
 
-import jax
 from jax import Array
 from ml_collections import ConfigDict
 
 from css_jax import parallel
 from css_jax.methods import teacher, views
+from css_jax.ops.losses import Term
 from css_jax.state import Context, TrainState, Variables
 
 STREAMS = {'labelled': True}
@@ -37,11 +37,10 @@ def targets(
 
 def loss(
     params: Any, state: TrainState, prepared: dict, keys: parallel.Keys, ctx: Context
-) -> tuple[Array, tuple]:
+) -> tuple[dict[str, Term], tuple]:
     """L = L_s."""
     del keys
     student = Variables(params, state.student.batch_stats)
     out, batch_stats = ctx.train(student, prepared['images'])
-    share, mean = views.supervised_loss(out['logits'], prepared['labels'], ctx)
-    metrics = {'loss': mean, 'loss_supervised': mean}
-    return share, (batch_stats, state.memory, jax.lax.stop_gradient(metrics))
+    terms = {'supervised': Term(*views.supervised_loss(out['logits'], prepared['labels'], ctx))}
+    return terms, (batch_stats, {}, {})

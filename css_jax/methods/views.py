@@ -91,38 +91,27 @@ def stored_indicators(maps: dict[str, Array], ctx: Context) -> dict[str, Array]:
     return {k: jnp.floor(v * 255) / 255 if k in floats else v for k, v in maps.items()}
 
 
-def share(total: Array, count: Array, ctx: Context) -> tuple[Array, Array]:
-    """This device's share of a mean over all devices, and the mean itself for the log.
-
-    Only the first is differentiated: a psum of what depends on the parameters inside a
-    differentiated loss makes gradients P times too large (see `parallel.varying`).
-    """
-    count = parallel.psum(count, ctx.axis)
-    mean = losses.mean(parallel.psum(jax.lax.stop_gradient(total), ctx.axis), count)
-    return losses.mean(total, count), mean
-
-
 def supervised_loss(logits: Array, labels: Array, ctx: Context) -> tuple[Array, Array]:
-    """L_s (Eq. 7) of logits [B, h, w, C] against labels [B, H, W]: (share, mean)."""
+    """L_s (Eq. 7) of logits [B, h, w, C] against labels [B, H, W]: (sum, count)."""
     c = ctx.config.supervised
     logits = resize.bilinear(logits, labels.shape[1:])
     if c.loss == 'ohem':
         kept = c.ohem_kept * labels.shape[0]
-        return share(*losses.ohem_cross_entropy(logits, labels, c.ohem_threshold, kept), ctx)
-    return share(*losses.cross_entropy(logits, labels), ctx)
+        return losses.ohem_cross_entropy(logits, labels, c.ohem_threshold, kept)
+    return losses.cross_entropy(logits, labels)
 
 
 def unsupervised_loss(
     logits: Array, labels: Array, indicator: Array, ctx: Context
 ) -> tuple[Array, Array]:
-    """L_u of logits [B, h, w, C] against pseudo-labels [B, H, W], unweighted: (share, mean)."""
+    """L_u of logits [B, h, w, C] against pseudo-labels [B, H, W], unweighted: (sum, count)."""
     c = ctx.config.unsupervised
     loss = {
         'weighted': losses.weighted_unsupervised,
         'thresholded': losses.thresholded_unsupervised,
     }[c.loss]
     logits = resize.bilinear(logits, labels.shape[1:])
-    return share(*loss(logits, labels, indicator, c.threshold), ctx)
+    return loss(logits, labels, indicator, c.threshold)
 
 
 def confidence_metrics(labels: Array, indicator: Array, ctx: Context) -> dict[str, Array]:
@@ -137,6 +126,12 @@ def confidence_metrics(labels: Array, indicator: Array, ctx: Context) -> dict[st
         'confident': fraction(confident, jnp.ones_like(confident), ctx),
         'confident_foreground': fraction(confident & (labels > 0), confident, ctx),
     }
+
+
+def mean(values: Array, ctx: Context) -> Array:
+    """Gives the mean of an array of every example, [B, ...], over all devices."""
+    sums = values.sum(dtype=jnp.float32), jnp.float32(values.size)
+    return losses.mean(*parallel.psum(sums, ctx.axis))
 
 
 def fraction(part: Array, whole: Array, ctx: Context) -> Array:

@@ -3,6 +3,8 @@
 Source for all: spec section 4 of CSS (arXiv 2307.09755, Eq. 7 and 8, and the authors' program).
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -33,6 +35,23 @@ def pixel_cross_entropy(logits: Array, labels: Array, ignore: int = -1) -> Array
     valid = labels != ignore
     index = jnp.where(valid, labels, 0)[..., None]
     return jnp.where(valid, -jnp.take_along_axis(log_p, index, axis=-1)[..., 0], 0.0)
+
+
+class Term(NamedTuple):
+    """A part of a loss: weight times the mean, total / count, of all that the sums are over.
+
+    Sums are added up over devices and micro-batches before they are divided: a mean of means
+    would be another number where these hold different numbers of pixels.
+
+    Attributes:
+        total: [] float32, what is differentiated.
+        count: [] float32.
+        weight: of the mean in the loss; a number, or [].
+    """
+
+    total: Array
+    count: Array | float
+    weight: Array | float = 1.0
 
 
 def cross_entropy(logits: Array, labels: Array, ignore: int = -1) -> tuple[Array, Array]:
