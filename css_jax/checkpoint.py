@@ -1,47 +1,70 @@
-"""Checkpoints of a run: the only file that knows Orbax."""
+"""Checkpoints of a run: the only file that knows Orbax.
 
+A checkpoint is the folder DIR/checkpoints/STEP. Every process of a run writes its part of it, and
+process 0 adds the checksums of all files before the folder gets its name. They tell damage: the
+array format notices much of it too, but may read zeros in the middle of a file as numbers.
+"""
+
+import functools
+import json
+import operator
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
+from css_jax import damaged, parallel
 from css_jax.state import TrainState, Variables, flat
 
 FOLDER = 'checkpoints'
+_JSON = {'meta': 'metadata', 'metrics': 'metrics'}  # item -> its file, as Orbax names it
+_CHANGES = ('_CHECKPOINT_METADATA',)  # Orbax writes the time into it last; nothing needs it
 
 
 class Checkpoints:
     """Saves and restores the states of one run; keeps the latest two and the best by mIoU.
 
     Saving goes on in the background: a step's folder gets its name only once it is complete, so
-    a run killed during a save restores the one before.
+    a run killed during a save restores the one before. Every process of a run opens its own, and
+    all of them call every method with the same arguments.
     """
 
     def __init__(self, workdir: str | pathlib.Path, read_only: bool = False):
         """Opens DIR/checkpoints.
 
+        Opened for training, it moves damaged checkpoints to DIR/checkpoints.damaged, as their
+        steps will be saved again, with a warning that names them. Of the newest checkpoint all is
+        compared to its checksums; of those before it sizes and small files only.
+
         Args:
             workdir: the run's folder.
             read_only: nothing is written or cleaned up, as another process may be training.
+
+        Raises:
+            ValueError: there are checkpoints, but none is readable; names them all.
         """
-        policies = checkpoint_managers.preservation_policy
-        best = {'get_metric_fn': _miou, 'reverse': False, 'n': 1}
+        self._folder = pathlib.Path(workdir).absolute() / FOLDER
+        self._manager, self._saving = None, None
+        if read_only:
+            return
+        parallel.on_primary(damaged.move, self._folder, _damage)
+        miou, keep = operator.itemgetter('miou'), checkpoint_managers.preservation_policy
+        best = keep.BestN(
+            get_metric_fn=miou, reverse=False, n=1, keep_checkpoints_without_metrics=False
+        )
         self._manager = ocp.CheckpointManager(
-            pathlib.Path(workdir).absolute() / FOLDER,
+            self._folder,
             options=ocp.CheckpointManagerOptions(
-                cleanup_tmp_directories=not read_only,  # a killed save's remains
-                read_only=read_only,
-                best_fn=_miou,  # without it best_step() is the latest
-                preservation_policy=policies.AnyPreservationPolicy(
-                    [
-                        policies.LatestN(2),
-                        policies.BestN(**best, keep_checkpoints_without_metrics=False),
-                    ]
-                ),
+                cleanup_tmp_directories=True,  # a killed save's remains
+                best_fn=miou,
+                preservation_policy=keep.AnyPreservationPolicy([keep.LatestN(2), best]),
+                # Called in process 0, in the background, when all processes have written.
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._sum_up),
             ),
         )
 
@@ -52,11 +75,11 @@ class Checkpoints:
         meta: Mapping[str, Any],
         scores: Mapping[str, float] | None = None,
     ) -> None:
-        """Saves the state of `step`.
+        """Saves the state of `step`; returns when it is copied, so that it may be given away.
 
         Args:
             step: iterations done.
-            state: the whole state.
+            state: the whole state; with several processes, arrays over the devices of all.
             meta: small JSON data kept beside it.
             scores: {'miou': ...} if this step was evaluated.
 
@@ -64,70 +87,98 @@ class Checkpoints:
             RuntimeError: the step exists already.
         """
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(dict(meta))
+            state=ocp.args.StandardSave(jax.tree.map(_on_one_device_each, state)),
+            meta=ocp.args.JsonSave(dict(meta)),
         )
+        self._manager.wait_until_finished()
+        self._saving = step
         if not self._manager.save(step, args=items, metrics=dict(scores) if scores else None):
             raise RuntimeError(f'checkpoint of step {step} was not saved: it exists already')
 
     def restore(self, like: TrainState) -> TrainState:
-        """Restores the latest state into the shapes and types of `like`."""
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(_shapes(like)))
-        return self._manager.restore(self._manager.latest_step(), args=items)['state']
+        """Restores the latest readable state into the shapes and shardings of `like`.
+
+        Args:
+            like: arrays or shapes; their devices need not be those it was saved from.
+
+        Raises:
+            FileNotFoundError: there is no checkpoint.
+            ValueError: the state is of other shapes; names them. Or see `latest_step`.
+        """
+        if (step := self.latest_step) is None:
+            raise FileNotFoundError(f'no checkpoint in {self._folder.parent}')
+        self._wait()
+        target, folder = _shapes(like), self._folder / str(step)
+        _check_fit(folder, target)
+        return _restore(folder, ocp.StandardCheckpointHandler, ocp.args.StandardRestore(target))
 
     def meta(self, step: int) -> dict[str, Any]:
         """Gives the JSON data saved beside `step`."""
-        items = ocp.args.Composite(meta=ocp.args.JsonRestore())
-        return self._manager.restore(step, args=items)['meta']
+        self._wait()
+        return _read_json(self._folder / str(step), 'meta')
 
     @property
     def steps(self) -> list[int]:
-        """Steps that can be restored, ascending."""
-        return sorted(self._manager.all_steps())
+        """Steps that are there, ascending; read-only, damaged ones too."""
+        return sorted(self._manager.all_steps()) if self._manager else damaged.steps(self._folder)
 
     @property
     def latest_step(self) -> int | None:
-        """The newest step, None without checkpoints."""
-        return self._manager.latest_step()
+        """The newest readable step, None without checkpoints; warns of newer, damaged ones.
+
+        Raises:
+            ValueError: there are checkpoints, but none is readable; names them all.
+        """
+        return self._manager.latest_step() if self._manager else self._newest
+
+    @functools.cached_property
+    def _newest(self) -> int | None:
+        return _from_primary(damaged.newest, self._folder, _damage)
 
     def best(self) -> tuple[int, float] | None:
         """Step and mIoU of the best evaluated checkpoint, None if none was evaluated."""
-        self._manager.wait_until_finished()
-        step = self._manager.best_step()
-        scores = self._manager.metrics(step) if step is not None else None
-        return (step, scores['miou']) if scores else None
+        self._wait()
+        scored = []
+        for folder in (self._folder / str(step) for step in damaged.steps(self._folder)):
+            try:
+                if (folder / 'metrics').exists():
+                    scored.append((_read_json(folder, 'metrics')['miou'], int(folder.name)))
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                damaged.warn(folder, f'metrics: {error!r}', 'it does not count as the best')
+        return max(scored)[::-1] if scored else None
 
     def close(self) -> None:
         """Waits for saves under way."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        self._wait()
+        if self._manager:
+            self._manager.close()
+
+    def _wait(self) -> None:
+        if self._manager:
+            self._manager.wait_until_finished()
+
+    def _sum_up(self) -> None:
+        # Nothing but its name is missing now, and the name follows.
+        for folder in self._folder.glob(f'{self._saving}.*'):
+            damaged.sum_up(folder, _CHANGES)
 
 
 def find(workdir: str | pathlib.Path, which: str) -> int:
-    """Resolves 'last', 'best' or a step number to a step that is there.
+    """Resolves 'last', 'best' or a step number to a step that is there and readable.
+
+    'last' is the newest readable one, with a warning of damaged ones after it. Every process calls
+    it, and gets the same answer.
 
     Raises:
         FileNotFoundError: DIR has no checkpoint, or not that one; says what there is.
+        ValueError: it is damaged, or for 'last' all are; names them and says what is readable.
     """
-    if not (pathlib.Path(workdir) / FOLDER).is_dir():
-        raise FileNotFoundError(
-            f'no checkpoint in {workdir}: expected a folder that --mode train has written to'
-        )
-    checkpoints = Checkpoints(workdir, read_only=True)
-    steps, best = checkpoints.steps, checkpoints.best()
-    checkpoints.close()
-    found = {'last': steps[-1] if steps else None, 'best': best[0] if best else None}
-    step = found[which] if which in found else int(which) if which.isdigit() else None
-    if step not in steps:
-        raise FileNotFoundError(
-            f'checkpoint {which!r} is not in {workdir}: there are steps {steps}, the best '
-            f'evaluated is {found["best"]}; expected last, best or one of the steps'
-        )
-    return step
+    return _from_primary(_find, pathlib.Path(workdir), which)
 
 
 def exists(workdir: str | pathlib.Path) -> bool:
-    """Says whether a run in DIR has a complete checkpoint to go on from."""
-    return any(path.name.isdigit() for path in (pathlib.Path(workdir) / FOLDER).glob('*'))
+    """Says whether a run in DIR has a complete checkpoint, damaged or not, to go on from."""
+    return bool(damaged.steps(pathlib.Path(workdir) / FOLDER))
 
 
 def restore_arrays(
@@ -143,19 +194,10 @@ def restore_arrays(
     Returns:
         Part -> path ('params/conv1/kernel') -> array; {} for what the state has none of.
     """
-    with ocp.CheckpointManager(
-        pathlib.Path(workdir).absolute() / FOLDER,
-        options=ocp.CheckpointManagerOptions(read_only=True, save_interval_steps=0),
-        item_handlers={'state': ocp.PyTreeCheckpointHandler()},
-    ) as manager:
-        saved = manager.item_metadata(step)['state'].tree
-        saved = {part: saved[part] for part in parts}
-        args = ocp.args.PyTreeRestore(
-            saved,
-            restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved),
-            partial_restore=True,
-        )
-        restored = manager.restore(step, args=ocp.args.Composite(state=args))['state']
+    folder = pathlib.Path(workdir).absolute() / FOLDER / str(step)
+    saved = _metadata(folder)
+    args = _as_numpy({part: saved[part] for part in parts})
+    restored = _restore(folder, ocp.PyTreeCheckpointHandler, args)
     return {part: flat(restored[part]) for part in parts}
 
 
@@ -167,8 +209,12 @@ def restore_network(
     Args:
         workdir: the run's folder.
         step: a step that is there, see `find`.
-        like: the network's arrays or their shapes.
+        like: the network's arrays or their shapes, and their shardings; what has none goes to
+            this process's first device.
         network: 'teacher' or 'student'.
+
+    Raises:
+        ValueError: the network is of other shapes; names them.
     """
     target = {network: _shapes(like)}
     args = ocp.args.PyTreeRestore(
@@ -176,22 +222,128 @@ def restore_network(
         restore_args=ocp.checkpoint_utils.construct_restore_args(target),
         partial_restore=True,
     )
-    folder = pathlib.Path(workdir).absolute() / FOLDER
-    # A manager of its own: one that has restored with other arguments refuses these.
-    with ocp.CheckpointManager(
-        folder, options=ocp.CheckpointManagerOptions(read_only=True, save_interval_steps=0)
-    ) as manager:
-        return manager.restore(step, args=ocp.args.Composite(state=args))['state'][network]
+    folder = pathlib.Path(workdir).absolute() / FOLDER / str(step)
+    _check_fit(folder, target)
+    return _restore(folder, ocp.PyTreeCheckpointHandler, args)[network]
 
 
-def _miou(scores: Mapping[str, float]) -> float:
-    return scores['miou']
+def _damage(folder: pathlib.Path, whole: bool = True) -> str | None:
+    """Says what is wrong with a checkpoint, in one process and without the others."""
+    if (folder / damaged.SUMS).exists():
+        return damaged.difference(folder, whole)
+    # An older version wrote it, or it is the rest of one. The handler alone, as a checkpointer
+    # waits for the other processes.
+    try:
+        for item in _JSON:
+            if item == 'meta' or (folder / item).exists():
+                _read_json(folder, item)
+        ocp.PyTreeCheckpointHandler().restore(folder / 'state', args=_as_numpy(_metadata(folder)))
+    except Exception as error:  # whatever Orbax and TensorStore make of it
+        return (str(error) or repr(error)).splitlines()[0]
+    return None
+
+
+def _find(workdir: pathlib.Path, which: str) -> int:
+    folder = workdir.absolute() / FOLDER
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f'no checkpoint in {workdir}: expected a folder that --mode train has written to'
+        )
+    steps = damaged.steps(folder)
+    if which == 'last' and steps:
+        return damaged.newest(folder, _damage)
+    best, _ = Checkpoints(workdir, read_only=True).best() or (None, None)
+    step = best if which == 'best' else int(which) if which.isdigit() else None
+    if step not in steps:
+        raise FileNotFoundError(
+            f'checkpoint {which!r} is not in {workdir}: there are steps {steps}, the best '
+            f'evaluated is {best}; expected last, best or one of the steps'
+        )
+    if reason := _damage(folder / str(step)):
+        others = [other for other in steps if other != step and not _damage(folder / str(other))]
+        raise ValueError(
+            f'checkpoint {which!r} of {workdir}, step {step}, is damaged: {reason}; the readable '
+            f'steps are {others}'
+        )
+    return step
+
+
+def _on_one_device_each(x: jax.Array) -> jax.Array:
+    """Gives an array that all devices have whole as the first device of each process has it.
+
+    Orbax cuts what is replicated into a part a device, by a program for each shape and device.
+    A part a process is enough for all to write together, and for one alone nothing is cut.
+    """
+    sharding = _one_device_each(x.sharding)
+    parts = [part.data for part in x.addressable_shards if part.device in sharding.device_set]
+    return jax.make_array_from_single_device_arrays(x.shape, sharding, parts)
+
+
+@functools.cache
+def _one_device_each(sharding: jax.sharding.Sharding) -> jax.sharding.Sharding:
+    devices = sorted(sharding.device_set, key=lambda d: (d.process_index, d.id))
+    first = {}
+    for device in devices:
+        first.setdefault(device.process_index, device)
+    return parallel.Layout('jit', tuple(first.values())).replicated
+
+
+def _check_fit(folder: pathlib.Path, like: Any) -> None:
+    """Raises ValueError, with names, unless what is saved has the shapes of `like`."""
+
+    def shape(x: Any) -> tuple[int, ...]:
+        is_key = jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+        return tuple((jax.eval_shape(jax.random.key_data, x) if is_key else x).shape)
+
+    here = {path: shape(x) for path, x in flat(like).items()}
+    parts = {path.split('/')[0] for path in here}
+    saved = {part: tree for part, tree in _metadata(folder).items() if part in parts}
+    there = {path: tuple(x.shape) for path, x in flat(saved).items()}
+    wrong = [
+        f'{path}: {there.get(path, "nothing")} there, {here.get(path, "nothing")} here'
+        for path in sorted(here.keys() | there.keys())
+        if here.get(path) != there.get(path)
+    ]
+    if wrong:
+        more = f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''
+        raise ValueError(f'checkpoint {folder} is of another state: {"; ".join(wrong[:3])}{more}')
+
+
+def _read_json(folder: pathlib.Path, item: str) -> Any:
+    return json.loads((folder / item / _JSON[item]).read_text())
+
+
+def _metadata(folder: pathlib.Path) -> Any:
+    return ocp.PyTreeCheckpointHandler().metadata(folder / 'state').tree
+
+
+def _as_numpy(tree: Any) -> ocp.args.PyTreeRestore:
+    """Says to restore what a tree of metadata names, and nothing else, to host arrays."""
+    args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    return ocp.args.PyTreeRestore(tree, restore_args=args, partial_restore=True)
+
+
+def _restore(folder: pathlib.Path, handler: Callable, args: Any) -> Any:
+    with ocp.Checkpointer(handler()) as checkpointer:
+        return checkpointer.restore(folder / 'state', args=args)
+
+
+def _from_primary(function: Callable[..., int | None], *arguments: Any) -> int | None:
+    """Calls a function in process 0 and gives its number, or its error, to every process."""
+    found: list[int | None] = []
+    parallel.on_primary(lambda: found.append(function(*arguments)))
+    if jax.process_count() == 1:
+        return found[0]
+    number = -1 if not found or found[0] is None else found[0]
+    number = int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+    return None if number < 0 else number
 
 
 def _shapes(tree: Any) -> Any:
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    alone = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def shape(x: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, 'sharding', sharding))
+        sharding = getattr(x, 'sharding', None) or alone
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
     return jax.tree.map(shape, tree)

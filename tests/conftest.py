@@ -13,6 +13,7 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # the cache's notes on machi
 # Compiling is most of what the tests take; unoptimised programs compute the same.
 os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_backend_optimization_level=0'
 os.environ['JAX_NUM_CPU_DEVICES'] = '2'  # for the tests of the device axis
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # also where there is a GPU: it may be but one
 # In the background of a script Ctrl-C comes ignored, and the tests of it would wait in vain.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -1,9 +1,13 @@
-"""What is kept: the latest two and the best; a step is never saved twice."""
+"""What is kept: the latest two and the best; a step is never saved twice; what save leaves free."""
 
+import contextlib
+
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from css_jax import checkpoint, state
+from css_jax import checkpoint, damaged, parallel, state
 
 
 def fake(step):
@@ -40,3 +44,42 @@ def test_a_relative_folder_works(tmp_path, monkeypatch):
     checkpoints.save(1, fake(1), {'split_hash': 'x'})
     checkpoints.close()
     assert checkpoint.find('run', 'last') == 1
+    (tmp_path / 'run' / checkpoint.FOLDER / '1' / damaged.SUMS).unlink()  # Orbax reads it then
+    assert checkpoint.find('run', 'last') == 1
+
+
+def test_the_newest_of_equals_is_the_best(tmp_path):
+    with contextlib.closing(checkpoint.Checkpoints(tmp_path)) as checkpoints:
+        for step, miou in ((1, 0.5), (2, 0.7), (3, 0.7), (4, 0.6)):
+            checkpoints.save(step, fake(step), {}, {'miou': miou})
+        assert checkpoints.best() == (3, 0.7)
+    assert checkpoint.find(tmp_path, 'best') == 3
+
+
+@pytest.mark.parametrize('mode', ['one device', 'jit', 'pmap'])
+def test_a_step_may_overwrite_the_state_as_soon_as_save_returns(mode, tmp_path):
+    layout = parallel.Layout('jit' if mode == 'jit' else 'pmap', jax.devices()[:2])
+    where = jax.devices()[0] if mode == 'one device' else layout.replicated
+    # Large enough that writing goes on while the next step runs.
+    values = np.random.default_rng(0).normal(size=(2, 2**21)).astype(np.float32)
+    current = fake(1).replace(memory={'m': values}, key=jax.random.key(1))
+    current = jax.device_put(current, where)
+
+    def negate(current, batch):
+        del batch
+        negated = jax.tree.map(lambda x: -x, current.replace(key=()))
+        return negated.replace(key=current.key), ()
+
+    batch = {'x': np.zeros(2, np.float32)}
+    if mode == 'one device':
+        step = jax.jit(negate, donate_argnums=0).lower(current, batch).compile()
+    else:
+        batch = layout.place(batch)
+        step = layout.compile_step(negate, current, batch)
+    with contextlib.closing(checkpoint.Checkpoints(tmp_path)) as checkpoints:
+        current, _ = step(current, batch)
+        checkpoints.save(1, current, {})
+        current, _ = step(current, batch)
+        np.testing.assert_array_equal(current.memory['m'], values)
+    saved = checkpoint.restore_arrays(tmp_path, 1, ['memory'])['memory']['m']
+    np.testing.assert_array_equal(saved, -values)
