@@ -178,10 +178,13 @@ def evaluate(
         FileNotFoundError: there is no such checkpoint.
         ValueError: the configuration is not the one the run was trained with.
     """
-    config = configs.finalise(config, workdir)
-    stored.match(config, workdir, (*stored.FREE, 'eval.'))
+    with parallel.together():
+        config = configs.finalise(config, workdir)
+        stored.match(config, workdir, (*stored.FREE, 'eval.'))
+        evaluator = Evaluator(config)
+    parallel.agree('configuration', stored.lines(config))
+    parallel.agree('checkpoint', which)
     step = checkpoint.find(workdir, which)
-    evaluator = Evaluator(config)
     like = parallel.Layout().shapes(state.shapes(methods.context(config)))
     variables = checkpoint.restore_network(workdir, step, like, config.eval.network)
     checkpoints = checkpoint.Checkpoints(workdir, read_only=True)

@@ -46,7 +46,10 @@ def caught() -> Iterator[Callable[[], int]]:
         if came and number == signal.SIGINT:
             raise KeyboardInterrupt
         if not came:  # print could be called inside of itself here
-            text = f'{signal.Signals(number).name}: saving after this step; Ctrl-C stops at once\n'
+            text = (
+                f'{signal.Signals(number).name}: saving after this step, and after its evaluation '
+                'if it has one; Ctrl-C stops at once\n'
+            )
             os.write(2, text.encode())
         came.append(number)
         if several:

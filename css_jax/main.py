@@ -9,8 +9,9 @@ import os
 import pathlib
 import signal
 import sys
+import traceback
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -66,12 +67,13 @@ READ_BY = {
     'target': ['convert'],
     **{name: ['sweep'] for name in _SWEEP},
     **{name: ['train', 'evaluate'] for name in _PROCESSES},
+    'process_count': list(MODES),  # 1 in all of them
 }
 
 
 def main(argv: list[str]) -> None:
     """Runs one mode; a mistake of the user is one line, not a traceback."""
-    from css_jax import interrupt
+    from css_jax import interrupt, parallel
 
     argv, changes = overrides.split(argv)
     if len(argv) > 1:
@@ -80,25 +82,35 @@ def main(argv: list[str]) -> None:
     absl_logging.set_verbosity(absl_logging.ERROR)
     logging.basicConfig(format='%(message)s', stream=sys.stdout, force=True)
     logging.getLogger('css_jax').setLevel(logging.INFO)
+    goes_on = '; the same command goes on from the last checkpoint'
     try:
         _run(changes)
-    except (ValueError, OSError, FloatingPointError) as error:
-        _stop(error)
     except interrupt.Stopped as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(128 + stopped.number)
     except KeyboardInterrupt:
-        goes_on = _MODE.value in ('train', 'sweep')
-        how = '; the same command goes on from the last checkpoint' if goes_on else ''
+        how = goes_on if _MODE.value in ('train', 'sweep') else ''
         print(f'\nstopped{how}', file=sys.stderr)
-        sys.exit(130)
+        parallel.leave(130)
+    except Exception as error:
+        in_words = isinstance(error, (ValueError, OSError, FloatingPointError))
+        _, count = parallel.process()
+        if not in_words or os.environ.get('CSS_JAX_TRACEBACK'):
+            if count == 1:
+                raise
+            traceback.print_exc()
+        if not in_words:  # as where data is exchanged with a process that has ended
+            how = goes_on if _MODE.value == 'train' else ''
+            error = f'{_first_line(error)}; if another process has ended, it says why{how}'
+        print(_sentence(error), file=sys.stderr)
+        parallel.leave(1)
 
 
 def _run(changes: Mapping[str, str | None]) -> None:
     workdir, mode = pathlib.Path(_WORKDIR.value), _MODE.value
     given = _given(changes)
     _join(mode, given)
-    from css_jax import convert, evaluate, preview, quality, report, sweep, train
+    from css_jax import convert, evaluate, parallel, preview, quality, report, sweep, train
 
     which = given.get('checkpoint', 'last')
     if mode == 'sweep':
@@ -111,8 +123,9 @@ def _run(changes: Mapping[str, str | None]) -> None:
     if given.get('target'):
         convert.to_file(workdir, given['target'], which)
         return
-    config = overrides.load(_config_path())
-    config.update_from_flattened_dict(overrides.values(config, changes))
+    with parallel.together():
+        config = overrides.load(_config_path())
+        config.update_from_flattened_dict(overrides.values(config, changes))
     if mode == 'train':
         train.train(config, workdir)
     elif mode == 'evaluate':
@@ -187,7 +200,7 @@ def parse(argv: list[str]) -> list[str]:
     try:
         return [*flags.FLAGS(others), *overrides.arguments(changes)]
     except flags.Error as error:
-        _stop(error)
+        sys.exit(_sentence(error))
 
 
 def _config_path() -> str:
@@ -200,10 +213,12 @@ def _config_path() -> str:
     return str(CONFIGS / 'quickstart.py')
 
 
-def _stop(error: Exception) -> NoReturn:
-    if os.environ.get('CSS_JAX_TRACEBACK'):
-        raise error
-    sys.exit(f'error: {error}\n(--help lists the flags, CSS_JAX_TRACEBACK=1 shows where)')
+def _first_line(error: Exception) -> str:
+    return f'{type(error).__name__}: {error}'.splitlines()[0]
+
+
+def _sentence(error: Exception | str) -> str:
+    return f'error: {error}\n(--help lists the flags, CSS_JAX_TRACEBACK=1 shows where)'
 
 
 if __name__ == '__main__':

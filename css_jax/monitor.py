@@ -103,7 +103,11 @@ class Profile:
     def before(self, step: int) -> None:
         """Starts the trace if it is the turn of `step`."""
         if step in self._steps and not self._running:
-            jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
+            options = jax.profiler.ProfileOptions()
+            options.python_tracer_level = 0  # every Python call would bury, and slow down, the rest
+            jax.profiler.start_trace(
+                self._folder, create_perfetto_trace=True, profiler_options=options
+            )
             self._running = True
 
     def after(self, step: int, result: Any) -> None:

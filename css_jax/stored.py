@@ -18,6 +18,8 @@ FILE = 'config.json'
 LOCK = '.lock'
 # What a run leaves in its folder and would be lost if another one took it.
 TRACES = ('checkpoints', 'metrics.jsonl', 'results*.json', 'events.out.tfevents.*')
+# Keys that may differ between the processes of a run, and between one time and another.
+HOST = ('data.dir', 'data.threads', 'data.prefetch')
 # Keys under which a run may be gone on with: none changes what is trained, or how it is scored.
 FREE = (
     'parallel',
@@ -26,9 +28,7 @@ FREE = (
     'checkpoint_every',
     'eval.every',
     'eval.batch_size',
-    'data.dir',
-    'data.threads',
-    'data.prefetch',
+    *HOST,
 )
 
 
@@ -157,6 +157,12 @@ def diff(old: ConfigDict, new: ConfigDict) -> list[tuple[str, Any, Any]]:
     keys = sorted(flat_old.keys() | flat_new.keys())
     pairs = [(key, flat_old.get(key), flat_new.get(key)) for key in keys]
     return [pair for pair in pairs if pair[1] != pair[2]]
+
+
+def lines(config: ConfigDict) -> str:
+    """Gives a configuration as text that all processes of a run have in common, a key a line."""
+    values = sorted(_flat(config.to_dict()).items())
+    return '\n'.join(f'{key}={value!r}' for key, value in values if not key.startswith(HOST))
 
 
 def _flat(tree: dict, prefix: str = '') -> dict[str, Any]:

@@ -32,7 +32,7 @@ OUTPUT = 'log.txt'  # in a run's folder: all that its process prints
 PROGRAM = (sys.executable, '-m', 'css_jax.main')
 ROOT = pathlib.Path(__file__).parents[1]
 _QUIET = 60.0  # seconds between lines of progress
-_GRACE = 60.0  # seconds that a run has to stop
+_GRACE = 300.0  # seconds that a run has to stop: it may have to finish an evaluation
 _STOPS = (signal.SIGTERM, signal.SIGHUP)  # besides Ctrl-C; the second is of a closed terminal
 
 
@@ -260,7 +260,11 @@ def _execute(run: Run) -> int:
     # A session of its own: Ctrl-C then reaches the run through us, once, whoever sent it.
     with output.open('ab') as log:
         child = subprocess.Popen(
-            run.command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            # Of one process, also where the sweep itself is one task of many in a cluster.
+            (*run.command, '--process_count=1'),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     try:
         while True:
@@ -270,6 +274,7 @@ def _execute(run: Run) -> int:
                 LOG.info('  %s', _tail(output)[-1][:100])
     finally:
         if child.poll() is None:
+            LOG.info('  the run saves its step; Ctrl-C again, or %.0f s, ends it', _GRACE)
             # A run ignores Ctrl-C where we do, as in the background of a script.
             ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
             child.send_signal(signal.SIGTERM if ignored else signal.SIGINT)

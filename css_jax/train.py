@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import json
 import logging
 import pathlib
 import signal
@@ -53,25 +52,27 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
         FloatingPointError: a loss, gradient or update is not finite; the last checkpoint stays.
         css_jax.interrupt.Stopped: SIGTERM or Ctrl-C came; the last step is saved.
     """
-    config = configs.finalise(config, workdir)
     workdir = pathlib.Path(workdir)
-    ids = splits.subsets(config.data)
-    split = splits.record(config.data, ids)
-    layout = parallel.Layout(config.parallel)
-    batch_sizes = _batches(config, layout)
-    evaluator = evaluate.Evaluator(config)
-    method = methods.get(config.method)
-    images = {name: len(chosen) for name, chosen in ids.items()}
-    ctx = methods.context(config, parallel.AXIS, images)
-    # Before anything is written; what goes on from a checkpoint needs neither file nor folder.
-    goes_on = checkpoint.exists(workdir)
-    parallel.agree('configuration', json.dumps(config.to_dict(), default=str))
-    parallel.agree('training images', split['split_hash'])
-    parallel.agree(f'{workdir} (all processes need to see one folder)', str(goes_on))
+    with parallel.together():
+        config = configs.finalise(config, workdir)
+        ids = splits.subsets(config.data)
+        split = splits.record(config.data, ids)
+        layout = parallel.Layout(config.parallel)
+        batch_sizes = _batches(config, layout)
+        evaluator = evaluate.Evaluator(config)
+        method = methods.get(config.method)
+        images = {name: len(chosen) for name, chosen in ids.items()}
+        ctx = methods.context(config, parallel.AXIS, images)
+        # Before anything is written; what goes on from a checkpoint needs neither file nor folder.
+        goes_on = checkpoint.exists(workdir)
+    parallel.agree('configuration', stored.lines(config))
+    parallel.agree('split hash of the training images', split['split_hash'])
+    parallel.agree(f'checkpoints in {workdir}, which all processes need to see', str(goes_on))
     if goes_on:
         stored.match(config, workdir)
         _same_images(workdir, split)
-    given = {} if goes_on else pretrained.load(config, method, ctx)
+    with parallel.together():
+        given = {} if goes_on else pretrained.load(config, method, ctx)
     parallel.on_primary(stored.claim, config, workdir)
     departures = follow.departures(config, method.DEFAULTS)
     LOG.info('follow=%s; otherwise: %s', config.follow, ', '.join(departures) or 'nothing')
@@ -123,19 +124,17 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
                             batch,
                         )
                 profile.before(t)
-                current, pending[t + 1] = run(current, batch)
+                with jax.profiler.StepTraceAnnotation('train', step_num=t):
+                    current, pending[t + 1] = run(current, batch)
                 profile.after(t, pending[t + 1])
 
                 done = t + 1
                 last = done == config.steps
-                stop = parallel.stops(done, asked() > 0)
                 log = last or done % config.log_every == 0
                 score = last or (config.eval.every > 0 and done % config.eval.every == 0)
-                save = score or stop or done % config.checkpoint_every == 0
                 record = {}
-                if log or save:
+                if log or score:
                     values = _finite(pending, writer)
-                    pending.clear()
                 if log:
                     record = {**values, 'learning_rate': float(rate(t)), **progress.update(done)}
                     LOG.info(monitor.line(done, config.steps, record))
@@ -149,7 +148,10 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
                     )
                 if record:
                     writer.write(done, record)
-                if save:
+                # Also a signal that has come during the evaluation.
+                stop = parallel.stops(done, asked() > 0)
+                if score or stop or done % config.checkpoint_every == 0:
+                    _finite(pending, writer)
                     known = score and scores['miou'] is not None
                     evaluated = {'miou': scores['miou']} if known else None
                     with progress.pause():
@@ -195,8 +197,8 @@ def _batches(config: ConfigDict, layout: parallel.Layout) -> list[str]:
     """
     kind, (_, processes) = layout.devices[0].device_kind, parallel.process()
     lines = [
-        f'parallel={config.parallel}, {len(layout.devices)} x {kind} in all, {processes} x process, '
-        f'learning rate {config.optimizer.learning_rate:g}, which no number of devices '
+        f'parallel={config.parallel}, {len(layout.devices)} x {kind} in all, {processes} x '
+        f'process, learning rate {config.optimizer.learning_rate:g}, which no number of devices '
         'changes'
     ]
     parts = config.accumulate_steps
@@ -220,13 +222,14 @@ def _compile(layout: parallel.Layout, step: Any, current: Any, batch: Any) -> An
     return program
 
 
-def _finite(pending: Mapping[int, Mapping], writer: monitor.Writer) -> dict[str, float]:
-    """Fetches the last step's metrics after checking every step since the last check.
+def _finite(pending: dict[int, Mapping], writer: monitor.Writer) -> dict[str, float]:
+    """Fetches the last step's metrics after checking, and forgetting, every step since the last.
 
     Raises:
         FloatingPointError: at the first step that is not finite, with its numbers, which are
             written to the record first. Loss, gradient and update finite: so are the weights.
     """
+    values = {}
     for step, metrics in jax.device_get(pending).items():
         values = {name: float(value) for name, value in metrics.items()}
         checked = [values[name] for name in ('loss', 'gradient_norm', 'update_norm')]
@@ -237,4 +240,5 @@ def _finite(pending: Mapping[int, Mapping], writer: monitor.Writer) -> dict[str,
                 f'step {step}: loss, gradient or update is not finite ({shown}); the last '
                 'checkpoint before it is kept'
             )
+    pending.clear()
     return values

@@ -11,7 +11,17 @@ import numpy as np
 import pytest
 from absl.testing import flagsaver
 
-from css_jax import checkpoint, evaluate, monitor, pictures, preview, report, stored, train
+from css_jax import (
+    checkpoint,
+    evaluate,
+    monitor,
+    parallel,
+    pictures,
+    preview,
+    report,
+    stored,
+    train,
+)
 from css_jax import main as program
 from data_prep import records
 from data_prep.camvid.builder import Builder as CamVid
@@ -77,13 +87,40 @@ def test_mistakes_are_one_line_and_build_nothing(arguments, answer, tmp_path):
         ('convert --source=a.npz --checkpoint=best', '--checkpoint: expected with --target'),
     ],
 )
-def test_flags_that_nothing_reads_are_refused(arguments, answer, tmp_path):
+def test_flags_that_nothing_reads_are_refused(arguments, answer, tmp_path, capsys):
     """In this process, which is quicker: the flags are put back as they were."""
-    with flagsaver.flagsaver():
-        left = program.parse(['main', f'--workdir={tmp_path}', *f'--mode={arguments}'.split()])
-        with pytest.raises(SystemExit, match=answer):
-            program.main(left)
-    assert not list(tmp_path.iterdir())
+    assert answer in refused(f'--mode={arguments}', tmp_path, capsys)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'answer'),
+    [
+        ('--coordinator=a:1', 'got a:1, None, None; expected all three, or none'),
+        ('--mode=evaluate --process_count=2', 'got None, 2, None; expected all three, or none'),
+        ('--mode=sweep --table=5 --process_count=2', 'got None, 2, None; expected all three'),
+        ('--coordinator=a:1 --process_count=2 --process_id=2', '--process_id: got 2, expected 0'),
+        ('--coordinator=a --process_count=2 --process_id=0', "--coordinator: got 'a', expected ho"),
+        ('--mode=preview --process_id=0', '--process_id: expected with --mode=train, evaluate'),
+    ],
+)
+def test_processes_that_cannot_meet_are_refused(arguments, answer, tmp_path, capsys):
+    assert answer in refused(arguments, tmp_path, capsys)
+
+
+def test_other_modes_run_in_one_process(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(parallel, 'start', lambda *given: None)
+    monkeypatch.setattr(parallel, 'process', lambda: (0, 2))  # as a cluster may have it
+    said = refused('--mode=preview', tmp_path, capsys)
+    assert '--mode=preview runs in one process, got 2: several are for train, evaluate' in said
+    assert '--process_count=1 keeps a process alone' in said
+
+
+def refused(arguments, workdir, capsys):
+    """What the program says to flags that it refuses."""
+    with flagsaver.flagsaver(), pytest.raises(SystemExit) as stopped:
+        program.main(program.parse(['main', f'--workdir={workdir}', *arguments.split()]))
+    assert stopped.value.code == 1 and not list(workdir.iterdir())
+    return capsys.readouterr().err
 
 
 @pytest.mark.parametrize('mode', ['train', 'sweep', 'evaluate', 'preview'])

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shlex
 import signal
 import subprocess
@@ -260,12 +261,13 @@ CHILD = """
 import signal, sys, time
 if sys.argv.pop(1) == 'told':
     signal.signal(signal.SIGINT, signal.default_int_handler)
-print('up', flush=True)
+print('up', sys.argv[2], flush=True)  # alone, also where the sweep is one task of a cluster
 try:
     time.sleep(float(sys.argv[1]))
 except KeyboardInterrupt:
     print('told')
 """
+UP = ['up', '--process_count=1']
 
 
 def execute(run, number, handlers):
@@ -298,9 +300,9 @@ def test_a_run_ends_with_its_sweep(number, tmp_path):
     run = plan(tmp_path, 5, QUICKSTART)[0]
     run = run._replace(command=(sys.executable, '-c', CHILD, 'told', '20'))
     said = execute(run, number, {number: lambda *_: None})  # which would go on
-    assert said == ('stopped', ['up', 'told'])
+    assert said == ('stopped', [*UP, 'told'])
     run = run._replace(command=(*run.command[:-1], '0.5'))
-    assert execute(run, number, {number: signal.SIG_IGN}) == (0, ['up'])
+    assert execute(run, number, {number: signal.SIG_IGN}) == (0, UP)
 
 
 def test_a_run_that_ignores_ctrl_c_is_stopped_at_once(tmp_path):
@@ -308,7 +310,7 @@ def test_a_run_that_ignores_ctrl_c_is_stopped_at_once(tmp_path):
     run = run._replace(command=(sys.executable, '-c', CHILD, 'not', '20'))
     start = time.perf_counter()
     ignored = {signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: lambda *_: None}
-    assert execute(run, signal.SIGTERM, ignored) == ('stopped', ['up'])
+    assert execute(run, signal.SIGTERM, ignored) == ('stopped', UP)
     assert time.perf_counter() - start < 10
 
 
@@ -336,11 +338,12 @@ def test_a_sweep_that_was_stopped_goes_on(tmp_path, data_dir, monkeypatch):
     assert 'run 1 of 1: css_mix/seed0 · elapsed 00:00' in said
     assert 'the same command goes on' in said
     log = metrics.with_name(sweep.OUTPUT)
-    assert 'the same command goes on' in log.read_text()  # the run was told, and has stopped
+    assert '  the run saves its step; Ctrl-C again' in said
+    step = re.search(r'stopped by SIGINT after step (\d+), which is saved', log.read_text())[1]
     assert '| CSS (mix) | - |' in (tmp_path / 'table3.md').read_text()
 
     text = sweep.sweep(tmp_path, 3, config=str(family), seeds=(0,), changes=changes)
-    assert 'going on from step' in log.read_text()
+    assert f'going on from step {step}\n' in log.read_text()
     results = json.loads(metrics.with_name('results.json').read_text())
     assert results['step'] == 60
     row = f'| CSS (mix) | {100 * results["miou"]:.2f} (1) | 74.02 | 76.93 | 77.94 | 79.62 |'

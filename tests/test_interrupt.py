@@ -1,0 +1,132 @@
+"""SIGTERM and Ctrl-C at any time of a run: what is saved, what is said, and how it goes on."""
+
+import contextlib
+import signal
+import threading
+
+import pytest
+
+from css_jax import checkpoint, evaluate, interrupt, models, monitor, train
+from tests import program, tiny
+from tests.conftest import ROOT
+from tests.small import small
+
+
+def test_the_first_signal_is_a_wish_and_the_second_ctrl_c_an_order(capfd):
+    handler = signal.getsignal(signal.SIGINT)
+    with interrupt.caught() as asked:
+        assert asked() == 0
+        signal.raise_signal(signal.SIGTERM)
+        assert asked() == signal.SIGTERM
+        signal.raise_signal(signal.SIGTERM)  # as a scheduler that repeats itself
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    said = capfd.readouterr().err
+    assert said.count('\n') == 1
+    assert 'SIGTERM: saving after this step' in said and 'Ctrl-C stops at once' in said
+    assert signal.getsignal(signal.SIGINT) == handler
+
+
+def test_what_is_ignored_stays_so_and_other_threads_catch_nothing():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interrupt.caught() as asked:
+            signal.raise_signal(signal.SIGINT)
+            assert asked() == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+    def enter():
+        with interrupt.caught() as asked:
+            found.append(asked())
+
+    found = []
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert found == [0]
+
+
+@pytest.fixture
+def config(data_dir, monkeypatch):
+    monkeypatch.setattr(models, 'build', small)
+    config = tiny.get_config('supervised')
+    config.data.dir = data_dir
+    return config
+
+
+def interrupted(function, when):
+    """The function, with a SIGTERM before a call of it for which `when` is so."""
+
+    def wrapped(*args, **kwargs):
+        if when(*args, **kwargs):
+            signal.raise_signal(signal.SIGTERM)
+        return function(*args, **kwargs)
+
+    return wrapped
+
+
+def test_an_evaluation_under_way_is_finished_first(config, tmp_path, monkeypatch, capfd):
+    config.eval.every = 4
+    call = interrupted(evaluate.Evaluator.__call__, lambda *args: True)
+    monkeypatch.setattr(evaluate.Evaluator, '__call__', call)
+    with pytest.raises(interrupt.Stopped, match='SIGTERM after step 4, which is saved') as stopped:
+        train.train(config, tmp_path)
+    assert stopped.value.number == signal.SIGTERM
+    assert 'and after its evaluation' in capfd.readouterr().err
+    last = monitor.read(tmp_path)[-1]
+    assert last['step'] == 4 and checkpoint.find(tmp_path, 'last') == 4
+    with contextlib.closing(checkpoint.Checkpoints(tmp_path, read_only=True)) as checkpoints:
+        assert checkpoints.best() == (4, pytest.approx(last['eval_miou']))
+
+
+def test_a_signal_while_the_step_is_compiled_costs_one_step(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, '_compile', interrupted(train._compile, lambda *args: True))
+    with pytest.raises(interrupt.Stopped, match='after step 1'):
+        train.train(config, tmp_path)
+    assert checkpoint.find(tmp_path, 'last') == 1
+
+
+def test_a_profile_ends_with_its_run(config, tmp_path, monkeypatch):
+    config.profile = (1, 100)
+    write = interrupted(monitor.Writer.write, lambda self, step, values: step == 2)
+    monkeypatch.setattr(monitor.Writer, 'write', write)
+    with pytest.raises(interrupt.Stopped, match='after step 2'):
+        train.train(config, tmp_path)
+    (trace,) = (tmp_path / 'profile').glob('**/perfetto_trace.json.gz')
+    assert trace.stat().st_size > 0
+
+
+def test_the_last_step_is_the_end_whatever_comes(config, tmp_path, monkeypatch):
+    config.steps = 2
+    write = interrupted(monitor.Writer.write, lambda self, step, values: step == 2)
+    monkeypatch.setattr(monitor.Writer, 'write', write)
+    assert train.train(config, tmp_path)['step'] == 2
+
+
+def test_a_stopped_run_ends_with_the_same_bits(tmp_path, data_dir):
+    """Begun in the background of a script, where Ctrl-C does not come through."""
+    flags = [f'--config={ROOT}/tests/tiny.py', f'--config.data.dir={data_dir}']
+    whole = program.start(tmp_path / 'whole', *flags)
+    workdir = tmp_path / 'run'
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        processes = program.start(workdir, *flags, slow=0.2)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    program.wait_for(processes, lambda: 2 in program.steps(workdir))
+    processes[0].send_signal(signal.SIGINT)
+    program.wait_for(processes, lambda: 4 in program.steps(workdir))
+    processes[0].send_signal(signal.SIGTERM)
+    ((code, _, errors),) = program.finish(processes)
+    assert code == 128 + signal.SIGTERM and 'SIGINT' not in errors
+    step = checkpoint.find(workdir, 'last')
+    assert 4 <= step < 8
+    assert f'stopped by SIGTERM after step {step}, which is saved; the same command' in errors
+
+    (output,) = program.run(workdir, *flags)
+    assert f'going on from step {step}' in output
+    assert [code for code, *_ in program.finish(whole)] == [0]
+    assert program.steps(workdir) == list(range(1, 9))
+    worst, where = program.difference(program.arrays(tmp_path / 'whole'), program.arrays(workdir))
+    assert worst == 0, where
