@@ -5,10 +5,12 @@
 'real' is the paper's VOC setting (ResNet-101, 512 crop, 16 + 16 images, 21 classes), 'small' the
 quickstart's. Images and labels are random. Where a setting does not fit into the device's memory,
 its row says so and the next one has half the batch. A program compiled later may find convolutions
-tuned by an earlier one, so only the first compile time is that of a fresh process.
+tuned by an earlier one, so only the first compile time is that of a fresh process. On a GPU the
+first row is the first case with operations that give the same bits in every run (docs/devices.md).
 """
 
 import functools
+import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -36,6 +38,8 @@ CAPTION = {
 }
 NUMBERS = ('img/s', 'TFLOP/s', 'compile s', 'GFLOP', 'memory MiB', 'temporary MiB')
 OUT_OF_MEMORY = {'ms': 'out of memory', **dict.fromkeys(NUMBERS, float('nan'))}
+REFUSED = {**OUT_OF_MEMORY, 'ms': 'refused by XLA'}
+DETERMINISTIC = {'xla_gpu_deterministic_ops': True}
 
 
 def configuration(size: str, method: str, dtype: str, stride: int, batch: int) -> ConfigDict:
@@ -68,10 +72,16 @@ def setup(config: ConfigDict) -> SimpleNamespace:
     return SimpleNamespace(method=method, tx=tx, ctx=ctx, state=current, batch=batch)
 
 
-def whole(run: SimpleNamespace) -> timing.Row:
-    """Times the whole step as the training loop runs it; `run.state` moves on."""
+def whole(run: SimpleNamespace, options: dict[str, bool] | None = None) -> timing.Row:
+    """Times the whole step as the training loop runs it; `run.state` moves on.
+
+    Args:
+        run: as `setup` gives it.
+        options: of XLA.
+    """
     step = functools.partial(steps.train_step, method=run.method, optimizer=run.tx, ctx=run.ctx)
-    program, account = timing.compiled(jax.jit(step, donate_argnums=0), run.state, run.batch)
+    jitted = jax.jit(step, donate_argnums=0, compiler_options=options)
+    program, account = timing.compiled(jitted, run.state, run.batch)
 
     def once():
         run.state, metrics = program(run.state, run.batch)
@@ -87,23 +97,59 @@ def whole(run: SimpleNamespace) -> timing.Row:
     }
 
 
+def attempts(
+    size: str, method: str, dtype: str, stride: int, options: dict[str, bool] | None = None
+) -> Iterator[tuple[int, timing.Row | None, SimpleNamespace | None]]:
+    """Times a case, and where it does not fit one of half the batch: batch, row, what it ran."""
+    for batch in (BATCH[size], BATCH[size] // 2):
+        run = timing.attempt(setup, configuration(size, method, dtype, stride, batch))
+        row = run and timing.attempt(whole, run, options)
+        yield batch, row, run
+        if row:
+            return
+
+
+def deterministic(size: str) -> list[tuple[int, timing.Row | None]]:
+    """Times the first case with deterministic operations: batch and row; on GPUs only."""
+    if jax.default_backend() != 'gpu':
+        return []
+    try:
+        return [(batch, row) for batch, row, _ in attempts(size, *CASES[0][:3], DETERMINISTIC)]
+    except RuntimeError as error:
+        if 'determinis' not in str(error):
+            raise
+        print(error, file=sys.stderr)
+        return [(BATCH[size], REFUSED)]
+
+
 def rows(size: str) -> Iterator[tuple[str, timing.Row]]:
     """Gives a row a case and a batch and, as tables of their own, a row a part of some cases."""
-    for method, dtype, stride, with_parts in CASES:
-        name = f'{method}, {dtype}, output stride {stride}'
-        for batch in (BATCH[size], BATCH[size] // 2):
-            run = timing.attempt(setup, configuration(size, method, dtype, stride, batch))
-            row = run and timing.attempt(whole, run)
-            images = ' + '.join([str(batch)] * len(methods.METHODS[method].STREAMS))
-            yield CAPTION[size], {'step': name, 'images': images, **(row or OUT_OF_MEMORY)}
-            if row:
-                break
-        if row and with_parts:
-            caption = f'Parts of {name}, {images} images, each compiled alone'
-            measured = parts.measure(run.method, run.tx, run.ctx, run.state, run.batch)
-            while pair := timing.attempt(next, measured, None):
-                part, numbers = pair
-                yield caption, {'part': part, 'of the step': numbers['ms'] / row['ms'], **numbers}
+
+    def line(case: tuple, batch: int, row: timing.Row | None, more: str = '') -> timing.Row:
+        method, dtype, stride, _ = case
+        images = ' + '.join([str(batch)] * len(methods.METHODS[method].STREAMS))
+        name = f'{method}, {dtype}, output stride {stride}{more}'
+        return {'step': name, 'images': images, **(row or OUT_OF_MEMORY)}
+
+    # In a process of its own, as convolutions tuned here would be found again there; and first,
+    # as this process keeps the accelerator's memory.
+    for batch, row in timing.isolated(deterministic, size):
+        yield CAPTION[size], line(CASES[0], batch, row, ', deterministic ops')
+    for case in CASES:
+        for batch, row, run in attempts(size, *case[:3]):
+            shown = line(case, batch, row)
+            yield CAPTION[size], shown
+            if row and case[3]:
+                yield from parts_of(shown, row['ms'], run)
+
+
+def parts_of(shown: timing.Row, whole_ms: float, run: SimpleNamespace) -> Iterator:
+    """Gives a row a part of a step, as long as they fit."""
+    caption = f'Parts of {shown["step"]}, {shown["images"]} images, each compiled alone'
+    measured = parts.measure(run.method, run.tx, run.ctx, run.state, run.batch)
+    while pair := timing.attempt(next, measured, None):
+        part, numbers = pair
+        yield caption, {'part': part, 'of the step': numbers['ms'] / whole_ms, **numbers}
 
 
 if __name__ == '__main__':
