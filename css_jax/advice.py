@@ -1,8 +1,10 @@
 """What is possible but unlikely to be meant: warnings at start-up, a sentence each."""
 
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 
+import jax
 from ml_collections import ConfigDict
 
 from css_jax import follow, methods
@@ -35,6 +37,7 @@ def warnings(config: ConfigDict, table: ConfigDict, images: Mapping[str, int]) -
     """
     return [
         *_random_weights(config),
+        *_undone(config),
         *_unread(config, table),
         *_out_of_reach(config),
         *_never(config, images),
@@ -47,6 +50,15 @@ def _random_weights(config: ConfigDict) -> Iterator[str]:
         yield (
             "model.pretrained is empty: this run starts from random weights, the paper's from "
             'ImageNet ones (--config.model.pretrained=FILE)'
+        )
+
+
+def _undone(config: ConfigDict) -> Iterator[str]:
+    kept_apart = 'cse_barrier_expander' in os.environ.get('XLA_FLAGS', '')
+    if config.model.remat and jax.default_backend() == 'cpu' and not kept_apart:
+        yield (
+            'model.remat saves nothing on a CPU, where XLA finds the second computation equal to '
+            'the first; XLA_FLAGS=--xla_disable_hlo_passes=cse_barrier_expander keeps them apart'
         )
 
 

@@ -116,6 +116,10 @@ def values(config: ConfigDict) -> None:
         any_of = _at(config, key) in methods.get('css').CHOICES.get(key, ())
         where = f' with method={config.method}' + (', or method=css' if any_of else '')
         choice(key, _at(config, key), choices, where)
+    try:
+        models.remat.stages(config.model.remat)
+    except ValueError as error:
+        raise ValueError(f'model.{error}') from None
     for key, (low, high) in RANGES.items():
         value = _at(config, key)
         if not low <= value <= high:

@@ -51,7 +51,7 @@ def model() -> ConfigDict:
     c.dtype = 'float32'  # compute; parameters and statistics are always float32
     c.stem_ceil_mode = False  # deep stem: the reference's max-pool, which rounds up
     c.pretrained = ''  # file of backbone weights; '': random ones
-    c.remat = False  # recompute each residual block's activations in the backward pass
+    c.remat = ()  # stages computed anew in the backward pass, or all: see docs/memory.md
     return c
 
 

@@ -35,7 +35,7 @@ READERS = {
     float: (_number, 'a number such as 0.1'),
     str: (str, 'a text'),
 }
-# Keys of tuples, by their last name: an example, of their length and of the type of their numbers.
+# Keys of tuples, by their last name: an example, of their length and of the type of their items.
 TUPLES = {
     'profile': (0, 0),
     'crop': (64, 64),
@@ -46,8 +46,9 @@ TUPLES = {
     'scales': (0.5, 1.0, 1.5),
     'mean': (0.485, 0.456, 0.406),
     'std': (0.229, 0.224, 0.225),
+    'remat': ('layer3', 'layer4'),
 }
-ANY_LENGTH = ('scales',)
+ANY_LENGTH = ('scales', 'remat')
 
 
 def split(argv: list[str]) -> tuple[list[str], dict[str, str | None]]:
@@ -168,15 +169,18 @@ def _value(key: str, text: str | None, kind: type) -> Any:
 def _tuple(key: str, text: str) -> tuple:
     name = key.rpartition('.')[2]
     example, any_length = TUPLES[name], name in ANY_LENGTH
+    if any_length and text.strip() == '()':
+        return ()
     read, _ = READERS[type(example[0])]
+    parts = [part.strip(' \'"') for part in text.strip(' ()[]').removesuffix(',').split(',')]
     try:
-        value = tuple(map(read, text.strip(' ()[]').removesuffix(',').split(',')))
+        value = tuple(map(read, parts)) if all(parts) else ()
     except ValueError:
         value = ()
     if len(value) == len(example) or (value and any_length):
         return value
     count = 'any number of' if any_length else len(example)
-    kind = 'whole numbers' if isinstance(example[0], int) else 'numbers'
+    kind = {int: 'whole numbers', float: 'numbers', str: 'names'}[type(example[0])]
     shown = ','.join(map(str, example))
     raise ValueError(f'{key}: got {text!r}, expected {count} {kind} such as {shown}')
 

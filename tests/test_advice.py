@@ -68,3 +68,11 @@ def test_random_weights_where_the_paper_has_none():
 @pytest.mark.parametrize('method', ['supervised', 'mean_teacher', 'cutmix', 'baseline'])
 def test_the_quickstart_warns_of_nothing(method):
     assert warned(method, family=quickstart, images=8) == []
+
+
+def test_remat_on_a_cpu_is_warned_of(monkeypatch):
+    monkeypatch.setenv('XLA_FLAGS', '')
+    (warning,) = warned('css_mix', quickstart, model__remat=('layer3',))
+    assert 'model.remat saves nothing on a CPU' in warning
+    monkeypatch.setenv('XLA_FLAGS', '--xla_disable_hlo_passes=cse_barrier_expander')
+    assert warned('css_mix', quickstart, model__remat=('layer3',)) == []

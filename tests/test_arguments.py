@@ -35,9 +35,9 @@ def test_words_are_known_by_what_they_are():
 
 def test_keys_are_read_as_what_the_table_has():
     config = voc.get_config(
-        'eval.flip=true,optimizer.floor=1e-5,model.remat=True,data.dir=/data,augment.hue=0'
+        'eval.flip=true,optimizer.floor=1e-5,model.stem_ceil_mode=True,data.dir=/data,augment.hue=0'
     )
-    assert config.eval.flip is True and config.model.remat is True
+    assert config.eval.flip is True and config.model.stem_ceil_mode is True
     assert (config.optimizer.floor, config.augment.hue, config.data.dir) == (1e-5, 0.0, '/data')
 
 

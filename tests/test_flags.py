@@ -291,6 +291,8 @@ def values(key, method, current):
     choices = {**check.CHOICES, **getattr(methods.METHODS[method], 'CHOICES', {})}
     if key in choices:
         return choices[key]
+    if key == 'model.remat':
+        return current, ('layer3',), ('decoder',)
     if isinstance(current, bool):
         return current, not current
     if isinstance(current, tuple):

@@ -42,6 +42,11 @@ def read(*argv):
         (['--config.eval.scales=0.5,1,2,3'], 'eval.scales', (0.5, 1.0, 2.0, 3.0)),
         (['--config.augment.resize=0.5,1'], 'augment.resize', (0.5, 1.0)),
         (['--config.data.std=1,1,1'], 'data.std', (1.0, 1.0, 1.0)),
+        (['--config.model.remat=layer3,layer4'], 'model.remat', ('layer3', 'layer4')),
+        (["--config.model.remat=('layer3', 'layer4')"], 'model.remat', ('layer3', 'layer4')),
+        (["--config.model.remat=('layer3',)"], 'model.remat', ('layer3',)),
+        (['--config.model.remat=all'], 'model.remat', ('all',)),
+        (['--config.model.remat=()'], 'model.remat', ()),
     ],
 )
 def test_values_have_the_types_of_the_table(argv, key, value):
@@ -88,6 +93,10 @@ def test_values_have_the_types_of_the_table(argv, key, value):
         ('data.streams.labelled.resize=1', "resize: got '1', expected 2 numbers such as 0.5,1.5"),
         ('eval.pad_to=', "eval.pad_to: got '', expected 2 whole numbers"),
         ('eval.scales=', "eval.scales: got '', expected any number of numbers"),
+        ('model.remat', "remat: got '', expected any number of names such as layer3,layer4"),
+        ('model.remat=', "model.remat: got '', expected any number of names such as layer3,layer4"),
+        ('model.remat=layer3,,layer4', "got 'layer3,,layer4', expected any number of names"),
+        ('data.streams.labelled.crop=()', "crop: got '()', expected 2 whole numbers"),
         ('data.mean=0.5', "data.mean: got '0.5', expected 3 numbers"),
     ],
 )

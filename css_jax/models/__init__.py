@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from css_jax.models import deeplab, mobilenet, resnet
+from css_jax.models import deeplab, mobilenet, remat, resnet
 from css_jax.models.layers import check_choice
 
 # Name -> constructor: (config.model, axis_name) -> module, (images [B, H, W, 3], train) ->
@@ -35,7 +35,7 @@ def build(
 
     Args:
         config: config.model, or a dict or object with its keys: backbone, stem, output_stride,
-            width, representation_dim, dtype; stem_ceil_mode and remat may be missing (False).
+            width, representation_dim, dtype; may have stem_ceil_mode (False), remat (()).
         num_classes: channels of the 'logits' head, if `outputs` does not say.
         outputs: head name -> channels; by default logits: num_classes, representation:
             representation_dim. Heads that are not in it are not built.
@@ -69,4 +69,5 @@ def build(
         width=config.width,
         dtype=jnp.dtype(config.dtype),
         axis_name=axis_name,
+        remat=remat.stages(getattr(config, 'remat', ())),
     )

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from css_jax.models import remat
 from css_jax.models.layers import BatchNorm, Conv, channels
 from css_jax.ops import resize
 
@@ -62,6 +63,8 @@ class DeepLab(nn.Module):
         width: multiplies every channel count but the heads' outputs.
         dtype: of the computation.
         axis_name: of the devices whose BatchNorm statistics are shared.
+        remat: stages computed anew in the backward pass, see `css_jax.models.remat`; the backbone
+            has its own attribute.
     """
 
     backbone: nn.Module
@@ -70,6 +73,7 @@ class DeepLab(nn.Module):
     width: float = 1.0
     dtype: Any = jnp.float32
     axis_name: str | None = None
+    remat: tuple[str, ...] = ()
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> dict[str, jax.Array]:
@@ -94,8 +98,19 @@ class DeepLab(nn.Module):
         norm = partial(BatchNorm, axis_name=self.axis_name, dtype=self.dtype)
         features = channels(256, self.width)
 
+        def decode(module, low_level, x):
+            return module._decode(low_level, x, train, conv, norm)
+
         low_level, x = self.backbone(images, train)
-        x = ASPP(features, self.rates, conv, norm, name='aspp')(x, train)
+        aspp = partial(ASPP, features, self.rates, conv, norm, name='aspp')
+        x = remat.chain(self, 'aspp', [aspp], x, train)
+        return remat.run(self, 'decoder', decode, low_level, x)
+
+    def _decode(
+        self, low_level: jax.Array, x: jax.Array, train: bool, conv: Any, norm: Any
+    ) -> dict[str, jax.Array]:
+        """([B, h, w, c], [B, h', w', C]) -> head name -> [B, h, w, channels]."""
+        features = channels(256, self.width)
         x = resize.bilinear(x, low_level.shape[1:3]).astype(self.dtype)
         low_level = conv(channels(48, self.width), 1, name='low_level_conv')(low_level)
         low_level = nn.relu(norm(name='low_level_bn')(low_level, train))

@@ -1,7 +1,8 @@
 """Convolution and batch normalisation with torch's padding, statistics and initial values."""
 
 import difflib
-from collections.abc import Iterable
+import functools
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -60,6 +61,29 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int = 1
         rhs_dilation=(dilation, dilation),
         dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
     )
+
+
+def max_pool(x: jax.Array, padding: Sequence[tuple[int, int]]) -> jax.Array:
+    """3x3 max-pooling of stride 2; where values tie, the first has the gradient, as in torch.
+
+    A chain of maxima instead of XLA's window reduction: its gradient, a select-and-scatter, is slow
+    on CPU, and on GPU it is not deterministic and so refused where that is asked for.
+
+    Args:
+        x: [B, H, W, C].
+        padding: of H and W, before and after.
+
+    Returns:
+        [B, (H + padding - 3) // 2 + 1, ..., C].
+    """
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)), constant_values=-jnp.inf)
+    height, width = ((size - 3) // 2 + 1 for size in x.shape[1:3])
+    taps = [
+        x[:, i : i + 2 * height - 1 : 2, j : j + 2 * width - 1 : 2]
+        for i in range(3)
+        for j in range(3)
+    ]
+    return functools.reduce(lambda a, b: jnp.where(a >= b, a, b), taps)
 
 
 class Conv(nn.Module):

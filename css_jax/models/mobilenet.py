@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax.linen.initializers import variance_scaling
 from jax import lax
 
+from css_jax.models import remat
 from css_jax.models.layers import BatchNorm, check_choice, he_normal
 
 # (features, stride) of the 13 depthwise separable blocks (Table 1).
@@ -17,7 +18,6 @@ BLOCKS = (
     *(((512, 1),) * 5),
     *((1024, 2), (1024, 1)),
 )
-LOW_LEVEL = 3  # the last block at stride 4
 
 
 def depthwise(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.Array:
@@ -110,17 +110,19 @@ class Block(nn.Module):
 class MobileNetV1(nn.Module):
     """The backbone; images [B, H, W, 3] -> (block 3's output, block 13's output).
 
+    Its stages have a ResNet's names: layer1 is blocks 2-3, layer2 4-5, layer3 6-11, layer4 12-13.
+
     Attributes:
         output_stride: 8, 16, or 32 as for classification, of the last block.
         width: multiplies every channel count, rounded down as Keras does, at least 8.
-        remat: recompute each block's activations in the backward pass.
+        remat: stages computed anew in the backward pass, see `css_jax.models.remat`.
         dtype: of the computation.
         axis_name: of the devices whose BatchNorm statistics are shared.
     """
 
     output_stride: int = 8
     width: float = 1.0
-    remat: bool = False
+    remat: tuple[str, ...] = ()
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
@@ -130,24 +132,28 @@ class MobileNetV1(nn.Module):
         # Keras's eps for these weights; momentum stays that of the other networks here.
         norm = partial(BatchNorm, axis_name=self.axis_name, eps=1e-3, dtype=self.dtype)
         conv = partial(Conv, norm=norm, dtype=self.dtype)
-        # With `train` static; the names below are explicit, so that remat does not change them.
-        block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
 
-        x = conv(self._channels(32), 3, 2, 1, name='conv1')(x, train)
-        reached, dilation = 2, 1
+        stage, reached, dilation = 'stem', 2, 1
+        stages = {stage: [partial(conv, self._channels(32), 3, 2, 1, name='conv1')]}
         for i, (features, stride) in enumerate(BLOCKS, start=1):
             keeps = reached < self.output_stride
-            x = block(
+            block = partial(
+                Block,
                 features=self._channels(features),
                 stride=stride if keeps else 1,
                 dilation=dilation,
                 conv=conv,
                 name=f'block{i}',
-            )(x, train)
+            )
+            stage = f'layer{len(stages)}' if stride == 2 else stage
+            stages.setdefault(stage, []).append(block)
             # A stride given up is dilation from the next block on: what is then taken at every
             # second place equals the network with that stride.
             reached, dilation = (reached * stride, 1) if keeps else (reached, dilation * stride)
-            if i == LOW_LEVEL:
+
+        for stage, blocks in stages.items():
+            x = remat.chain(self, stage, blocks, x, train)
+            if stage == 'layer1':
                 low_level = x
         return low_level, x
 
@@ -163,7 +169,7 @@ def build(config: Any, axis_name: str | None) -> MobileNetV1:
         axis_name: of the devices whose BatchNorm statistics are shared, or None.
 
     Raises:
-        ValueError: an output stride or a stem that there is not.
+        ValueError: an output stride, a stem or a stage of remat that there is not.
     """
     check_choice('output_stride', config.output_stride, (8, 16))
     if config.stem != 'conv7':
@@ -173,7 +179,7 @@ def build(config: Any, axis_name: str | None) -> MobileNetV1:
     return MobileNetV1(
         output_stride=config.output_stride,
         width=config.width,
-        remat=getattr(config, 'remat', False),
+        remat=remat.stages(getattr(config, 'remat', ())),
         dtype=jnp.dtype(config.dtype),
         axis_name=axis_name,
     )

@@ -8,7 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from css_jax.models.layers import BatchNorm, Conv, channels, check_choice, he_normal
+from css_jax.models import remat
+from css_jax.models.layers import BatchNorm, Conv, channels, check_choice, he_normal, max_pool
 
 
 class BasicBlock(nn.Module):
@@ -74,7 +75,7 @@ class ResNet(nn.Module):
         output_stride: 8 or 16, of the last two layers.
         width: multiplies every channel count.
         stem_ceil_mode: the deep stem's max-pool rounds its output's size up.
-        remat: recompute each block's activations in the backward pass.
+        remat: stages computed anew in the backward pass, see `css_jax.models.remat`.
         dtype: of the computation.
         axis_name: of the devices whose BatchNorm statistics are shared.
     """
@@ -85,7 +86,7 @@ class ResNet(nn.Module):
     output_stride: int = 8
     width: float = 1.0
     stem_ceil_mode: bool = False
-    remat: bool = False
+    remat: tuple[str, ...] = ()
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
@@ -94,21 +95,26 @@ class ResNet(nn.Module):
         """Gives features at stride 4 [B, h, w, c] and at the output stride [B, h', w', C]."""
         conv = partial(Conv, kernel_init=he_normal, dtype=self.dtype)
         norm = partial(BatchNorm, axis_name=self.axis_name, dtype=self.dtype)
-        # With `train` static; the names below are explicit, so that remat does not change them.
-        block = nn.remat(self.block, static_argnums=(2,)) if self.remat else self.block
 
-        x = self._stem(x, train, conv, norm)
+        def stem(module, x):
+            return module._stem(x, train, conv, norm)
+
+        x = remat.run(self, 'stem', stem, x)
         strides, firsts, others = self._strides_and_dilations()
         for k, depth in enumerate(self.depths):
-            for i in range(depth):
-                x = block(
+            blocks = [
+                partial(
+                    self.block,
                     planes=channels(64 * 2**k, self.width),
                     stride=strides[k] if i == 0 else 1,
                     dilations=(firsts[k] if i == 0 else others[k], others[k]),
                     conv=conv,
                     norm=norm,
                     name=f'layer{k + 1}_{i}',
-                )(x, train)
+                )
+                for i in range(depth)
+            ]
+            x = remat.chain(self, f'layer{k + 1}', blocks, x, train)
             if k == 0:
                 low_level = x
         return low_level, x
@@ -127,7 +133,7 @@ class ResNet(nn.Module):
         # Rounding up is one more row of padding below where the size is even (512 -> 256 -> 129).
         ceil = self.stem == 'deep' and self.stem_ceil_mode
         padding = [(1, 1 + (ceil and size % 2 == 0)) for size in x.shape[1:3]]
-        return nn.max_pool(x, (3, 3), (2, 2), padding)
+        return max_pool(x, padding)
 
     def _strides_and_dilations(self) -> tuple[list[int], list[int], list[int]]:
         """Gives per layer the stride, the dilation of its first 3x3 and that of all others.
@@ -155,7 +161,7 @@ def build(
         axis_name: of the devices whose BatchNorm statistics are shared, or None.
 
     Raises:
-        ValueError: a stem or output stride that there is not.
+        ValueError: a stem, an output stride or a stage of remat that there is not.
     """
     check_choice('stem', config.stem, ('conv7', 'deep'))
     check_choice('output_stride', config.output_stride, (8, 16))
@@ -166,7 +172,7 @@ def build(
         output_stride=config.output_stride,
         width=config.width,
         stem_ceil_mode=getattr(config, 'stem_ceil_mode', False),
-        remat=getattr(config, 'remat', False),
+        remat=remat.stages(getattr(config, 'remat', ())),
         dtype=jnp.dtype(config.dtype),
         axis_name=axis_name,
     )

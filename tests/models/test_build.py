@@ -1,4 +1,4 @@
-"""The whole network: shapes, strides, heads, precision, rematerialisation, what is refused."""
+"""The whole network: shapes, strides, heads, precision, what is refused."""
 
 from functools import partial
 from types import SimpleNamespace
@@ -166,31 +166,6 @@ def test_training_moves_the_running_statistics_and_bfloat16_agrees(variables):
     exact, rounded = results['float32'], results['bfloat16']
     difference = float(jnp.sqrt(jnp.mean((exact - rounded) ** 2)))
     assert 0 < difference < 0.1 * float(exact.std())
-
-
-def test_remat_changes_neither_names_nor_gradients(variables):
-    x = images(16, 16)
-    backbone_variables = {name: variables[name]['backbone'] for name in variables}
-
-    def backbone(remat):
-        return models.BACKBONES['tiny'](SimpleNamespace(**(TINY | {'remat': remat})), None)
-
-    def gradient(remat):
-        def loss(params):
-            outputs, updates = backbone(remat).apply(
-                backbone_variables | {'params': params}, x, train=True, mutable=['batch_stats']
-            )
-            return sum(jnp.mean(y**2) for y in outputs), updates
-
-        differentiate = jax.grad(loss, has_aux=True)
-        recomputes = 'remat' in str(jax.make_jaxpr(differentiate)(backbone_variables['params']))
-        assert recomputes == remat
-        return jax.jit(differentiate)(backbone_variables['params'])
-
-    shapes = jax.eval_shape(lambda k: backbone(True).init(k, x, False), jax.random.key(0))
-    assert jax.tree.structure(shapes) == jax.tree.structure(backbone_variables)
-    for a, b in zip(*(jax.tree.leaves(gradient(remat)) for remat in (False, True)), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-4 * float(jnp.abs(a).max()))
 
 
 def test_initialisers_of_backbone_and_decoder():

@@ -1,12 +1,13 @@
 """Convolution padding and initial values; BatchNorm's statistics, by torch's formulas."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
 
-from css_jax.models.layers import BatchNorm, Conv, channels, convolve, he_normal
+from css_jax.models.layers import BatchNorm, Conv, channels, convolve, he_normal, max_pool
 
 
 def plain(x, kernel, stride, dilation):
@@ -147,3 +148,23 @@ def test_devices_share_statistics_as_one_big_batch(batch):
     gradient = jax.grad(lambda x: jnp.vdot(sharded(x)[0].reshape(x.shape), weight))(x)
     expected = jax.grad(lambda x: jnp.vdot(run(x, None)[0], weight))(x)
     np.testing.assert_allclose(gradient, expected, atol=1e-3 * float(jnp.abs(expected).max()))
+
+
+@pytest.mark.parametrize('size', [(9, 8), (8, 7), (1, 2)])
+@pytest.mark.parametrize('ceil', [0, 1])
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_max_pool_is_xla_s_with_its_gradient(size, ceil, dtype):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.integers(0, 3, (2, *size, 3)), dtype)  # full of ties, as behind a ReLU
+    padding = [(1, 1 + ceil), (1, 1 + ceil)]
+
+    def theirs(x):
+        return nn.max_pool(x, (3, 3), (2, 2), padding)
+
+    expected, backward = jax.vjp(theirs, x)
+    found, own_backward = jax.vjp(lambda x: max_pool(x, padding), x)
+    np.testing.assert_array_equal(found, expected)
+    cotangent = jnp.asarray(rng.integers(-9, 9, expected.shape), dtype)
+    np.testing.assert_array_equal(own_backward(cotangent)[0], backward(cotangent)[0])
+    text = jax.jit(lambda x: own_backward(x)).lower(cotangent).as_text()
+    assert 'select_and_scatter' not in text
