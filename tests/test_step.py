@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh, PartitionSpec
 
+from benchmarks import traffic
 from css_jax import config as configs
-from css_jax import methods, parallel, state
+from css_jax import cost, methods, parallel, state
 from css_jax import step as steps
 from tests import tiny
 
@@ -134,17 +134,20 @@ def test_one_class_only_has_no_contrast_and_stays_finite(run):
     assert all(np.isfinite(v).all() for v in leaves(after.student).values())
 
 
-def test_two_devices_leave_the_same_state_as_one(walk):
-    _, _, _, step = setup('data')
-    mesh = Mesh(np.array(jax.devices()[:2]), ('data',))
-    spec = PartitionSpec()
-    sharded = jax.jit(
-        jax.shard_map(
-            step, mesh=mesh, in_specs=(spec, PartitionSpec('data')), out_specs=(spec, spec)
-        )
-    )
+@pytest.fixture(scope='module')
+def two_devices(walk):
+    """The third step over two devices: state, metrics, the program's text, configuration."""
+    layout = parallel.Layout('jit', jax.devices()[:2])
+    _, _, ctx, step = setup(parallel.AXIS)
+    before = jax.device_put(jax.tree.map(jnp.copy, walk[0][2]), layout.replicated)
+    batch = layout.place(BATCH)
+    program = layout.compile_step(step, before, batch)
+    return *program(before, batch), program.as_text(), ctx.config
+
+
+def test_two_devices_leave_the_same_state_as_one(walk, two_devices):
     # From a state with prototypes, one step: over several, one flipped pseudo-label changes all.
-    current, values = sharded(walk[0][2], BATCH)
+    current, values, _, _ = two_devices
     expected, metrics = walk[0][3], walk[1][2]
     assert metrics['agreement'] > 0 and metrics['loss_contrastive'] > 0
     for name in metrics:
@@ -154,6 +157,25 @@ def test_two_devices_leave_the_same_state_as_one(walk):
         (current.student, current.teacher, current.memory),
         (expected.student, expected.teacher, expected.memory),
     )
+
+
+def test_nothing_crosses_but_what_the_formula_says(two_devices):
+    _, _, text, config = two_devices
+    kinds = traffic.arrays(config, 2, (32, 32))
+    other, scalars = traffic.unaccounted(text, kinds)
+    assert not other  # every array, with its shape and how often
+    assert 8 <= scalars <= 24
+    # Once each parameter, less the biases of the projections' BatchNorms.
+    shapes = state.shapes(methods.context(config))
+    params = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
+    gradients = sum(np.prod(shape) * n for (_, _, shape), n in kinds['gradients'].items())
+    assert params - gradients == sum(
+        leaf.size for path, leaf in state.flat(shapes.params).items() if 'downsample_bn/b' in path
+    )
+    # One image of three floats a pixel, a label and an indicator: to a neighbour, and nothing else.
+    assert cost.crossing(text)['collective-permute'] == 32 * 32 * 4 * 5
+    assert cost.crossing(text).keys() == {'collective-permute', 'all-reduce'}
+    assert len(cost.traffic(text)) >= traffic.chain(text) > 4 * 29  # two a BatchNorm, one way
 
 
 def test_keys_do_not_depend_on_how_the_batch_is_laid_out():
@@ -166,6 +188,16 @@ def test_keys_do_not_depend_on_how_the_batch_is_laid_out():
     parts = jax.vmap(part, axis_name='data')(jnp.zeros((2, 2)))
     np.testing.assert_array_equal(
         jax.random.key_data(parts).reshape(4, -1), jax.random.key_data(whole)
+    )
+    # Micro-batches cut each device's examples: two devices, two parts each, one example a part.
+    cut = [
+        parallel.Keys(key, {'a': 2}, rank).part(index, 2)('a', 'flip')
+        for rank in range(2)
+        for index in range(2)
+    ]
+    uncut = parallel.Keys(key, {'a': 4}, 0)('a', 'flip')
+    np.testing.assert_array_equal(
+        jax.random.key_data(jnp.concatenate(cut)), jax.random.key_data(uncut)
     )
     names = {
         parallel.step_keys(key, step, {'a': {'x': np.zeros(1)}}, None)(s, p)[0].__repr__()
