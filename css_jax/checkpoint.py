@@ -15,13 +15,13 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from css_jax import damaged, parallel
 from css_jax.state import TrainState, Variables, flat
 
 FOLDER = 'checkpoints'
+_WRITING = 300  # seconds that processes wait for each other's part of a checkpoint
 _JSON = {'meta': 'metadata', 'metrics': 'metrics'}  # item -> its file, as Orbax names it
 _CHANGES = ('_CHECKPOINT_METADATA',)  # Orbax writes the time into it last; nothing needs it
 
@@ -64,7 +64,10 @@ class Checkpoints:
                 best_fn=miou,
                 preservation_policy=keep.AnyPreservationPolicy([keep.LatestN(2), best]),
                 # Called in process 0, in the background, when all processes have written.
-                async_options=ocp.AsyncOptions(post_finalization_callback=self._sum_up),
+                # A process that fails to write is found out by the others after `timeout_secs`.
+                async_options=ocp.AsyncOptions(
+                    timeout_secs=_WRITING, post_finalization_callback=self._sum_up
+                ),
             ),
         )
 
@@ -133,7 +136,7 @@ class Checkpoints:
 
     @functools.cached_property
     def _newest(self) -> int | None:
-        return _from_primary(damaged.newest, self._folder, _damage)
+        return parallel.from_primary(damaged.newest, self._folder, _damage)
 
     def best(self) -> tuple[int, float] | None:
         """Step and mIoU of the best evaluated checkpoint, None if none was evaluated."""
@@ -173,7 +176,7 @@ def find(workdir: str | pathlib.Path, which: str) -> int:
         FileNotFoundError: DIR has no checkpoint, or not that one; says what there is.
         ValueError: it is damaged, or for 'last' all are; names them and says what is readable.
     """
-    return _from_primary(_find, pathlib.Path(workdir), which)
+    return parallel.from_primary(_find, pathlib.Path(workdir), which)
 
 
 def exists(workdir: str | pathlib.Path) -> bool:
@@ -326,17 +329,6 @@ def _as_numpy(tree: Any) -> ocp.args.PyTreeRestore:
 def _restore(folder: pathlib.Path, handler: Callable, args: Any) -> Any:
     with ocp.Checkpointer(handler()) as checkpointer:
         return checkpointer.restore(folder / 'state', args=args)
-
-
-def _from_primary(function: Callable[..., int | None], *arguments: Any) -> int | None:
-    """Calls a function in process 0 and gives its number, or its error, to every process."""
-    found: list[int | None] = []
-    parallel.on_primary(lambda: found.append(function(*arguments)))
-    if jax.process_count() == 1:
-        return found[0]
-    number = -1 if not found or found[0] is None else found[0]
-    number = int(multihost_utils.broadcast_one_to_all(np.int32(number)))
-    return None if number < 0 else number
 
 
 def _shapes(tree: Any) -> Any:

@@ -6,7 +6,7 @@ import os
 import pathlib
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax
@@ -125,11 +125,17 @@ class Evaluator:
             count = f'{len(self._source)} images of {sizes} sizes, {sizes} compilations'
             LOG.info('evaluation on %s: %s', self.name, count)
 
-    def __call__(self, variables: Variables) -> dict[str, Any]:
+    def __call__(
+        self, variables: Variables, broken_off: Callable[[], bool] = lambda: False
+    ) -> dict[str, Any] | None:
         """Gives 'miou', 'iou', 'accuracy' in [0, 1] and 'loss' of the variables.
 
         Args:
             variables: on all devices, as `css_jax.parallel.Layout.replicated` has them.
+            broken_off: asked before every batch.
+
+        Returns:
+            The scores, None where it was broken off.
         """
         index, processes = parallel.process()
         total, count = None, evaluation.batch_count(self._images, self._batch_size)
@@ -142,6 +148,8 @@ class Evaluator:
             process_count=processes,
         )
         for done, batch in enumerate(batches, start=1):
+            if broken_off():
+                return None
             part = self._measure(variables, self._layout.place(batch))
             total = part if total is None else total.merge(part)
             now = time.perf_counter()

@@ -46,11 +46,9 @@ def caught() -> Iterator[Callable[[], int]]:
         if came and number == signal.SIGINT:
             raise KeyboardInterrupt
         if not came:  # print could be called inside of itself here
-            text = (
-                f'{signal.Signals(number).name}: saving after this step, and after its evaluation '
-                'if it has one; Ctrl-C stops at once\n'
-            )
-            os.write(2, text.encode())
+            first = 'and the evaluation under way, if there is one' if several else 'not evaluated'
+            text = f'saving after this step, {first}; Ctrl-C stops at once'
+            os.write(2, f'{signal.Signals(number).name}: {text}\n'.encode())
         came.append(number)
         if several:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -65,3 +63,5 @@ def caught() -> Iterator[Callable[[], int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        if several:  # nobody asks any more what jax has heard
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)

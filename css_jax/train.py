@@ -73,7 +73,8 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
         _same_images(workdir, split)
     with parallel.together():
         given = {} if goes_on else pretrained.load(config, method, ctx)
-    parallel.on_primary(stored.claim, config, workdir)
+    lock = contextlib.ExitStack()  # of process 0, held until the end
+    parallel.on_primary(_claim, config, workdir, lock)
     departures = follow.departures(config, method.DEFAULTS)
     LOG.info('follow=%s; otherwise: %s', config.follow, ', '.join(departures) or 'nothing')
     for warning in advice.warnings(config, configs.default(), ctx.images):
@@ -89,15 +90,21 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
         LOG.info('%s', line)
 
     with (
-        stored.lock(workdir) if parallel.primary() else contextlib.nullcontext(),
+        lock,
         contextlib.closing(checkpoint.Checkpoints(workdir)) as checkpoints,
         interrupt.caught() as asked,
     ):
         if checkpoints.latest_step is not None:
             current = checkpoints.restore(current)
             LOG.info('going on from step %d', int(current.step))
+            _warn_of_devices(config, layout, checkpoints)
         start = int(current.step)
         scores, stop, done = None, False, start
+        meta = {**split, 'devices': len(layout.devices)}
+
+        def broken_off() -> bool:
+            """Of an evaluation: several processes would have to agree at every batch."""
+            return asked() > 0 and parallel.process()[1] == 1
 
         step = functools.partial(steps.train_step, method=method, optimizer=tx, ctx=ctx)
         first_steps = functools.partial(step, method=methods.burn_in())
@@ -127,11 +134,16 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
                 with jax.profiler.StepTraceAnnotation('train', step_num=t):
                     current, pending[t + 1] = run(current, batch)
                 profile.after(t, pending[t + 1])
+                # The host is one step ahead, not fifty: those would hold their batches' memory, and
+                # be waited for when the run is to stop.
+                jax.block_until_ready(pending.get(t))
 
                 done = t + 1
                 last = done == config.steps
                 log = last or done % config.log_every == 0
                 score = last or (config.eval.every > 0 and done % config.eval.every == 0)
+                if stop := parallel.stops(2 * done, asked() > 0):
+                    score = False  # seconds may be left
                 record = {}
                 if log or score:
                     values = _finite(pending, writer)
@@ -140,27 +152,28 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
                     LOG.info(monitor.line(done, config.steps, record))
                 if score:
                     with progress.pause():
-                        network = getattr(current, config.eval.network)
-                        scores = evaluator(network)
+                        scores = evaluator(getattr(current, config.eval.network), broken_off)
+                score = score and scores is not None
+                if score:
                     record['eval_miou'] = _number(scores['miou'])
                     LOG.info(
                         'step %d: mIoU %.2f on %s', done, 100 * record['eval_miou'], evaluator.name
                     )
                 if record:
                     writer.write(done, record)
-                # Also a signal that has come during the evaluation.
-                stop = parallel.stops(done, asked() > 0)
+                stop = stop or parallel.stops(2 * done + 1, asked() > 0)  # while it was evaluated
                 if score or stop or done % config.checkpoint_every == 0:
                     _finite(pending, writer)
                     known = score and scores['miou'] is not None
                     evaluated = {'miou': scores['miou']} if known else None
                     with progress.pause():
-                        checkpoints.save(done, current, split, evaluated)
+                        checkpoints.save(done, current, meta, evaluated)
                 if stop:
+                    scores = scores if score else None
                     break
         best = checkpoints.best()
 
-    if stop and done < config.steps:
+    if stop and (scores is None or done < config.steps):
         raise interrupt.Stopped(done, asked() or signal.SIGTERM)
     if scores is None:
         LOG.info('%s is trained to its last step %d already', workdir, start)
@@ -171,6 +184,25 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
 def _number(value: float | None) -> float:
     """Gives NaN for a score of nothing: a split that is void everywhere."""
     return np.nan if value is None else value
+
+
+def _claim(config: ConfigDict, workdir: pathlib.Path, lock: contextlib.ExitStack) -> None:
+    stored.claim(config, workdir)
+    lock.enter_context(stored.lock(workdir))
+
+
+def _warn_of_devices(
+    config: ConfigDict, layout: parallel.Layout, checkpoints: checkpoint.Checkpoints
+) -> None:
+    """Warns where another number of devices makes other micro-batches than before."""
+    before = checkpoints.meta(checkpoints.latest_step).get('devices')
+    if config.accumulate_steps > 1 and before not in (None, len(layout.devices)):
+        LOG.warning(
+            'warning: accumulate_steps cuts the batch of each device, so that on %d devices other '
+            'images are normalised together than before on %d',
+            len(layout.devices),
+            before,
+        )
 
 
 def _same_images(workdir: pathlib.Path, split: Mapping[str, Any]) -> None:

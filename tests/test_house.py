@@ -57,6 +57,7 @@ def test_ops_import_only_arrays_and_ops(name):
 
 @pytest.mark.parametrize('name', [n for n in sorted(FILES) if not n.startswith('parallel/')])
 def test_only_parallel_knows_devices(name):
+    assert not any('multihost_utils' in module for module in imports(FILES[name]))
     collectives = {'psum', 'pmean', 'all_gather', 'ppermute', 'axis_index', 'pcast', 'axis_size'}
     own = {'psum', 'gather', 'rank', 'varying', 'next_example'}  # the helpers of parallel/
     tree = ast.parse(FILES[name].read_text())
@@ -205,7 +206,7 @@ class NoEvaluation:
     def __init__(self, config):
         del config
 
-    def __call__(self, variables):
+    def __call__(self, variables, broken_off):
         return {'miou': 0.0}
 
 

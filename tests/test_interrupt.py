@@ -66,18 +66,28 @@ def interrupted(function, when):
     return wrapped
 
 
-def test_an_evaluation_under_way_is_finished_first(config, tmp_path, monkeypatch, capfd):
+def test_an_evaluation_under_way_is_broken_off(config, tmp_path, monkeypatch, capfd):
     config.eval.every = 4
     call = interrupted(evaluate.Evaluator.__call__, lambda *args: True)
     monkeypatch.setattr(evaluate.Evaluator, '__call__', call)
     with pytest.raises(interrupt.Stopped, match='SIGTERM after step 4, which is saved') as stopped:
         train.train(config, tmp_path)
     assert stopped.value.number == signal.SIGTERM
-    assert 'and after its evaluation' in capfd.readouterr().err
-    last = monitor.read(tmp_path)[-1]
-    assert last['step'] == 4 and checkpoint.find(tmp_path, 'last') == 4
+    assert 'saving after this step, not evaluated' in capfd.readouterr().err
+    assert monitor.read(tmp_path)[-1]['step'] == 4 and checkpoint.find(tmp_path, 'last') == 4
     with contextlib.closing(checkpoint.Checkpoints(tmp_path, read_only=True)) as checkpoints:
-        assert checkpoints.best() == (4, pytest.approx(last['eval_miou']))
+        assert checkpoints.best() is None
+
+
+def test_the_last_step_is_evaluated_when_the_run_goes_on(config, tmp_path, monkeypatch):
+    call = interrupted(evaluate.Evaluator.__call__, lambda *args: True)
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate.Evaluator, '__call__', call)
+        with pytest.raises(interrupt.Stopped, match=f'after step {config.steps}'):
+            train.train(config, tmp_path)
+    assert not (tmp_path / evaluate.RESULTS).exists()
+    assert train.train(config, tmp_path)['step'] == config.steps
+    assert (tmp_path / evaluate.RESULTS).exists()
 
 
 def test_a_signal_while_the_step_is_compiled_costs_one_step(config, tmp_path, monkeypatch):

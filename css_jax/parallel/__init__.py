@@ -14,6 +14,7 @@ from css_jax.parallel.collectives import (
 from css_jax.parallel.layout import AXIS, MODES, Layout, compile
 from css_jax.parallel.processes import (
     agree,
+    from_primary,
     leave,
     on_primary,
     primary,
@@ -30,6 +31,7 @@ __all__ = [
     'Layout',
     'agree',
     'compile',
+    'from_primary',
     'gather',
     'leave',
     'next_example',

@@ -10,6 +10,8 @@ import numpy as np
 from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from css_jax.parallel.processes import process
+
 AXIS = 'data'
 MODES = ('jit', 'pmap')
 
@@ -67,9 +69,14 @@ class Layout:
             parts: micro-batches that a device's share is cut into.
 
         Raises:
-            ValueError: the batch cannot be shared out.
+            ValueError: the batch cannot be shared out; processes have unequally many devices.
         """
-        count = len(self.devices)
+        count, (_, processes) = len(self.devices), process()
+        if self.local * processes != count:
+            raise ValueError(
+                f'this process has {self.local} of {count} devices, expected as many as each of '
+                f'the {processes}'
+            )
         if batch_size % (count * parts):
             of = f'{count} devices' + (f' x accumulate_steps={parts}' if parts > 1 else '')
             kind = self.devices[0].platform

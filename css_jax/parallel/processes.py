@@ -1,6 +1,7 @@
 """The processes of a run: how they meet, agree, fail together and end."""
 
 import contextlib
+import json
 import logging
 import os
 import sys
@@ -32,9 +33,8 @@ def start(address: str | None = None, count: int | None = None, index: int | Non
     Raises:
         ValueError: the arguments make no sense together.
     """
-    # A single task would be shown the first of its devices only.
-    alone = 1 if os.environ.get('SLURM_NTASKS') == '1' and address is None else count
-    if alone == 1:
+    # A single task of SLURM would be shown the first of its devices only.
+    if count == 1 or (address is None and os.environ.get('SLURM_NTASKS') == '1'):
         return
     given = (address, count, index)
     if any(value is not None for value in given) and None in given:
@@ -54,10 +54,10 @@ def start(address: str | None = None, count: int | None = None, index: int | Non
     try:
         jax.distributed.initialize(address, count, index, initialization_timeout=_JOINING)
     except (ValueError, RuntimeError) as error:
-        if address is not None or isinstance(error, RuntimeError):
-            alone = '' if address else '; --process_count=1 keeps a process alone'
-            raise ValueError(f'the processes of this run cannot meet: {error}{alone}') from None
-        # jax knows of no cluster here.
+        if address is None and 'coordinator_address' in str(error):
+            return  # jax knows of no cluster here
+        hint = '' if address else '; --process_count=1 keeps a process alone'
+        raise ValueError(f'the processes of this run cannot meet: {error}{hint}') from None
     finally:
         late.cancel()
 
@@ -107,6 +107,17 @@ def on_primary(function: Callable[..., None], *arguments: Any) -> None:
             function(*arguments)
 
 
+def from_primary(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls a function in process 0 and gives its result, plain JSON data, to every process.
+
+    Raises:
+        ValueError: see `on_primary`.
+    """
+    found: list[str] = []
+    on_primary(lambda: found.append(json.dumps(function(*arguments))))
+    return json.loads(found[0] if process()[1] == 1 else _texts(''.join(found))[0])
+
+
 def agree(what: str, lines: str) -> None:
     """Makes sure that all processes have the same text: a run's parts must not drift apart.
 
@@ -149,21 +160,28 @@ def leave(code: int) -> NoReturn:
         code: exit code.
     """
     if jax.distributed.is_initialized():
+        if not primary():  # which, once gone, would have jax abort this one
+            _exit(code)
         farewell = threading.Thread(target=jax.distributed.shutdown, daemon=True)
         farewell.start()
         farewell.join(_LEAVING)
         if farewell.is_alive():
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
+            _exit(code)
     sys.exit(code)
 
 
+def _exit(code: int) -> NoReturn:
+    """Ends this process without jax's farewell."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def stops(step: int, asked: bool) -> bool:
-    """Says whether to stop after `step`, in all processes at the same one.
+    """Says whether to stop, in all processes at the same time.
 
     Args:
-        step: iterations done; every process asks at every step.
+        step: a number that grows from call to call; every process asks with the same ones.
         asked: whether this process was asked to. Several processes do not need it: jax's
             coordination service hears SIGTERM in any of them and agrees on a step.
     """
