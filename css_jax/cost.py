@@ -15,10 +15,8 @@ COLLECTIVES = (
     'all-to-all',
     'collective-broadcast',
 )
-_BYTES = {'pred': 1, 's8': 1, 'u8': 1, 'f16': 2, 'bf16': 2, 's16': 2, 'u16': 2, 's64': 8, 'u64': 8}
-_BYTES |= {'f32': 4, 's32': 4, 'u32': 4, 'f64': 8}
-_ARRAY = re.compile(r'([a-z]+\d*)\[([\d,]*)\]')
-_OPERATION = re.compile(rf'= (.*?) ({"|".join(COLLECTIVES)})(?:-start)?\(')
+_ARRAY = re.compile(r'([a-z]+\d*[a-z0-9]*)\[([\d,]*)\]')
+_OPERATION = re.compile(rf'= (.*?) ({"|".join(COLLECTIVES)})(-start)?\(')
 
 
 def cost(program: jax.stages.Compiled) -> dict[str, float | None]:
@@ -51,11 +49,14 @@ def traffic(text: str) -> list[tuple[str, tuple[tuple[str, tuple[int, ...]], ...
         listed once.
     """
     found = []
-    for result, name in _OPERATION.findall(text):
+    for result, name, start in _OPERATION.findall(text):
         arrays = [
             (kind, tuple(int(side) for side in shape.split(',') if side))
             for kind, shape in _ARRAY.findall(result)
         ]
+        if start and name != 'all-reduce':  # these name what they are given first, u32s last
+            arrays = [array for array in arrays if array != ('u32', ())]
+            arrays = arrays[len(arrays) // 2 :]
         found.append((name, tuple(arrays)))
     return found
 
@@ -64,9 +65,15 @@ def crossing(text: str) -> dict[str, int]:
     """Gives the bytes of `traffic` by operation, of one device's results."""
     totals: dict[str, int] = {}
     for name, arrays in traffic(text):
-        bytes_ = sum(_BYTES[kind] * math.prod(shape) for kind, shape in arrays)
+        bytes_ = sum(_bytes(kind) * math.prod(shape) for kind, shape in arrays)
         totals[name] = totals.get(name, 0) + bytes_
     return totals
+
+
+def _bytes(kind: str) -> int:
+    """Gives the bytes of a number of one of XLA's types, such as pred, bf16 or f8e4m3fn."""
+    bits = re.search(r'\d+', kind)
+    return -(-int(bits[0]) // 8) if bits else 1
 
 
 def line(values: Mapping[str, float | None]) -> str:

@@ -79,6 +79,7 @@ def preview(config: ConfigDict, workdir: str | pathlib.Path) -> None:
             '',
             f'One training step, on each of {len(layout.devices)} devices:',
             *_cost_lines(cost.cost(program)),
+            *_crossing_lines(program if len(layout.devices) > 1 else None),
         ]
     )
     (workdir / TEXT).write_text(text + '\n')
@@ -111,6 +112,12 @@ def _picture(path: pathlib.Path, config: ConfigDict, batch: Mapping, prepared: M
     }
     rows = min(4, *(len(images) for images in columns.values()))
     pictures.write_grid(path, {title: images[:rows] for title, images in columns.items()})
+
+
+def _crossing_lines(program: jax.stages.Compiled | None) -> list[str]:
+    """Says what a program of several devices exchanges; docs/scaling.md has it by array."""
+    crossing = cost.crossing(program.as_text()) if program else {}
+    return [f'  {name} {size / 2**20:.3f} MiB' for name, size in sorted(crossing.items())]
 
 
 def _cost_lines(values: Mapping[str, float | None]) -> list[str]:

@@ -143,6 +143,7 @@ def test_preview_trains_nothing_and_shows_the_batch(tmp_path, data_dir):
     assert {p.name for p in tmp_path.iterdir()} == {preview.PICTURE, preview.TEXT}
     text = (tmp_path / preview.TEXT).read_text()
     assert '"threshold": 0.2' in text and 'GFLOP' in text and 'head_representation' in text
+    assert '\n  all-reduce 1.' in text  # MiB, of two devices: the gradients' 1.01 and little else
     picture = cv2.imread(str(tmp_path / preview.PICTURE))
     assert picture.shape == (18 + 4 * (128 + 3), 10 * (128 + 3), 3)
     assert picture.std() > 20
