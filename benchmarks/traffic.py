@@ -31,8 +31,8 @@ Row = dict[str, str | float]
 DEVICES = 8
 COMPILED = (64, 64)  # the crop of the program
 # Of each BatchNorm: arrays [C] summed in a forward pass (the mean, the mean square about it) and in
-# a backward one (the cotangent of the variance, and of the mean in either of its two uses).
-FORWARD, BACKWARD = 2, 3
+# a backward one (the cotangents of either).
+FORWARD, BACKWARD = 2, 2
 IMAGE = 'one image and its maps, to a neighbour'
 SCALARS = 'scalars of losses and metrics'
 

@@ -96,13 +96,18 @@ class Conv(nn.Module):
     use_bias: bool = False
     kernel_init: Any = torch_uniform
     dtype: Any = jnp.float32
+    atrous: Any = None  # (x, kernel, dilation) -> y, of stride 1; in place of a dilated `convolve`
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Convolves x in `dtype`; the parameters are float32."""
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         kernel = self.param('kernel', self.kernel_init, shape)
-        y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.dilation)
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        if self.atrous is not None and self.stride == 1 < self.dilation:
+            y = self.atrous(x, kernel, self.dilation)
+        else:
+            y = convolve(x, kernel, self.stride, self.dilation)
         if self.use_bias:
             bound = (self.kernel_size**2 * x.shape[-1]) ** -0.5
             bias = self.param(
@@ -165,4 +170,6 @@ class BatchNorm(nn.Module):
 
         # About the mean, not E[x^2] - E[x]^2, which loses its digits where the mean is large.
         centre = mean(x)
-        return centre, mean(jnp.square(x - centre)), n
+        # Its derivative by the centre is zero: left out, the backward pass sums over the devices
+        # twice, not three times.
+        return centre, mean(jnp.square(x - lax.stop_gradient(centre))), n
