@@ -127,16 +127,15 @@ class Profile:
 class Progress:
     """Speed and time to go, from the steps since the last call."""
 
-    def __init__(self, step: int, steps: int, images_per_step: int):
+    def __init__(self, step: int, steps: int):
         """Starts the clock.
 
         Args:
             step: iterations done.
             steps: iterations of the run.
-            images_per_step: images of all streams in one iteration, over all devices.
         """
-        self._steps, self._images = steps, images_per_step
-        self._step, self._time, self._speed = step, time.perf_counter(), None
+        self._steps, self._speed = steps, None
+        self._step, self._time = step, time.perf_counter()
 
     def pause(self, steps: int = 0) -> 'Pause':
         """Gives a context whose time does not count: compilation, evaluation.
@@ -146,15 +145,20 @@ class Progress:
         """
         return Pause(self, steps)
 
-    def update(self, step: int) -> dict[str, float]:
-        """Gives {'images_per_second', 'seconds_to_go'} at `step`."""
+    def update(self, step: int, images_per_step: int) -> dict[str, float]:
+        """Gives {'images_per_second', 'seconds_to_go'} at `step`.
+
+        Args:
+            step: iterations done.
+            images_per_step: images of all streams in one iteration, over all devices.
+        """
         now = time.perf_counter()
         speed = (step - self._step) / max(now - self._time, 1e-9)
         self._step, self._time = step, now
         # The time to go follows a smoothed speed: one slow interval does not double it.
         self._speed = speed if self._speed is None else 0.5 * (self._speed + speed)
         return {
-            'images_per_second': speed * self._images,
+            'images_per_second': speed * images_per_step,
             'seconds_to_go': (self._steps - step) / max(self._speed, 1e-9),
         }
 

@@ -106,12 +106,8 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
             """Of an evaluation: several processes would have to agree at every batch."""
             return asked() > 0 and parallel.process()[1] == 1
 
-        step = functools.partial(steps.train_step, method=method, optimizer=tx, ctx=ctx)
-        first_steps = functools.partial(step, method=methods.burn_in())
         rate = optimizer.learning_rate(config)
-        images_per_step = sum(s.batch_size for s in config.data.streams.values())
-        progress = monitor.Progress(start, config.steps, images_per_step)
-        batches = streams.train_batches(config.data, config.seed, start, *parallel.process())
+        progress = monitor.Progress(start, config.steps)
 
         with (
             contextlib.closing(monitor.Writer(workdir, start, parallel.primary())) as writer,
@@ -121,15 +117,18 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
         ):
             pending: dict[int, Mapping] = {}  # step -> metrics, still on the device
             for t in range(start, config.steps):
+                begins = t in (start, config.burn_in_steps)
+                if begins:
+                    now = methods.burn_in() if t < config.burn_in_steps else method
+                    sizes = {name: config.data.streams[name].batch_size for name in now.STREAMS}
+                    batches = streams.train_batches(
+                        config.data, config.seed, t, *parallel.process(), names=sizes
+                    )
                 batch = layout.place(next(batches))
-                if t in (start, config.burn_in_steps):
+                if begins:
+                    step = functools.partial(steps.train_step, method=now, optimizer=tx, ctx=ctx)
                     with progress.pause():
-                        run = _compile(
-                            layout,
-                            first_steps if t < config.burn_in_steps else step,
-                            current,
-                            batch,
-                        )
+                        run = _compile(layout, step, current, batch)
                 profile.before(t)
                 with jax.profiler.StepTraceAnnotation('train', step_num=t):
                     current, pending[t + 1] = run(current, batch)
@@ -148,7 +147,8 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
                 if log or score:
                     values = _finite(pending, writer)
                 if log:
-                    record = {**values, 'learning_rate': float(rate(t)), **progress.update(done)}
+                    speed = progress.update(done, sum(sizes.values()))
+                    record = {**values, 'learning_rate': float(rate(t)), **speed}
                     LOG.info(monitor.line(done, config.steps, record))
                 if score:
                     with progress.pause():

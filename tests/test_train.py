@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 
 from css_jax import checkpoint, evaluate, methods, models, monitor, predict, state, stored, train
 from css_jax import config as configs
+from css_jax.data import streams
 from tests import tiny
 from tests.conftest import ROOT
 from tests.small import small
@@ -243,9 +244,36 @@ def test_a_run_of_an_older_version_gets_the_defaults_it_does_not_know(trained, t
 
 
 def test_progress_leaves_out_compilation_and_its_step():
-    progress = monitor.Progress(0, 100, images_per_step=8)
+    progress = monitor.Progress(0, 100)
     with progress.pause(steps=1):
         time.sleep(0.2)
     time.sleep(0.1)
-    values = progress.update(11)
+    values = progress.update(11, images_per_step=8)
     assert 8 * 10 / 0.2 < values['images_per_second'] <= 8 * 10 / 0.1
+
+
+def test_a_burn_in_reads_and_counts_the_labelled_images_alone(tmp_path, data_dir, monkeypatch):
+    monkeypatch.setattr(models, 'build', small)
+    asked, update, open_ = [], monitor.Progress.update, streams.train_batches
+
+    def opened(data, seed, step, *processes, names):
+        asked.append((step, sorted(names)))
+        return open_(data, seed, step, *processes, names=names)
+
+    def counted(progress, step, images_per_step):
+        asked.append((step, images_per_step))
+        return update(progress, step, images_per_step)
+
+    monkeypatch.setattr(streams, 'train_batches', opened)
+    monkeypatch.setattr(monitor.Progress, 'update', counted)
+    config = tiny.get_config()
+    config.update_from_flattened_dict({'steps': 3, 'burn_in_steps': 2, 'data.dir': data_dir})
+    train.train(config, tmp_path)
+    sizes = [s.batch_size for s in config.data.streams.values()]
+    assert asked == [
+        (0, ['labelled']),
+        (1, sizes[0]),
+        (2, sizes[0]),
+        (2, ['labelled', 'unlabelled']),
+        (3, sum(sizes)),
+    ]

@@ -7,7 +7,7 @@ number of threads and processes, and a run resumes from its step without stored 
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 import grain
 import numpy as np
@@ -26,6 +26,7 @@ def train_batches(
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
+    names: Collection[str] = (),
 ) -> Iterator[dict[str, dict[str, np.ndarray]]]:
     """Gives an endless iterator of training batches.
 
@@ -35,6 +36,7 @@ def train_batches(
         start_step: batches left out; a run resumed at step s passes s.
         process_index: which process asks; process p gets the p-th contiguous block of each batch.
         process_count: how many processes share a batch.
+        names: streams that are read, with the batches they have in any company; (): all.
 
     Returns:
         Iterator of stream name -> {'image': uint8 [B/P, H, W, 3], RGB, and 'label': uint8
@@ -56,6 +58,8 @@ def train_batches(
     loaded = splits.load(data)
     batches = {}
     for name, config in data.streams.items():
+        if names and name not in names:
+            continue
         examples = _examples(name, data, loaded, seed)
         # Batch first, then deal the blocks out: dealing out single images first would give every
         # process count another order, and with it other keys per image and other mixing partners.

@@ -43,6 +43,12 @@ def test_resumed_batches_equal_uninterrupted_ones(data):
     assert_same(take(streams.train_batches(data, seed=3, start_step=5), 4), whole[5:])
 
 
+def test_a_stream_read_alone_has_the_batches_it_has_in_company(data):
+    whole = take(streams.train_batches(data, seed=3), 4)
+    alone = take(streams.train_batches(data, seed=3, start_step=1, names=['labelled']), 3)
+    assert_same(alone, [{'labelled': batch['labelled']} for batch in whole[1:]])
+
+
 @pytest.mark.parametrize('process_count', [2, 4])
 def test_processes_hold_the_blocks_of_the_same_batches(data, process_count):
     whole = take(streams.train_batches(data, seed=0), 3)
