@@ -18,7 +18,7 @@ help:
 	@echo 'make test        set up; run the tests'
 	@echo 'make soak        the long tests'
 	@echo 'make lint        ruff check and format'
-	@echo 'make bench       benchmarks; writes to benchmarks/results/'
+	@echo 'make bench       measure everything; writes to benchmarks/results/; make bench BENCH=--quick'
 	@echo 'make clean       remove the environment, caches and runs'
 
 setup:
@@ -49,7 +49,7 @@ lint: .venv/ready
 	.venv/bin/ruff format --check .
 
 bench: .venv/ready
-	$(RUN) -m benchmarks.run
+	$(RUN) -m benchmarks.run $(BENCH)
 
 clean:
 	rm -rf .venv .cache $(RUNS)

@@ -1,6 +1,6 @@
 """What a checkpoint costs: the pause of the loop, the whole save, opening, restoring, the disk.
 
-    python -m benchmarks.checkpoint --size real --out benchmarks/results/checkpoint.md
+    python -m benchmarks.checkpoint --size real
 
 'real' is the state of the paper's VOC setting (ResNet-101: student, teacher and momentum, 0.7 GB),
 'small' the quickstart's; the numbers in it are random, which do not compress. It lies whole on
@@ -30,7 +30,7 @@ CAPTION = {'real': "ResNet-101's state", 'small': "The quickstart's state"}
 
 def shapes(size: str) -> state.TrainState:
     """Gives the shapes of a run's state."""
-    config = configuration(size, 'css_mix', 'float32', 8, 8)
+    config = configuration(size)
     method, ctx = methods.get(config.method), methods.context(config)
     return jax.eval_shape(lambda: state.create(method, method.optimizer(config), ctx))
 

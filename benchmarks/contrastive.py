@@ -1,6 +1,6 @@
 """Time and memory of the contrastive loss and of what it needs, forward and backward.
 
-    python -m benchmarks.contrastive --size real --out benchmarks/results/contrastive.md
+    python -m benchmarks.contrastive --size real
 
 Each row runs in a process of its own, so that its peak memory is its own: the highest mark of the
 process (on an accelerator: of the allocator) less what was in use when the inputs and the compiled
@@ -8,8 +8,6 @@ program were there. Where the mark cannot be reset (not Linux's CPU), making the
 set it, and the peak is an upper bound.
 """
 
-import contextlib
-import pathlib
 from collections.abc import Callable, Iterator
 
 import jax
@@ -63,34 +61,18 @@ PROGRAMS = {
 }
 
 
-def memory_in_use() -> tuple[int, int]:
-    """Gives the bytes in use now and at most so far, of the accelerator or else of the process."""
-    stats = jax.devices()[0].memory_stats()
-    if stats:
-        return stats['bytes_in_use'], stats['peak_bytes_in_use']
-    lines = pathlib.Path('/proc/self/status').read_text().splitlines()
-    kibibytes = {line.split(':')[0]: line.split()[1] for line in lines if line.startswith('Vm')}
-    return int(kibibytes['VmRSS']) * 1024, int(kibibytes['VmHWM']) * 1024
-
-
-def forget_peak() -> None:
-    """Sets the process's highest mark to what is in use now, where the system allows it."""
-    with contextlib.suppress(OSError):
-        pathlib.Path('/proc/self/clear_refs').write_text('5')
-
-
 def measure(name: str, size: str) -> timing.Row:
     """Compiles and times one of PROGRAMS."""
     arguments = jax.block_until_ready(inputs(size))
     program, account = timing.compiled(jax.jit(PROGRAMS[name]), *arguments)
-    forget_peak()
-    before, _ = memory_in_use()
+    timing.forget_peak()
+    before, _ = timing.memory_in_use()
     spent = timing.milliseconds(lambda: program(*arguments))
     return {
         'program': name,
         'ms': spent,
         'temporary MiB': account['temporary MiB'],
-        'peak above inputs MiB': (memory_in_use()[1] - before) / timing.MIB,
+        'peak above inputs MiB': (timing.memory_in_use()[1] - before) / timing.MIB,
         'compile s': account['compile s'],
     }
 
