@@ -51,6 +51,7 @@ def model() -> ConfigDict:
     c.dtype = 'float32'  # compute; parameters and statistics are always float32
     c.stem_ceil_mode = False  # deep stem: the reference's max-pool, which rounds up
     c.pretrained = ''  # file of backbone weights; '': random ones
+    c.atrous = 'auto'  # dilated | space_to_batch, the same sums; auto: see docs/speed.md
     c.remat = ()  # stages computed anew in the backward pass, or all: see docs/memory.md
     return c
 
@@ -68,6 +69,7 @@ def default() -> ConfigDict:
     c.parallel = 'jit'  # jit (one program over all devices) | pmap
     c.accumulate_steps = 1  # micro-batches a step is computed in, one after the other
     c.init_from = ''  # folder of another run whose student, teacher and memory this one starts with
+    c.joint_pass = False  # the student's two views in one pass, sharing BatchNorm's statistics
     c.burn_in_steps = 0  # first steps that run the supervised method with the EMA teacher
     c.eight_bit_indicators = placeholder(bool)  # indicators rounded down to 255ths
     c.model = model()

@@ -24,6 +24,7 @@ HOST = ('data.dir', 'data.threads', 'data.prefetch')
 FREE = (
     'parallel',
     'profile',
+    'model.atrous',
     'model.remat',
     'log_every',
     'checkpoint_every',

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from css_jax.models import deeplab, mobilenet, remat, resnet
+from css_jax.models import atrous, deeplab, mobilenet, remat, resnet
 from css_jax.models.layers import check_choice
 
 # Name -> constructor: (config.model, axis_name) -> module, (images [B, H, W, 3], train) ->
@@ -35,7 +35,8 @@ def build(
 
     Args:
         config: config.model, or a dict or object with its keys: backbone, stem, output_stride,
-            width, representation_dim, dtype; may have stem_ceil_mode (False), remat (()).
+            width, representation_dim, dtype; may have stem_ceil_mode (False), atrous ('auto'),
+            remat (()).
         num_classes: channels of the 'logits' head, if `outputs` does not say.
         outputs: head name -> channels; by default logits: num_classes, representation:
             representation_dim. Heads that are not in it are not built.
@@ -51,6 +52,8 @@ def build(
         config = ConfigDict(config)
     check_choice('backbone', config.backbone, BACKBONES)
     check_choice('dtype', config.dtype, ('float32', 'bfloat16'))
+    form = getattr(config, 'atrous', 'auto')
+    check_choice('atrous', form, ('auto', *atrous.FORMS))
     if not config.width > 0:
         raise ValueError(f'width is {config.width!r}; expected a number above 0')
     if outputs is None:
@@ -66,6 +69,7 @@ def build(
         backbone=BACKBONES[config.backbone](config, axis_name),
         outputs=tuple(outputs.items()),
         rates=(rate, 2 * rate, 3 * rate),
+        atrous=form,
         width=config.width,
         dtype=jnp.dtype(config.dtype),
         axis_name=axis_name,

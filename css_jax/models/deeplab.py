@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from css_jax.models import remat
+from css_jax.models import atrous, remat
 from css_jax.models.layers import BatchNorm, Conv, channels
 from css_jax.ops import resize
 
@@ -17,15 +17,18 @@ class ASPP(nn.Module):
 
     features: int
     rates: tuple[int, int, int]
+    atrous: str
     conv: Any
     norm: Any
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Concatenates 1x1, three atrous 3x3 and the image's mean; projects by 1x1."""
+        products = atrous.forms(self.atrous).pyramid == 'products'
+        conv = partial(self.conv, atrous=atrous.products if products else None)
         branches = []
         for i, rate in enumerate((1, *self.rates)):
-            y = self.conv(self.features, 1 if i == 0 else 3, 1, rate, name=f'conv{i}')(x)
+            y = conv(self.features, 1 if i == 0 else 3, 1, rate, name=f'conv{i}')(x)
             branches.append(nn.relu(self.norm(name=f'bn{i}')(y, train)))
         y = x.astype(jnp.float32).mean((1, 2), keepdims=True)
         y = self.conv(self.features, 1, name='pool_conv')(y)
@@ -60,6 +63,8 @@ class DeepLab(nn.Module):
         backbone: module, (images, train) -> (low_level [B, h, w, c], features [B, h', w', C]).
         outputs: pairs (head name, channels).
         rates: ASPP's dilations.
+        atrous: form of ASPP's convolutions, see `css_jax.models.atrous.forms`; the backbone has its
+            own attribute.
         width: multiplies every channel count but the heads' outputs.
         dtype: of the computation.
         axis_name: of the devices whose BatchNorm statistics are shared.
@@ -70,6 +75,7 @@ class DeepLab(nn.Module):
     backbone: nn.Module
     outputs: tuple[tuple[str, int], ...]
     rates: tuple[int, int, int] = (12, 24, 36)
+    atrous: str = 'auto'
     width: float = 1.0
     dtype: Any = jnp.float32
     axis_name: str | None = None
@@ -102,7 +108,7 @@ class DeepLab(nn.Module):
             return module._decode(low_level, x, train, conv, norm)
 
         low_level, x = self.backbone(images, train)
-        aspp = partial(ASPP, features, self.rates, conv, norm, name='aspp')
+        aspp = partial(ASPP, features, self.rates, self.atrous, conv, norm, name='aspp')
         x = remat.chain(self, 'aspp', [aspp], x, train)
         return remat.run(self, 'decoder', decode, low_level, x)
 

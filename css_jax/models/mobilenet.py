@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax.linen.initializers import variance_scaling
 from jax import lax
 
-from css_jax.models import remat
+from css_jax.models import atrous, remat
 from css_jax.models.layers import BatchNorm, check_choice, he_normal
 
 # (features, stride) of the 13 depthwise separable blocks (Table 1).
@@ -115,6 +115,8 @@ class MobileNetV1(nn.Module):
     Attributes:
         output_stride: 8, 16, or 32 as for classification, of the last block.
         width: multiplies every channel count, rounded down as Keras does, at least 8.
+        atrous: form of the dilated blocks, see `css_jax.models.atrous.forms`; here 'auto' is always
+            'dilated': `depthwise` is slices and products, which dilation makes no slower.
         remat: stages computed anew in the backward pass, see `css_jax.models.remat`.
         dtype: of the computation.
         axis_name: of the devices whose BatchNorm statistics are shared.
@@ -122,6 +124,7 @@ class MobileNetV1(nn.Module):
 
     output_stride: int = 8
     width: float = 1.0
+    atrous: str = 'auto'
     remat: tuple[str, ...] = ()
     dtype: Any = jnp.float32
     axis_name: str | None = None
@@ -133,20 +136,25 @@ class MobileNetV1(nn.Module):
         norm = partial(BatchNorm, axis_name=self.axis_name, eps=1e-3, dtype=self.dtype)
         conv = partial(Conv, norm=norm, dtype=self.dtype)
 
-        stage, reached, dilation = 'stem', 2, 1
+        form = 'dilated' if self.atrous == 'auto' else atrous.forms(self.atrous).layers
+        size = [-(-side // self.output_stride) for side in x.shape[1:3]]
+        regrids = atrous.regrids(form, size, 32 // self.output_stride, x.shape[1:3])
+
+        stage, reached, dilation, layout = 'stem', 2, 1, 1
         stages = {stage: [partial(conv, self._channels(32), 3, 2, 1, name='conv1')]}
         for i, (features, stride) in enumerate(BLOCKS, start=1):
             keeps = reached < self.output_stride
+            before, layout = layout, dilation if regrids else 1
             block = partial(
                 Block,
                 features=self._channels(features),
                 stride=stride if keeps else 1,
-                dilation=dilation,
+                dilation=dilation // layout,
                 conv=conv,
                 name=f'block{i}',
             )
             stage = f'layer{len(stages)}' if stride == 2 else stage
-            stages.setdefault(stage, []).append(block)
+            stages.setdefault(stage, []).append(atrous.within(block, before, layout))
             # A stride given up is dilation from the next block on: what is then taken at every
             # second place equals the network with that stride.
             reached, dilation = (reached * stride, 1) if keeps else (reached, dilation * stride)
@@ -155,7 +163,7 @@ class MobileNetV1(nn.Module):
             x = remat.chain(self, stage, blocks, x, train)
             if stage == 'layer1':
                 low_level = x
-        return low_level, x
+        return low_level, atrous.regrid(x, layout, 1)
 
     def _channels(self, count: int) -> int:
         return max(8, int(count * self.width))
@@ -165,7 +173,7 @@ def build(config: Any, axis_name: str | None) -> MobileNetV1:
     """Makes the network that `config` (config.model) describes.
 
     Args:
-        config: has stem, output_stride, width, dtype; may have remat.
+        config: has stem, output_stride, width, dtype; may have atrous, remat.
         axis_name: of the devices whose BatchNorm statistics are shared, or None.
 
     Raises:
@@ -179,6 +187,7 @@ def build(config: Any, axis_name: str | None) -> MobileNetV1:
     return MobileNetV1(
         output_stride=config.output_stride,
         width=config.width,
+        atrous=getattr(config, 'atrous', 'auto'),
         remat=remat.stages(getattr(config, 'remat', ())),
         dtype=jnp.dtype(config.dtype),
         axis_name=axis_name,

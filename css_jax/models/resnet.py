@@ -1,5 +1,6 @@
 """ResNet-18/34/50/101 (He et al., arXiv 1512.03385) with dilation in place of late strides."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -8,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from css_jax.models import remat
+from css_jax.models import atrous, remat
 from css_jax.models.layers import BatchNorm, Conv, channels, check_choice, he_normal, max_pool
 
 
@@ -75,6 +76,7 @@ class ResNet(nn.Module):
         output_stride: 8 or 16, of the last two layers.
         width: multiplies every channel count.
         stem_ceil_mode: the deep stem's max-pool rounds its output's size up.
+        atrous: form of the dilated layers, see `css_jax.models.atrous.forms`.
         remat: stages computed anew in the backward pass, see `css_jax.models.remat`.
         dtype: of the computation.
         axis_name: of the devices whose BatchNorm statistics are shared.
@@ -86,6 +88,7 @@ class ResNet(nn.Module):
     output_stride: int = 8
     width: float = 1.0
     stem_ceil_mode: bool = False
+    atrous: str = 'auto'
     remat: tuple[str, ...] = ()
     dtype: Any = jnp.float32
     axis_name: str | None = None
@@ -95,29 +98,36 @@ class ResNet(nn.Module):
         """Gives features at stride 4 [B, h, w, c] and at the output stride [B, h', w', C]."""
         conv = partial(Conv, kernel_init=he_normal, dtype=self.dtype)
         norm = partial(BatchNorm, axis_name=self.axis_name, dtype=self.dtype)
+        images = x.shape[1:3]
 
         def stem(module, x):
             return module._stem(x, train, conv, norm)
 
         x = remat.run(self, 'stem', stem, x)
         strides, firsts, others = self._strides_and_dilations()
+        size = [-(-side // math.prod(strides)) for side in x.shape[1:3]]
+        regrids = atrous.regrids(atrous.forms(self.atrous).layers, size, max(others), images)
+        layout = 1
         for k, depth in enumerate(self.depths):
-            blocks = [
-                partial(
+            blocks = []
+            for i in range(depth):
+                dilations = (firsts[k] if i == 0 else others[k], others[k])
+                # A second convolution of another dilation stays dilated within the first's layout.
+                before, layout = layout, dilations[0] if regrids else 1
+                block = partial(
                     self.block,
                     planes=channels(64 * 2**k, self.width),
                     stride=strides[k] if i == 0 else 1,
-                    dilations=(firsts[k] if i == 0 else others[k], others[k]),
+                    dilations=tuple(dilation // layout for dilation in dilations),
                     conv=conv,
                     norm=norm,
                     name=f'layer{k + 1}_{i}',
                 )
-                for i in range(depth)
-            ]
+                blocks.append(atrous.within(block, before, layout))
             x = remat.chain(self, f'layer{k + 1}', blocks, x, train)
             if k == 0:
                 low_level = x
-        return low_level, x
+        return low_level, atrous.regrid(x, layout, 1)
 
     def _stem(self, x: jax.Array, train: bool, conv: Any, norm: Any) -> jax.Array:
         """[B, H, W, 3] -> [B, H/4, W/4, 64 (conv7) or 128 (deep)]."""
@@ -157,7 +167,7 @@ def build(
     Args:
         block: BasicBlock or Bottleneck.
         depths: number of blocks of the four layers.
-        config: has stem, output_stride, width, dtype; may have stem_ceil_mode, remat.
+        config: has stem, output_stride, width, dtype; may have stem_ceil_mode, atrous, remat.
         axis_name: of the devices whose BatchNorm statistics are shared, or None.
 
     Raises:
@@ -172,6 +182,7 @@ def build(
         output_stride=config.output_stride,
         width=config.width,
         stem_ceil_mode=getattr(config, 'stem_ceil_mode', False),
+        atrous=getattr(config, 'atrous', 'auto'),
         remat=remat.stages(getattr(config, 'remat', ())),
         dtype=jnp.dtype(config.dtype),
         axis_name=axis_name,
