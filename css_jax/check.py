@@ -16,6 +16,7 @@ CHOICES = {
     'model.stem': ('conv7', 'deep'),
     'model.output_stride': (8, 16),
     'model.dtype': ('float32', 'bfloat16'),
+    'model.atrous': ('auto', 'dilated', 'space_to_batch'),
     'data.resampling': ('cv2', 'pil'),
     'supervised.loss': ('ce', 'ohem'),
     'teacher.batch_norm': ('own', 'ema'),
@@ -177,6 +178,23 @@ def values(config: ConfigDict) -> None:
                 raise ValueError(
                     f'data.streams.{name}.{key}: got {s[key]}, expected at least {least}'
                 )
+    if config.joint_pass:
+        _joint_pass(config)
+
+
+def _joint_pass(config: ConfigDict) -> None:
+    """Refuses `joint_pass` where there are no two views to put together."""
+    streams = methods.METHODS[config.method].STREAMS
+    if len(streams) == 1:
+        raise ValueError(
+            f'joint_pass: got True, expected False with method={config.method}, which has one view'
+        )
+    crops = {name: tuple(config.data.streams[name].crop) for name in streams}
+    if len(set(crops.values())) > 1:
+        raise ValueError(
+            'joint_pass: got True, expected False or the same data.streams.*.crop, as both views '
+            f'are one batch of the network; the crops are {crops}'
+        )
 
 
 def choice(key: str, value: Any, choices: Iterable, where: str = '') -> None:

@@ -162,6 +162,7 @@ GRAPH = {
     'optimizer.momentum': _S,
     'optimizer.nesterov': _S,
     'optimizer.weight_decay': _S,
+    'joint_pass': _U,
     'accumulate_steps': ('supervised', {'data.streams.*.batch_size': 6}),
     'teacher.decay': _S,
     'teacher.batch_norm': ('cutmix', {'teacher.labelled_pass': False}),
@@ -206,6 +207,7 @@ NETWORK = {
     'model.output_stride': _S,
     'model.width': _S,
     'model.dtype': _S,
+    'model.atrous': _S,
     'model.remat': _S,
 }
 # Those of the program on several devices.
@@ -288,6 +290,8 @@ def configured(method, settings):
 
 def values(key, method, current):
     """All values of a key that has names for them, else its current one and another."""
+    if key == 'model.atrous':  # 'auto' is one of these
+        return 'dilated', 'space_to_batch'
     choices = {**check.CHOICES, **getattr(methods.METHODS[method], 'CHOICES', {})}
     if key in choices:
         return choices[key]

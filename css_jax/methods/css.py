@@ -17,10 +17,10 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from css_jax import parallel
-from css_jax.methods import teacher, views
+from css_jax.methods import student, teacher, views
 from css_jax.ops import contrastive, losses, prototypes, pseudo_labels, resize, schedules
 from css_jax.ops.losses import Term
-from css_jax.state import Context, TrainState, Variables
+from css_jax.state import Context, TrainState
 
 STREAMS = {'labelled': True, 'unlabelled': False}
 DEFAULTS = {'pseudo_label': 'mix', 'indicator': 'both'}
@@ -82,9 +82,7 @@ def loss(
 ) -> tuple[dict[str, Term], tuple]:
     """L = L_s + L_u + lambda_c L_c (Eq. 6), and what the new prototypes are made of (Eq. 2)."""
     c = ctx.config.contrastive
-    # Two passes: separate batch statistics, and the running ones move twice.
-    out, batch_stats = ctx.train(Variables(params, state.student.batch_stats), prepared['images'])
-    out_u, batch_stats = ctx.train(Variables(params, batch_stats), prepared['strong'])
+    out, out_u, batch_stats = student.run(params, state.student.batch_stats, prepared, ctx)
 
     label, indicator = prepared['label'], prepared['indicator']
     supervised = views.supervised_loss(out['logits'], prepared['labels'], ctx)

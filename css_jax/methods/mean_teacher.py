@@ -12,10 +12,10 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from css_jax import parallel
-from css_jax.methods import default, teacher, views
+from css_jax.methods import default, student, teacher, views
 from css_jax.ops import pseudo_labels
 from css_jax.ops.losses import Term
-from css_jax.state import Context, TrainState, Variables
+from css_jax.state import Context, TrainState
 
 STREAMS = {'labelled': True, 'unlabelled': False}
 DEFAULTS = {'augment.mixing': 'none', **default.DEFAULTS}
@@ -51,10 +51,9 @@ def targets(
 def loss(
     params: Any, state: TrainState, prepared: dict, keys: parallel.Keys, ctx: Context
 ) -> tuple[dict[str, Term], tuple]:
-    """L = L_s + L_u; two student passes, so the running statistics move twice."""
+    """L = L_s + L_u."""
     del keys
-    out, batch_stats = ctx.train(Variables(params, state.student.batch_stats), prepared['images'])
-    out_u, batch_stats = ctx.train(Variables(params, batch_stats), prepared['strong'])
+    out, out_u, batch_stats = student.run(params, state.student.batch_stats, prepared, ctx)
 
     label, indicator = prepared['label'], prepared['indicator']
     unsupervised = views.unsupervised_loss(out_u['logits'], label, indicator, ctx)

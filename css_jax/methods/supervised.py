@@ -40,7 +40,6 @@ def loss(
 ) -> tuple[dict[str, Term], tuple]:
     """L = L_s."""
     del keys
-    student = Variables(params, state.student.batch_stats)
-    out, batch_stats = ctx.train(student, prepared['images'])
+    out, batch_stats = ctx.train(Variables(params, state.student.batch_stats), prepared['images'])
     terms = {'supervised': Term(*views.supervised_loss(out['logits'], prepared['labels'], ctx))}
     return terms, (batch_stats, {}, {})

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from css_jax import parallel
-from css_jax.ops import augment, losses, resize
+from css_jax.ops import augment, losses
 from css_jax.state import Context
 
 
@@ -94,7 +94,6 @@ def stored_indicators(maps: dict[str, Array], ctx: Context) -> dict[str, Array]:
 def supervised_loss(logits: Array, labels: Array, ctx: Context) -> tuple[Array, Array]:
     """L_s (Eq. 7) of logits [B, h, w, C] against labels [B, H, W]: (sum, count)."""
     c = ctx.config.supervised
-    logits = resize.bilinear(logits, labels.shape[1:])
     if c.loss == 'ohem':
         kept = c.ohem_kept * labels.shape[0]
         return losses.ohem_cross_entropy(logits, labels, c.ohem_threshold, kept)
@@ -110,7 +109,6 @@ def unsupervised_loss(
         'weighted': losses.weighted_unsupervised,
         'thresholded': losses.thresholded_unsupervised,
     }[c.loss]
-    logits = resize.bilinear(logits, labels.shape[1:])
     return loss(logits, labels, indicator, c.threshold)
 
 

@@ -19,6 +19,8 @@ from css_jax.ops import prototypes as prototype_ops
 
 # Sampled negatives are gathered for this many anchors at a time.
 _ANCHORS_AT_ONCE = 32
+# With more classes those without anchors are left out; to ask for each makes a GPU wait a moment.
+_CLASSES_ALWAYS = 32
 # Class probabilities of the negatives in whole units: a class of probability 0 has none at all,
 # which sums of rounded floats would not promise.
 _PROBABILITY_UNITS = 2**23
@@ -241,6 +243,7 @@ def loss(
     weights = used / (num_anchors * jnp.maximum(num_present, 1))
     log_probabilities = log_class_probabilities(prototypes, present, temperature)
     positives = prototype_ops.normalise(prototypes)
+    skip = len(prototypes) > _CLASSES_ALWAYS
 
     if estimator == 'bank':
         ranks = draw(negative_key, valid_count[:, None], (len(prototypes), bank_size))
@@ -249,7 +252,7 @@ def loss(
         bank = gather(bank).sum(axis=0) if psum is None else psum(bank)  # [C, K, D]
         log_weights = log_probabilities + log(num_negatives / bank_size)
         total = _streamed(
-            partial(_bank_loss, temperature), anchors, (weights, positives, log_weights), bank
+            partial(_bank_loss, temperature), skip, anchors, (weights, positives, log_weights), bank
         )
     else:
         at_once = gcd(num_anchors, _ANCHORS_AT_ONCE)
@@ -257,6 +260,7 @@ def loss(
         chunks = len(prototypes) * repeats
         total = _streamed(
             partial(_sampled_loss, temperature, num_negatives),
+            skip,
             anchors.reshape(chunks, at_once, -1),
             (
                 weights.reshape(chunks, at_once),
@@ -298,21 +302,28 @@ def _sampled_loss(temperature, num_negatives, anchors, streamed, shared):
     return jnp.sum(weights * (jnp.logaddexp(positive, negatives) - positive))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _streamed(chunk_loss, anchors, streamed, shared):
-    """Sums chunk_loss(anchors[i], streamed[i], shared) over i; differentiable by anchors alone."""
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _streamed(chunk_loss, skip, anchors, streamed, shared):
+    """Sums chunk_loss(anchors[i], streamed[i], shared) over i; differentiable by anchors alone.
+
+    With `skip` nothing is computed where all weights, the first of `streamed`, are 0.
+    """
     return lax.map(lambda chunk: chunk_loss(*chunk, shared), (anchors, streamed)).sum()
 
 
-def _streamed_forward(chunk_loss, anchors, streamed, shared):
-    def step(chunk):
+def _streamed_forward(chunk_loss, skip, anchors, streamed, shared):
+    def work(chunk):
         return jax.value_and_grad(chunk_loss)(*chunk, shared)
 
-    losses, gradient = lax.map(step, (anchors, streamed))
+    def ask(chunk):
+        own, (weights, *_) = chunk
+        return lax.cond(weights.any(), work, lambda _: (0 * own.sum(), 0 * own), chunk)
+
+    losses, gradient = lax.map(ask if skip else work, (anchors, streamed))
     return losses.sum(), gradient
 
 
-def _streamed_backward(chunk_loss, gradient, cotangent):
+def _streamed_backward(chunk_loss, skip, gradient, cotangent):
     return cotangent * gradient, None, None
 
 

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from css_jax.ops import resize
+
 
 def mean(total: Array, count: Array) -> Array:
     """Gives total / count, and 0 where there is nothing to count."""
@@ -19,22 +21,42 @@ def pixel_cross_entropy(logits: Array, labels: Array, ignore: int = -1) -> Array
     """Softmax cross-entropy of each pixel, in float32.
 
     Args:
-        logits: [..., C] scores of any float dtype.
-        labels: [...] integer classes in [0, C), or `ignore`.
+        logits: [..., C] scores of any float dtype; a map [B, h, w, C] smaller than the labels is
+            resized to them first, bilinearly and a few images at a time (`resize.map_bilinear`).
+        labels: [...] or [B, H, W], integer classes in [0, C), or `ignore`.
         ignore: label of pixels that have none.
 
     Returns:
-        [...] float32, 0 where the label is `ignore`.
+        Float32 of the shape of `labels`, 0 where the label is `ignore`, NaN where it is no class.
+
+    Raises:
+        ValueError: logits and labels are not of the same pixels.
     """
-    if logits.shape[:-1] != labels.shape:
+    if logits.shape[:-1] == labels.shape:
+        return _pixel_cross_entropy(logits.astype(jnp.float32), labels, ignore)
+    fits = logits.ndim == 4 and labels.ndim == 3 and len(logits) == len(labels)
+    if not fits or any(n > out for n, out in zip(logits.shape[1:3], labels.shape[1:], strict=True)):
         raise ValueError(
             f'labels: got shape {labels.shape}, expected {logits.shape[:-1]} as of logits '
-            f'{logits.shape} without the classes'
+            f'{logits.shape} without the classes, or larger maps of as many images'
         )
-    log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
-    valid = labels != ignore
-    index = jnp.where(valid, labels, 0)[..., None]
-    return jnp.where(valid, -jnp.take_along_axis(log_p, index, axis=-1)[..., 0], 0.0)
+    return resize.map_bilinear(
+        lambda logits, labels: _pixel_cross_entropy(logits, labels, ignore),
+        logits,
+        labels.shape[1:],
+        labels,
+    )
+
+
+def _pixel_cross_entropy(logits: Array, labels: Array, ignore: int) -> Array:
+    num_classes = logits.shape[-1]
+    shifted = logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True))
+    # A masked sum, not an index: its gradient is no scatter, and is fused with the softmax.
+    own = jnp.where(labels[..., None] == jnp.arange(num_classes), shifted, 0.0).sum(-1)
+    losses = jnp.log(jnp.exp(shifted).sum(-1)) - own
+    # A label that is no class makes the loss NaN, which stops a run.
+    losses = jnp.where((labels >= 0) & (labels < num_classes), losses, jnp.nan)
+    return jnp.where(labels != ignore, losses, 0.0)
 
 
 class Term(NamedTuple):
@@ -58,7 +80,7 @@ def cross_entropy(logits: Array, labels: Array, ignore: int = -1) -> tuple[Array
     """Cross-entropy over the labelled pixels (Eq. 7).
 
     Args:
-        logits: [..., C].
+        logits: [..., C], or a smaller map, see `pixel_cross_entropy`.
         labels: [...] integer classes, or `ignore`.
         ignore: label of pixels that have none.
 
@@ -79,7 +101,7 @@ def ohem_cross_entropy(
     `min_kept` valid pixels all are kept.
 
     Args:
-        logits: [..., C].
+        logits: [..., C], or a smaller map, see `pixel_cross_entropy`.
         labels: [...] integer classes, or `ignore`.
         threshold: probability up to which a pixel always counts as hard.
         min_kept: pixels kept at least, over the whole batch given here.
@@ -110,7 +132,7 @@ def weighted_unsupervised(
     pixels without a pseudo-label too, so that w_i may exceed 1.
 
     Args:
-        logits: [B, H, W, C].
+        logits: [B, h, w, C], resized to the labels where smaller.
         labels: [B, H, W] pseudo-labels, or `ignore`.
         indicator: [B, H, W] in [0, 1].
         threshold: delta_u.
@@ -133,7 +155,7 @@ def thresholded_unsupervised(
     """The paper's L_u (Eq. 8): cross-entropy over the confident pixels.
 
     Args:
-        logits: [B, H, W, C].
+        logits: [B, h, w, C], resized to the labels where smaller.
         labels: [B, H, W] pseudo-labels, or `ignore`.
         indicator: [B, H, W] in [0, 1].
         threshold: delta_u; pixels with indicator >= threshold count.

@@ -18,7 +18,7 @@ def from_logits(logits: Array, size: tuple[int, int]) -> tuple[Array, Array]:
     Returns:
         labels [B, H, W] int32 and confidence j_lgt [B, H, W] float32, the largest softmax value.
     """
-    return _most_likely(resize.bilinear(logits, size))
+    return resize.map_bilinear(_most_likely, logits, size)
 
 
 def from_prototypes(
@@ -45,11 +45,13 @@ def from_prototypes(
     """
     if temperature <= 0:
         raise ValueError(f'temperature: got {temperature}, expected more than 0')
-    similarity = resize.bilinear(prototype_ops.cosine(representations, prototypes), size)
+    similarity = prototype_ops.cosine(representations, prototypes)  # [B, h, w, C]
     if seen is None:
-        return _most_likely(similarity / temperature)
+        return resize.map_bilinear(lambda s: _most_likely(s / temperature), similarity, size)
     seen = seen.astype(bool)
-    labels, indicator = _most_likely(jnp.where(seen, similarity / temperature, -1e9))
+    labels, indicator = resize.map_bilinear(
+        lambda s: _most_likely(jnp.where(seen, s / temperature, -1e9)), similarity, size
+    )
     return jnp.where(seen.any(), labels, ignore), jnp.where(seen.any(), indicator, 0.0)
 
 

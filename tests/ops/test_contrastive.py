@@ -336,7 +336,27 @@ def test_scope_device_is_the_mean_over_devices(estimator):
 
 
 @pytest.mark.parametrize('estimator', ESTIMATORS)
-def test_shard_map_accepts_it(estimator):
+def test_classes_without_anchors_are_left_out_of_many(monkeypatch, estimator):
+    key, (z, labels, hard, prototypes) = jax.random.key(8), case(absent=(0, 2))
+    hard = hard & (labels != 3)  # of which there are easy pixels alone
+    options = {**SMALL, 'estimator': estimator}
+
+    def loss(z):
+        return contrastive.loss(key, z, labels, hard, prototypes, **options)[0]
+
+    expected, _, expected_gradient = value_and_grad(key, z, labels, hard, prototypes, **options)
+    monkeypatch.setattr(contrastive, '_CLASSES_ALWAYS', C - 1)
+    traced = jax.jit(jax.value_and_grad(loss)).trace(z)
+    assert ' cond[' in str(traced.jaxpr)
+    value, gradient = traced.lower().compile()(z)
+    assert float(value) == pytest.approx(expected, rel=1e-6) and expected > 0
+    np.testing.assert_allclose(gradient, expected_gradient, atol=1e-7)
+
+
+@pytest.mark.parametrize('classes_always', [C - 1, C])
+@pytest.mark.parametrize('estimator', ESTIMATORS)
+def test_shard_map_accepts_it(monkeypatch, estimator, classes_always):
+    monkeypatch.setattr(contrastive, '_CLASSES_ALWAYS', classes_always)
     key, (z, labels, hard, prototypes) = jax.random.key(7), case()
     options = {**SMALL, 'estimator': estimator}
 

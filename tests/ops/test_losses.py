@@ -1,5 +1,6 @@
 """Losses against the reference program's numbers, and where it would divide by zero."""
 
+import re
 from pathlib import Path
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from css_jax.ops import losses
+from css_jax.ops import losses, pseudo_labels, resize
 
 GOLDEN = np.load(Path(__file__).parents[1] / 'fixtures' / 'reference_small.npz')
 
@@ -102,6 +103,135 @@ def test_bfloat16_logits_are_summed_in_float32():
     np.testing.assert_allclose(total / count, np.log(2), rtol=1e-6)
 
 
-def test_shapes_that_do_not_fit_are_named():
-    with pytest.raises(ValueError, match=r'labels: got shape \(2, 4, 5\), expected \(2, 4, 4\)'):
-        losses.cross_entropy(jnp.zeros((2, 4, 4, 3)), jnp.zeros((2, 4, 5), int))
+@pytest.mark.parametrize('shape', [(3, 4, 4), (2, 4, 3), (2, 4), (2, 4, 4, 1)])
+def test_shapes_that_do_not_fit_are_named(shape):
+    expected = rf'labels: got shape {re.escape(str(shape))}, expected \(2, 4, 4\)'
+    with pytest.raises(ValueError, match=expected):
+        losses.cross_entropy(jnp.zeros((2, 4, 4, 3)), jnp.zeros(shape, int))
+
+
+def test_a_label_that_is_no_class_stops_a_run():
+    labels = jnp.array([[0, 1, -1, 2]])
+    found = losses.pixel_cross_entropy(jnp.zeros((1, 4, 2)), labels)
+    np.testing.assert_array_equal(np.isnan(found), labels == 2)
+
+
+# Logits of a smaller map: resized a few images at a time.
+
+
+def at_once(logits, labels):
+    """The cross-entropy of each pixel with all of the resized logits there at once."""
+    log_p = jax.nn.log_softmax(resize.bilinear(logits, labels.shape[1:]))
+    own = jnp.take_along_axis(log_p, labels.clip(0)[..., None], axis=-1)[..., 0]
+    return jnp.where(labels >= 0, -own, 0.0)
+
+
+LOSSES = {
+    'ce': lambda x, y, j: losses.cross_entropy(x, y),
+    'ohem': lambda x, y, j: losses.ohem_cross_entropy(x, y, 0.3, 700),
+    'weighted': lambda x, y, j: losses.weighted_unsupervised(x, y, j, 0.5),
+    'thresholded': lambda x, y, j: losses.thresholded_unsupervised(x, y, j, 0.5),
+}
+
+
+def example(batch, num_classes, size=(21, 18)):
+    """Logits [B, 6, 5, C], and labels and indicators of `size`; the last image has no label."""
+    keys = jax.random.split(jax.random.key(batch), 3)
+    logits = 3 * jax.random.normal(keys[0], (batch, 6, 5, num_classes))
+    labels = jax.random.randint(keys[1], (batch, *size), -1, num_classes).at[-1].set(-1)
+    return logits, labels, jax.random.uniform(keys[2], labels.shape)
+
+
+@pytest.mark.parametrize('images', [1, 2, 4])
+@pytest.mark.parametrize(('batch', 'num_classes'), [(1, 5), (5, 5), (6, 5), (4, 1)])
+def test_a_few_images_at_a_time_are_the_same_pixels(monkeypatch, images, batch, num_classes):
+    logits, labels, _ = example(batch, num_classes)
+
+    def both(function):
+        weights = jnp.cos(jnp.arange(labels.size)).reshape(labels.shape)
+        value, pullback = jax.vjp(lambda x: function(x, labels), logits)
+        return value, pullback(weights)[0]
+
+    monkeypatch.setattr(resize, '_BYTES_AT_ONCE', images * 4 * 21 * 18 * num_classes)
+    traced = jax.jit(lambda: both(losses.pixel_cross_entropy)).trace()
+    assert ('scan' in str(traced.jaxpr)) == (batch > images)  # no loop where all fit
+    ours, theirs = traced.lower().compile()(), jax.jit(lambda: both(at_once))()
+    for mine, expected in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(mine, expected, rtol=1e-5, atol=1e-5)
+    assert not ours[1][-1].any()  # of the image without labels
+
+
+@pytest.mark.parametrize('name', LOSSES)
+def test_every_loss_of_a_smaller_map_is_that_of_the_resized_one(monkeypatch, name):
+    logits, labels, indicator = example(5, 4)
+    monkeypatch.setattr(resize, '_BYTES_AT_ONCE', 1)
+
+    def both(logits_of):
+        def loss(x):
+            return losses.mean(*LOSSES[name](logits_of(x), labels, indicator))
+
+        return jax.jit(jax.value_and_grad(loss))(logits)
+
+    value, gradient = both(lambda x: x)
+    expected, expected_gradient = both(lambda x: resize.bilinear(x, labels.shape[1:]))
+    assert expected > 0
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_the_loop_runs_on_each_of_two_devices(monkeypatch):
+    monkeypatch.setattr(resize, '_BYTES_AT_ONCE', 1)
+    logits, labels, _ = example(4, 5)
+    seen, rho = jnp.arange(5) != 2, jnp.eye(5)
+
+    def local(logits, labels):
+        def loss(x):
+            y, _ = pseudo_labels.from_prototypes(x, rho, labels.shape[1:], 0.1, seen)
+            return losses.cross_entropy(x, jnp.where(labels < 0, y, labels))[0]
+
+        return jax.value_and_grad(loss)(logits)
+
+    def summed(logits, labels):
+        value, gradient = local(logits, labels)
+        return jax.lax.psum(value, 'd'), gradient
+
+    mesh, data = jax.sharding.Mesh(np.array(jax.devices()[:2]), ('d',)), jax.P('d')
+    specs = {'in_specs': (data, data), 'out_specs': (jax.P(), data)}
+    value, gradient = jax.jit(jax.shard_map(summed, mesh=mesh, **specs))(logits, labels)
+    monkeypatch.setattr(resize, '_BYTES_AT_ONCE', 2**30)
+    whole, expected = jax.jit(lambda *given: local(*given))(logits, labels)
+    np.testing.assert_allclose(value, whole, rtol=1e-5)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_memory_grows_by_the_small_maps_alone(monkeypatch):
+    """With 150 classes and more images, no map of theirs at full resolution."""
+    side, small, num_classes = 64, 16, 150
+    one_image = 4 * side * side * num_classes
+    monkeypatch.setattr(resize, '_BYTES_AT_ONCE', one_image)
+
+    def temporary(batch):
+        logits = jax.ShapeDtypeStruct((batch, small, small, num_classes), jnp.float32)
+        labels = jax.ShapeDtypeStruct((batch, side, side), jnp.int32)
+
+        @jax.jit
+        def all_of_them(logits, labels):
+            def loss(x):
+                label, indicator = pseudo_labels.from_logits(jax.lax.stop_gradient(x), (side, side))
+                supervised = losses.ohem_cross_entropy(x, labels, 0.7, 100)
+                return losses.mean(*supervised) + losses.mean(
+                    *losses.weighted_unsupervised(x, label, indicator)
+                )
+
+            return jax.value_and_grad(loss)(logits)
+
+        program = all_of_them.lower(logits, labels).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    few, many = temporary(4), temporary(12)
+    low_resolution = 4 * small * small * num_classes  # bytes of one image
+    pixels = 4 * side * side
+    # One image's resized map and what is made of it, forward and backward.
+    assert few <= 5 * one_image + 4 * (4 * low_resolution + 12 * pixels)
+    # Every further image: its logits, their gradients, and maps without an axis of classes.
+    assert many - few <= 8 * (4 * low_resolution + 12 * pixels) < 8 * one_image / 2

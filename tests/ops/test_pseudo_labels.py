@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from css_jax.ops import pseudo_labels
+from css_jax.ops import prototypes, pseudo_labels, resize
 
 GOLDEN = np.load(Path(__file__).parents[1] / 'fixtures' / 'reference_small.npz')
 
@@ -54,3 +54,22 @@ def test_unseen_classes_stay_out_of_the_softmax():
 def test_temperature_must_be_positive():
     with pytest.raises(ValueError, match='temperature: got 0'):
         pseudo_labels.from_prototypes(jnp.ones((1, 2, 2, 4)), jnp.ones((3, 4)), (2, 2), 0)
+
+
+@pytest.mark.parametrize('batch', [1, 2, 5])
+def test_a_few_images_at_a_time_give_the_same_labels(monkeypatch, batch):
+    z = jax.random.normal(jax.random.key(0), (batch, 3, 4, 6))
+    rho = jax.random.normal(jax.random.key(1), (7, 6))
+    seen = jnp.arange(7) != 4
+    scores = resize.bilinear(z, (9, 10))
+    cosines = jnp.where(seen, resize.bilinear(prototypes.cosine(z, rho), (9, 10)) / 0.1, -jnp.inf)
+    monkeypatch.setattr(resize, '_BYTES_AT_ONCE', 2 * 4 * 9 * 10 * 7)  # of two images
+    spaces = jax.jit(
+        lambda z: (
+            pseudo_labels.from_logits(z, (9, 10)),
+            pseudo_labels.from_prototypes(z, rho, (9, 10), 0.1, seen),
+        )
+    )(z)
+    for (labels, indicator), expected in zip(spaces, (scores, cosines), strict=True):
+        np.testing.assert_array_equal(labels, expected.argmax(-1))
+        np.testing.assert_allclose(indicator, jax.nn.softmax(expected).max(-1), rtol=1e-5)
