@@ -2,7 +2,7 @@
 
 The bars of the step's time are for one H200 at the paper's sizes, those of its memory and of the
 start for any accelerator, that of the host's input for any machine. What a run has not measured, on
-this chip or at this size, says so.
+this chip or at this size, says so, and so does what the memory did not suffice for: not reached.
 """
 
 import math
@@ -22,12 +22,13 @@ class Bar(NamedTuple):
     """A figure to reach.
 
     Attributes:
-        what: it is of.
+        what: it is of; '{cores}' is how many the host has.
         sign: '<=' or '>='.
         limit: the most or the least that it may be.
         unit: of both.
         needs: `H200`, `ACCELERATOR` or `ANY`.
-        value: rows of a run -> what it measured, NaN for nothing.
+        value: rows of a run -> what it measured, NaN for nothing, infinity where it ran out of
+            memory.
     """
 
     what: str
@@ -47,16 +48,21 @@ def find(part: str, column: str, where: Mapping[str, str]) -> Callable[[Rows], f
         where: column -> its text; 'caption' -> what the caption has in it.
 
     Returns:
-        Rows -> the number of the first row that fits, NaN where none does.
+        Rows -> the number of the first row that fits; infinity where that ran out of memory, NaN
+        where none fits.
     """
 
     def value(rows: Rows) -> float:
         for line in rows:
             row = line['row']
             fits = line['part'] == part and where.get('caption', '') in line['caption']
-            fits = fits and all(row.get(k) == v for k, v in where.items() if k != 'caption')
+            fits = fits and all(
+                row.get(k) in (v, step.OUT_OF_MEMORY) for k, v in where.items() if k != 'caption'
+            )
             if fits and isinstance(row.get(column), (int, float)):
                 return float(row[column])
+            if fits and step.OUT_OF_MEMORY in row.values():
+                return math.inf
         return math.nan
 
     return value
@@ -68,9 +74,9 @@ def _step(case: str, column: str) -> Callable[[Rows], float]:
 
 
 def _gigabytes(*cases: str) -> Callable[[Rows], float]:
-    """Gives the least of the highest marks of some cases."""
+    """Gives the least of the highest marks of those of some cases that ran."""
     found = [_step(case, 'peak MiB') for case in cases]
-    return lambda rows: min((f(rows) for f in found), key=_last_if_nan) * 2**20 / 1e9
+    return lambda rows: min((f(rows) for f in found), key=_nan_last) * 2**20 / 1e9
 
 
 def _share(name: str) -> Callable[[Rows], float]:
@@ -79,25 +85,24 @@ def _share(name: str) -> Callable[[Rows], float]:
     return lambda rows: 100 * found(rows)
 
 
-def _input(rows: Rows, name: str) -> float:
-    """Gives the largest number in the columns with this name, of the input at the paper's crop."""
+def _input(rows: Rows, column: str) -> float:
+    """Gives the largest number in a column, of the input at the paper's crop."""
     found = [
-        value
+        line['row'].get(column)
         for line in rows
         if line['part'] == 'data' and '512' in line['caption']
-        for column, value in line['row'].items()
-        if name in column and isinstance(value, (int, float))
     ]
-    return max(found, default=math.nan)
+    return max((value for value in found if isinstance(value, (int, float))), default=math.nan)
 
 
 def _ahead(rows: Rows) -> float:
     """Gives how many times faster than the step the input is."""
-    return _input(rows, 'images/s') / _step(step.BFLOAT16, 'img/s')(rows)
+    needed = _step(step.BFLOAT16, 'img/s')(rows)
+    return needed if math.isinf(needed) else _input(rows, 'images/s') / needed
 
 
-def _last_if_nan(value: float) -> float:
-    return math.inf if math.isnan(value) else value
+def _nan_last(value: float) -> tuple[bool, float]:
+    return math.isnan(value), value
 
 
 def _covered(rows: Rows) -> float:
@@ -125,9 +130,9 @@ BARS = (
         250,
         'img/s a core pair',
         ANY,
-        lambda rows: _input(rows, 'core pair'),
+        lambda rows: _input(rows, 'images/s a core pair'),
     ),
-    Bar('the same, to what the step takes', '>=', 1, 'times', H200, _ahead),
+    Bar('the same, ahead on {cores} cores', '>=', 1, 'times the step', H200, _ahead),
     Bar('first step, empty cache', '<=', 120, 's', ACCELERATOR, _start('cold')),
     Bar('first step, filled cache', '<=', 20, 's', ACCELERATOR, _start('warm')),
     Bar('memory, VOC 16 + 16', '<=', 80, 'GB', ACCELERATOR, _gigabytes(step.BFLOAT16)),
@@ -147,15 +152,19 @@ def rows(results: Mapping[str, Any]) -> Iterator[tuple[str, Row]]:
     met = {H200: real and 'H200' in where['chip'], ACCELERATOR: real, ANY: True}
     for bar in BARS:
         value = bar.value(results['rows']) if met[bar.needs] else math.nan
-        reached = value <= bar.limit if bar.sign == '<=' else value >= bar.limit
-        known = not math.isnan(value)
+        met_by = value <= bar.limit if bar.sign == '<=' else value >= bar.limit
+        measured, reached = f'{value:.3g}', 'yes' if met_by else 'no'
+        if math.isnan(value):
+            measured, reached = NOT_MEASURED, '-'
+        elif math.isinf(value):
+            measured, reached = step.OUT_OF_MEMORY, 'no'
         yield (
             CAPTION,
             {
-                'what': bar.what,
+                'what': bar.what.format(cores=where['cores']),
                 'on': bar.needs,
                 'bar': f'{bar.sign} {bar.limit:g} {bar.unit}',
-                'measured': f'{value:.3g}' if known else NOT_MEASURED,
-                'reached': ('yes' if reached else 'no') if known else '-',
+                'measured': measured,
+                'reached': reached,
             },
         )

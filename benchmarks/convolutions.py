@@ -30,9 +30,10 @@ Crops copy the wide side, 2048 channels, once a tap, products once a rate, one p
 what is shifted by the latter two is the narrow side. The first column is a convolution that gets as
 much out of the chip as a matrix product.
 
-All forms of a row's table are timed in turns; 'to dilated' and 'to undilated' are ratios of medians
-of one such run. TFLOP/s count all nine taps everywhere, so that they compare as the times do.
-'difference' is the largest one of the output to the dilated form's, by its largest value.
+All forms of one convolution are timed in turns, of the network each pair of forms with the dilated
+one; 'to dilated' and 'to undilated' are ratios of one such run. TFLOP/s count all nine taps
+everywhere, so that they compare as the times do. 'difference' is the largest one of the output to
+the dilated form's, by its largest value.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -73,6 +74,14 @@ NETWORKS = {
     ],
 }
 SECONDS = {'real': 5, 'small': 1}  # that a set of forms is timed for
+UNKNOWN = {  # of a network that did not fit
+    'forward ms': 'out of memory',
+    'to dilated': float('nan'),
+    'with backward ms': float('nan'),
+    'to dilated with backward': float('nan'),
+    'compile s': float('nan'),
+    'difference': '-',
+}
 
 
 def space_to_batch(x: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
@@ -173,35 +182,36 @@ def networks(
         both, more = timing.compiled(both, forward(variables['params']), variables['params'])
         return forward, both, account['compile s'] + more['compile s']
 
-    pairs = [(a, b) for a in atrous.FORMS for b in atrous.FORMS]
-    found = {pair: timing.attempt(programs, *pair) for pair in pairs}
-    found = {pair: value for pair, value in found.items() if value}
     params = variables['params']
-    forward = {pair: partial(f, params) for pair, (f, _, _) in found.items()}
-    outputs = {pair: jax.device_get(run()) for pair, run in forward.items()}
-    cotangent = jax.tree.map(jnp.asarray, outputs['dilated', 'dilated'])
-    both = {pair: partial(f, cotangent, params) for pair, (_, f, _) in found.items()}
-    seconds = 3 * SECONDS[size]
-    times = [in_turns(runs, seconds) for runs in (forward, both)]
-
     caption = f'{backbone}, width {width:g}, output stride 8, {batch} x {side} x {side}, {dtype}'
+    seconds = 3 * SECONDS[size]
+    pairs = [(a, b) for a in atrous.FORMS for b in atrous.FORMS]
+    reference = pairs[0]  # dilated throughout
+    first, expected = None, None
     for pair in pairs:
-        to_forward, to_both = (timing_of(t, pair, ('dilated', 'dilated')) for t in times)
-        yield (
-            f'The network: {caption}',
-            {
-                'layers': pair[0],
-                'ASPP': atrous.FORMS[pair[1]].pyramid,
-                'forward ms': to_forward[0],
-                'to dilated': to_forward[1],
-                'with backward ms': to_both[0],
-                'to dilated with backward': to_both[1],
-                'compile s': found[pair][2] if pair in found else float('nan'),
-                'difference': f'{difference(outputs[pair], outputs[pairs[0]]):.0e}'
-                if pair in found
-                else 'out of memory',
-            },
-        )
+        found = timing.attempt(programs, *pair)
+        row = {'layers': pair[0], 'ASPP': atrous.FORMS[pair[1]].pyramid}
+        if found is None:
+            yield f'The network: {caption}', row | UNKNOWN
+            continue
+        first = found if pair == reference else first
+        forms = {pair: found} | ({reference: first} if first else {})
+        forward = {name: partial(f, params) for name, (f, _, _) in forms.items()}
+        output = jax.device_get(forward[pair]())
+        expected = output if pair == reference else expected
+        cotangent = jax.tree.map(jnp.asarray, output)
+        both = {name: partial(f, cotangent, params) for name, (_, f, _) in forms.items()}
+        times = [in_turns(runs, seconds) for runs in (forward, both)]
+        to_forward, to_both = (timing_of(spent, pair, reference) for spent in times)
+        row |= {
+            'forward ms': to_forward[0],
+            'to dilated': to_forward[1],
+            'with backward ms': to_both[0],
+            'to dilated with backward': to_both[1],
+            'compile s': found[2],
+            'difference': f'{difference(output, expected):.0e}' if first else '-',
+        }
+        yield f'The network: {caption}', row
 
 
 def timing_of(times: Mapping[Any, float], name: Any, reference: Any) -> tuple[float, float]:

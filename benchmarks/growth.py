@@ -2,16 +2,17 @@
 
     python -m benchmarks.growth --size real --out growth.md
 
-One number of the step changes at a time. 'to linear' is a row's time over the first row's, divided
+One number of the step changes at a time. 'to linear' is a row's time over the first one's, divided
 by the growth of that number (of the pixels, for the crop; for devices, which share one global
 batch, of nothing): above 1 the step grows faster than what it is given. 'to FLOP' divides by the
 growth of the arithmetic that `timing.compiled` counts instead, and 'memory to linear' is 'to
 linear' of the temporary memory. Labels and images are random, so that every class is in every
-batch: the worst case.
+batch: the worst case. A row that did not run says why, and the first one is the first that ran.
 
-'real' is CSS(mix) on ResNet-101 in bfloat16. At size 'small' the network is a single convolution:
-what a network takes is its arithmetic, which is linear, and what is left of the step is what could
-be otherwise. Devices are fake there, and share the cores of one CPU: what their rows show is what
+'real' is CSS(mix) on ResNet-101 in bfloat16. Its image pooling gives BatchNorm one value an image,
+so that it refuses a batch of one. At size 'small' the network is a single convolution: what a
+network takes is its arithmetic, which is linear, and what is left of the step is what could be
+otherwise. Devices are fake there, and share the cores of one CPU: what their rows show is what
 it costs to divide a step, not what is gained.
 
 What grows faster than linearly, by intent:
@@ -106,6 +107,7 @@ COLUMNS = (
     'memory to linear',
     'compile s',
 )
+REFUSED = 'refused: BatchNorm needs 2 values a channel'
 
 
 class OneConvolution(nn.Module):
@@ -173,7 +175,7 @@ def measure(size: str, setting: dict[str, int]) -> timing.Row | None:
         setting: 'classes', 'batch' and 'crop', of `configuration`, and 'devices'.
 
     Returns:
-        A row, but for its ratios; 'ms' are words where it does not fit. None where there are fewer
+        A row, but for its ratios; 'ms' are words where it does not run. None where there are fewer
         devices.
     """
     given = dict(setting)
@@ -206,8 +208,13 @@ def measure(size: str, setting: dict[str, int]) -> timing.Row | None:
             'compile s': seconds,
         }
 
-    row = timing.attempt(run)
-    return row or {**dict.fromkeys(COLUMNS, float('nan')), 'ms': step.OUT_OF_MEMORY}
+    try:
+        row, why = timing.attempt(run), step.OUT_OF_MEMORY
+    except ValueError as error:
+        if 'more than one value per channel' not in str(error):
+            raise
+        row, why = None, REFUSED
+    return row or {**dict.fromkeys(COLUMNS, float('nan')), 'ms': why}
 
 
 def shapes(run: SimpleNamespace, config: ConfigDict) -> tuple[Any, Any]:
@@ -218,8 +225,6 @@ def shapes(run: SimpleNamespace, config: ConfigDict) -> tuple[Any, Any]:
 
 def ratios(first: timing.Row, row: timing.Row, growth: float) -> timing.Row:
     """Adds to a row what it is of the first one's, divided by what should have grown so much."""
-    if step.OUT_OF_MEMORY in (first['ms'], row['ms']):
-        return row
     longer = row['ms'] / first['ms']
     return {
         **row,
@@ -240,15 +245,15 @@ def rows(size: str) -> Iterator[tuple[str, timing.Row]]:
     for number, values in VALUES[size].items():
         beside = BESIDE[size][number]
         caption = f'{NAMES[size]}; {TEXT[number].format(**beside)}'
-        first = None
+        first = None  # value and row of the first that ran
         for value in values:
             alone = size == 'real' or number == 'devices'
             row = (fake_devices if alone else measure)(size, {**beside, number: value})
             if row is None:
                 break
-            first = first or row
-            growth = GROWTH[number](value) / GROWTH[number](values[0])
-            row = ratios(first, row, growth)
+            if not isinstance(row['ms'], str):
+                first = first or (value, row)
+                row = ratios(first[1], row, GROWTH[number](value) / GROWTH[number](first[0]))
             yield caption, {number: value, **{column: row[column] for column in COLUMNS}}
 
 

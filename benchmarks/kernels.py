@@ -29,7 +29,7 @@ GROUPS = {
     'YNNPACK: convolutions and products of a CPU': r'^ynn_',
     'collective': r'nccl|all-reduce|all-gather|reduce-scatter|collective',
     'convolution': r'conv(?!ert)|cudnn|fprop|dgrad|wgrad|winograd|implicit',
-    'product': r'gemm|cublas|cutlass|\bdot|matmul|_mma',
+    'product': r'gemm|nvjet|cublas|cutlass|\bdot|matmul|_mma',
     'sort': r'sort|radix|top-?k',
     'copy': r'memcpy|memset|copy|transpose',
     'scatter, gather': r'scatter|gather|dynamic-(update-)?slice',

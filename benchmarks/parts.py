@@ -4,9 +4,9 @@
 
 A round runs every part once and the whole step once; the means over the faster half of the rounds
 are compared. Every part works on what the parts before it give, and gets all arrays as arguments,
-so that nothing is computed at compile time. 'of the bound' is the time it takes at least
-(`benchmarks.roofline`) over the time it takes. Rows that begin with 'of which' are parts of a part
-and not in the sum.
+so that nothing is computed at compile time. 'of the bound' is 'bound ms', by the rule of
+`benchmarks.count` and the peaks measured here, over the time it takes. Rows that begin with 'of
+which' are parts of a part and not in the sum.
 """
 
 import dataclasses

@@ -1,12 +1,12 @@
-"""What the step asks of a chip, and the time this takes at least: python -m benchmarks.roofline.
+"""What the step asks of a chip, and a bound of its time by it: python -m benchmarks.roofline.
 
 `benchmarks.count` has the rule by which a program is divided into kernels. Each takes at least the
-longer of its arithmetic at the peak of its type and its bytes at the bandwidth; the bound of a
-program is the sum. Peaks are measured on the device at hand (the fastest of a few products of large
-square matrices, and a large array read and written); what data sheets say of a few chips is beside
-them. In a cache bandwidth is higher than in memory, so that a small program on a CPU may take less
-than its bound. The step is that of dilated convolutions (`model.atrous`), whose other form moves
-more bytes and has the same arithmetic but for the padding.
+longer of its arithmetic at the peak of its type and its bytes at the bandwidth; their sum is the
+program's 'bound ms'. It is a bound by that rule: what is fused further, or stays in a cache, may
+take less, as a small program on a CPU does. Peaks are measured on the device at hand (the fastest
+of a few products of large square matrices, and a large array read and written); what data sheets
+say of a few chips is beside them. The step is that of dilated convolutions (`model.atrous`), whose
+other form moves more bytes and has the same arithmetic but for the padding.
 """
 
 from collections.abc import Iterator
@@ -72,8 +72,8 @@ def kinds(size: str, case: str, chips: dict[str, dict[str, float]]) -> tuple[str
             'GB': sums['bytes'] / 1e9,
         }
         least = {chip: peaks.bound(own, best) for chip, best in chips.items()}
-        row |= {f'ms at least, {chip}': ms for chip, ms in least.items()}
-        row |= {f'pairs/s at most, {chip}': 1e3 * pairs / ms for chip, ms in least.items()}
+        row |= {f'bound ms, {chip}': ms for chip, ms in least.items()}
+        row |= {f'pairs/s by it, {chip}': 1e3 * pairs / ms for chip, ms in least.items()}
         table.append(row)
     return f'{step.CAPTION[size]}; {case}, {pairs} pairs', table
 

@@ -26,19 +26,19 @@ from benchmarks import bars, machine, tables, timing
 # Seconds after which a part begins no new row, with --quick and without; 0: left out.
 SECONDS = {
     'step': (75, 1500),
-    'parts': (40, 400),
+    'parts': (100, 400),
     'roofline': (15, 60),
-    'startup': (50, 600),
-    'kernels': (40, 200),  # with --profile only
+    'startup': (45, 600),
+    'kernels': (30, 200),  # with --profile only
     'data': (25, 120),
     'transfer': (10, 120),
     'evaluation': (20, 200),
-    'convolutions': (40, 200),
+    'convolutions': (20, 200),
     'contrastive': (15, 60),
     'checkpoint': (10, 60),
-    'growth': (45, 900),
-    'against_torch': (45, 400),
-    'augment': (10, 60),
+    'growth': (15, 900),
+    'against_torch': (15, 400),
+    'augment': (5, 60),
     'memory': (0, 400),
     'tries': (0, 200),
 }
@@ -67,11 +67,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         'parts': {},
         'rows': [],
     }
-    stem = _stem(flags.out, results)
 
     def write() -> None:
         tables.write(stem, results, bars.rows(results))
 
+    try:
+        stem = _stem(flags.out, results)
+        write()
+    except OSError as error:
+        sys.exit(f'--out {flags.out}: {error}; expected a folder that can be written to')
     try:
         for part in parts:
             soft = SECONDS[part][0 if flags.quick else 1] or SECONDS[part][1]
@@ -194,7 +198,7 @@ def _stem(folder: pathlib.Path, results: Mapping[str, Any]) -> pathlib.Path:
 
 def _flags(arguments: Sequence[str]) -> argparse.Namespace:
     def names(text: str) -> list[str]:
-        chosen = text.split(',')
+        chosen = list(dict.fromkeys(text.split(',')))  # each once
         if unknown := set(chosen) - set(SECONDS):
             raise argparse.ArgumentTypeError(
                 f'got {", ".join(sorted(unknown))}, expected some of {", ".join(SECONDS)}'

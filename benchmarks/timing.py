@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.connection import Connection
 from typing import Any
 
 import jax
@@ -132,6 +133,34 @@ def isolated(function: Callable, *arguments: Any) -> Any:
     spawn = multiprocessing.get_context('spawn')
     with ProcessPoolExecutor(1, mp_context=spawn) as pool:
         return pool.submit(function, *arguments).result()
+
+
+def streamed(function: Callable, *arguments: Any) -> Iterator[Any]:
+    """Calls a generator function in a process of its own and gives what it yields as it comes.
+
+    Raises:
+        RuntimeError: the process has failed; its own error is on stderr.
+    """
+    spawn = multiprocessing.get_context('spawn')
+    receiver, sender = spawn.Pipe(duplex=False)
+    process = spawn.Process(target=_send, args=(sender, function, *arguments))
+    process.start()
+    sender.close()  # the process has its own, whose end is the end
+    try:
+        with contextlib.suppress(EOFError):
+            while True:
+                yield receiver.recv()
+        process.join()
+        if process.exitcode:
+            raise RuntimeError(f'{function.__name__}: failed with code {process.exitcode}')
+    finally:
+        process.terminate()
+        process.join()
+
+
+def _send(sender: Connection, function: Callable, *arguments: Any) -> None:
+    for item in function(*arguments):
+        sender.send(item)
 
 
 def memory_in_use() -> tuple[int, int]:

@@ -11,6 +11,7 @@ All forms of a table run in turns in one process; 'to ours' is a form's time ove
   computes the ReLU's mask from it; 'one pass' sums values and squares about the running mean;
   'E[x^2] - E[x]^2' about zero, as Flax's does.
 - The two heads' 3x3 convolutions of one map, apart or as one of twice the features.
+- A 1x1 convolution as a product with its kernel, as ours, or as XLA's convolution.
 - A 3x3 convolution with the channels last, as ours, or second.
 - The pixels' order for L_c: one word of class, hardness and index sorted, as ours, or an argsort.
 - Options of XLA for the whole step; those that this platform does not know are left out.
@@ -30,17 +31,19 @@ from css_jax.models import layers
 from css_jax.ops import contrastive
 
 # Batch, side, channels of BatchNorm's map (layer1's last), those and features of the heads' map, of
-# the convolution (layer2's); pixels and classes of L_c.
+# the 1x1 convolution (a block of layer3's), of the 3x3 (layer2's); pixels and classes of L_c.
 SIZES = {
     'real': {
         'norm': (16, 128, 256),
         'heads': (16, 128, 304, 256),
+        'pointwise': (16, 64, 1024, 256),
         'layout': (16, 64, 128),
         'order': (2 * 16 * 128 * 128, 21),
     },
     'small': {
         'norm': (8, 32, 64),
         'heads': (8, 16, 76, 64),
+        'pointwise': (8, 16, 64, 64),
         'layout': (8, 16, 64),
         'order': (2 * 8 * 16 * 16, 7),
     },
@@ -201,6 +204,21 @@ def heads(size: str, dtype: str) -> Iterator[timing.Row]:
     yield from side_by_side({name: (both(form), x, *kernels) for name, form in forms.items()})
 
 
+def pointwise(size: str, dtype: str) -> Iterator[timing.Row]:
+    """A convolution of kernel 1x1."""
+    batch, side, channels, features = SIZES[size]['pointwise']
+    keys = jax.random.split(jax.random.key(0))
+    x = jax.random.normal(keys[0], (batch, side, side, channels), dtype)
+    kernel = jax.random.normal(keys[1], (1, 1, channels, features), dtype)
+
+    def convolution(x, kernel):
+        numbers = ('NHWC', 'HWIO', 'NHWC')
+        return lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', dimension_numbers=numbers)
+
+    forms = {'ours: product': layers.convolve, 'convolution': convolution}
+    yield from side_by_side({name: (both(form), x, kernel) for name, form in forms.items()})
+
+
 def layout(size: str, dtype: str) -> Iterator[timing.Row]:
     """One convolution; with the channels second, the map is so before and after."""
     batch, side, channels = SIZES[size]['layout']
@@ -272,6 +290,8 @@ def rows(size: str) -> Iterator[tuple[str, timing.Row]]:
     for dtype in ('float32', 'bfloat16'):
         caption = f"The heads' 3x3, forward and backward, {list(s['heads'])}, {dtype}"
         yield from ((caption, row) for row in heads(size, dtype))
+        caption = f'1x1, forward and backward, {list(s["pointwise"])}, {dtype}'
+        yield from ((caption, row) for row in pointwise(size, dtype))
         caption = f'3x3 by layout, forward and backward, {list(s["layout"])}, {dtype}'
         yield from ((caption, row) for row in layout(size, dtype))
     yield from ((f'Order of {s["order"][0]:,} pixels', row) for row in order(size))

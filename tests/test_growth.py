@@ -23,6 +23,8 @@ def test_a_row_that_does_not_fit_says_so_and_the_next_number_is_measured(monkeyp
             return None  # there are no more
         if setting['crop'] > 512:
             return {**dict.fromkeys(growth.COLUMNS, float('nan')), 'ms': step.OUT_OF_MEMORY}
+        if setting['batch'] < 2:
+            return {**dict.fromkeys(growth.COLUMNS, float('nan')), 'ms': growth.REFUSED}
         return row(float(setting['batch']), 1.0, 1.0)
 
     monkeypatch.setattr(growth, 'measure', measure)
@@ -34,7 +36,8 @@ def test_a_row_that_does_not_fit_says_so_and_the_next_number_is_measured(monkeyp
         tables.setdefault(caption, []).append(one)
     by_number = {next(iter(rows[0])): rows for rows in tables.values()}
     assert [r['batch'] for r in by_number['batch']] == [1, 2, 4, 8, 16, 32]
-    assert [r['to linear'] for r in by_number['batch']] == pytest.approx(6 * [1])
+    assert by_number['batch'][0]['ms'] == growth.REFUSED
+    assert [r['to linear'] for r in by_number['batch'][1:]] == pytest.approx(5 * [1])
     assert [r['ms'] for r in by_number['crop']] == [4.0, 4.0, *2 * [step.OUT_OF_MEMORY]]
     assert by_number['crop'][1]['to linear'] == pytest.approx(1 / 4)  # of four times the pixels
     assert [r['devices'] for r in by_number['devices']] == [1, 2]
@@ -56,3 +59,33 @@ def test_the_step_of_a_setting_is_traced(classes, batch):
 def test_fewer_devices_give_no_row():
     setting = {'classes': 2, 'batch': 1, 'crop': 64, 'devices': jax.device_count() + 1}
     assert growth.measure('small', setting) is None
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    """A network of the same form that is traced sooner."""
+    smaller = {'model.backbone': 'resnet18', 'model.width': 0.125}
+    monkeypatch.setitem(growth.CHANGES, 'real', {**growth.CHANGES['real'], **smaller})
+
+
+def test_the_network_refuses_a_batch_of_one_and_the_row_says_so(narrow):
+    found = growth.measure('real', {'classes': 21, 'batch': 1, 'crop': 512})
+    assert found['ms'] == 'refused: BatchNorm needs 2 values a channel'
+    assert list(found) == ['ms', *(c for c in growth.COLUMNS if c != 'ms')]
+
+
+def test_every_other_real_setting_is_traced(narrow):
+    settings = {
+        tuple(sorted({**growth.BESIDE['real'][number], number: value}.items()))
+        for number, values in growth.VALUES['real'].items()
+        for value in values
+        if number != 'devices'  # the same step
+    }
+    assert len(settings) == 13
+    for setting in settings:
+        config = growth.configuration('real', **dict(setting))
+        if config.data.streams.labelled.batch_size == 1:
+            continue
+        run = growth.program('real', config)
+        _, metrics = jax.eval_shape(run.step, *growth.shapes(run, config))
+        assert metrics['loss'].shape == (), setting

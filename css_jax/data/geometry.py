@@ -13,8 +13,8 @@ cv2.setNumThreads(0)  # the caller's threads work on different images; more with
 
 def decode_image(encoded: bytes) -> np.ndarray:
     """Decodes a PNG or JPEG to uint8 [H, W, 3], RGB."""
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION  # labels know no orientation either
-    return cv2.cvtColor(cv2.imdecode(np.frombuffer(encoded, np.uint8), flags), cv2.COLOR_BGR2RGB)
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION  # as labels know no orientation
+    return cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
 
 
 def decode_label(encoded: bytes) -> np.ndarray:
@@ -55,11 +55,12 @@ def random_crop(
     left = rng.integers(0, width - crop[1] + 1)
     window = np.s_[top : top + crop[0], left : left + crop[1]]
 
-    image = pad_to(resize(image, size, resampling), crop, pad, fill)
-    result = {'image': np.ascontiguousarray(image[window])}
+    # Cut, then padded: a side that is padded is not cut, so nothing is copied to be thrown away.
+    image = resize(image, size, resampling)[window]
+    result = {'image': np.ascontiguousarray(pad_to(image, crop, pad, fill))}
     if label is not None:
-        label = pad_to(resize_label(label, size, resampling), crop, 'constant', 255)
-        result['label'] = np.ascontiguousarray(label[window])
+        label = resize_label(label, size, resampling)[window]
+        result['label'] = np.ascontiguousarray(pad_to(label, crop, 'constant', 255))
     return result
 
 

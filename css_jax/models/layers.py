@@ -34,6 +34,9 @@ def check_choice(argument: str, value: Any, choices: Iterable[Any]) -> None:
 def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int = 1) -> jax.Array:
     """Convolves with torch's symmetric padding dilation (k-1)/2, k odd.
 
+    A 1x1 kernel is a matrix product: of a convolution XLA on CPU computes the kernel's gradient as
+    one whose window is the map, which takes a multiple of the time.
+
     Taps that can only ever meet padding, which is all but the centre one once the dilation reaches
     the size of the map (ASPP on small images), are cut from the kernel: the result and all
     gradients are the same, the work is not.
@@ -47,6 +50,8 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int = 1
     Returns:
         [B, ceil(H/stride), ceil(W/stride), features].
     """
+    if kernel.shape[:2] == (1, 1):
+        return jnp.einsum('bhwc,cf->bhwf', x[:, ::stride, ::stride], kernel[0, 0])
     padding = []
     for axis, size in enumerate(x.shape[1:3]):
         centre = kernel.shape[axis] // 2

@@ -10,7 +10,7 @@ from flax.linen.initializers import variance_scaling
 from jax import lax
 
 from css_jax.models import atrous, remat
-from css_jax.models.layers import BatchNorm, check_choice, he_normal
+from css_jax.models.layers import BatchNorm, check_choice, convolve, he_normal
 
 # (features, stride) of the 13 depthwise separable blocks (Table 1).
 BLOCKS = (
@@ -78,7 +78,9 @@ class Conv(nn.Module):
         init = he_normal if self.features else variance_scaling(2.0, 'fan_in', 'normal')
         kernel = self.param('kernel', init, (self.kernel_size, self.kernel_size, inputs, features))
         x = x.astype(self.dtype)
-        if self.features:
+        if self.kernel_size == 1:  # nothing to pad
+            x = convolve(x, kernel.astype(self.dtype), self.stride)
+        elif self.features:
             x = lax.conv_general_dilated(
                 x,
                 kernel.astype(self.dtype),

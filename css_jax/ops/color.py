@@ -86,13 +86,14 @@ def blur(keys: jax.Array, images: jax.Array, *, prob: float, sigma: Sequence[flo
     for axis in (1, 2):
         margin = [(0, 0)] * 4
         margin[axis] = (radius, radius)
-        padded = jnp.pad(images, margin, mode='reflect')
+        # Made once: fused into the sum, what the pixels come from would be computed for every tap.
+        padded = jax.lax.optimization_barrier(jnp.pad(images, margin, mode='reflect'))
         shifted = [
             jax.lax.slice_in_dim(padded, i, i + images.shape[axis], axis=axis)
             for i in range(2 * radius + 1)
         ]
         images = sum(tap * image for tap, image in zip(taps, shifted, strict=True))
-    return images
+    return jax.lax.optimization_barrier(images)  # likewise, in what follows
 
 
 def _turn_hue(rgb: jax.Array, turns: jax.Array) -> jax.Array:

@@ -1,3 +1,5 @@
+import io
+
 import cv2
 import numpy as np
 import pytest
@@ -60,6 +62,32 @@ def test_reflection_repeats_the_image_but_no_label(arrays):
     np.testing.assert_array_equal(moved['label'], label)
 
 
+@pytest.mark.parametrize('pad', ['constant', 'reflect'])
+@pytest.mark.parametrize('crop', [(20, 30), (64, 30), (20, 90), (90, 90)])
+def test_crop_is_cut_from_the_padded_image(arrays, crop, pad):
+    for seed in range(5):
+        moved = geometry.random_crop(
+            arrays,
+            np.random.default_rng(seed),
+            crop=crop,
+            scale=(0.6, 1.7),
+            pad=pad,
+            fill=(9, 8, 7),
+        )
+        rng = np.random.default_rng(seed)
+        factor = rng.uniform(0.6, 1.7)
+        size = int(37 * factor), int(53 * factor)
+        image = geometry.pad_to(geometry.resize(arrays['image'], size), crop, pad, (9, 8, 7))
+        label = geometry.resize_label(arrays['label'], size)
+        label = geometry.pad_to(label, crop, 'constant', 255)
+        top = rng.integers(0, len(image) - crop[0] + 1)
+        left = rng.integers(0, image.shape[1] - crop[1] + 1)
+        window = np.s_[top : top + crop[0], left : left + crop[1]]
+        np.testing.assert_array_equal(moved['image'], image[window])
+        np.testing.assert_array_equal(moved['label'], label[window])
+        assert all(array.flags['C_CONTIGUOUS'] for array in moved.values())
+
+
 @pytest.mark.parametrize('size', [(37, 53), (40, 40), (73, 60), (190, 300)])
 def test_reflection_equals_numpy(arrays, size):
     down, right = max(0, size[0] - 37), max(0, size[1] - 53)
@@ -98,3 +126,9 @@ def test_decoding_gives_rgb():
     image = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]]], np.uint8)
     encoded = cv2.imencode('.png', image[..., ::-1])[1].tobytes()
     np.testing.assert_array_equal(geometry.decode_image(encoded), image)
+
+
+def test_decoding_a_jpeg_gives_what_pil_gives(arrays):
+    encoded = cv2.imencode('.jpg', arrays['image'][..., ::-1])[1].tobytes()
+    expected = np.asarray(Image.open(io.BytesIO(encoded))).astype(int)
+    assert np.abs(geometry.decode_image(encoded) - expected).max() <= 2  # of 255; decoders round
