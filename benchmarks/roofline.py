@@ -18,7 +18,7 @@ from benchmarks import count, peaks, step, timing
 H200 = 'an H200 by its data sheet'
 KINDS = {
     'convolution': 'convolutions',
-    'product': 'products',
+    'product': 'products, 1x1 convolutions among them',
     'pass': 'BatchNorm and other passes',
     'other': 'sorts, scatters',
     '': 'all',

@@ -117,18 +117,18 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
         ):
             pending: dict[int, Mapping] = {}  # step -> metrics, still on the device
             for t in range(start, config.steps):
-                begins = t in (start, config.burn_in_steps)
-                if begins:
+                if t in (start, config.burn_in_steps):
                     now = methods.burn_in() if t < config.burn_in_steps else method
-                    sizes = {name: config.data.streams[name].batch_size for name in now.STREAMS}
-                    batches = streams.train_batches(
-                        config.data, config.seed, t, *parallel.process(), names=sizes
-                    )
-                batch = layout.place(next(batches))
-                if begins:
                     step = functools.partial(steps.train_step, method=now, optimizer=tx, ctx=ctx)
+                    sizes = {name: config.data.streams[name].batch_size for name in now.STREAMS}
                     with progress.pause():
+                        batches = streams.train_batches(
+                            config.data, config.seed, t, *parallel.process(), names=sizes
+                        )
+                        batch = layout.place(next(batches))
                         run = _compile(layout, step, current, batch)
+                else:
+                    batch = layout.place(next(batches))
                 profile.before(t)
                 with jax.profiler.StepTraceAnnotation('train', step_num=t):
                     current, pending[t + 1] = run(current, batch)

@@ -40,10 +40,11 @@ FORMS = {
 }
 # Decided by `python -m benchmarks.convolutions`, whose first table is the whole network.
 AUTO = {
-    # Measured: the other forms are no faster at the paper's width, and small maps, whose grids are
-    # smaller than a kernel, are slower by a factor.
-    'cpu': Forms('dilated', 'dilated'),
-    # Not measured. XLA's dilated convolutions were reported 15 to 23 times slower than cuDNN's
+    # Measured: products take 0.8 of the time at the paper's width and as long at the quickstart's.
+    # Layers in space to batch are no faster, and slower by a factor where the grids are smaller
+    # than a kernel.
+    'cpu': Forms('dilated', 'products'),
+    # Not measured. XLA's dilated convolutions were reported 15 to 23 times slower than PyTorch's
     # (https://github.com/openxla/xla/pull/32231, which hands the forward ones to cuDNN); and by the
     # benchmark's estimate products are ahead of a convolution that is as fast as they are.
     'gpu': Forms('space_to_batch', 'products'),
@@ -94,7 +95,7 @@ def regrids(form: str, size: Sequence[int], largest: int, images: Sequence[int])
     """Says whether a backbone's dilated layers run in space-to-batch layout.
 
     They do where `form` asks for it and both sides of the map divide by the largest dilation. Where
-    they do not, that is logged, once a process and size of images.
+    they do not, that is logged, once a process and size of images (as debug from the fourth on).
 
     Args:
         form: see `Forms.layers`.
@@ -113,7 +114,9 @@ def regrids(form: str, size: Sequence[int], largest: int, images: Sequence[int])
 @functools.cache
 def _say(images: tuple[int, int], size: tuple[int, int], largest: int) -> None:
     """Logs that images of a size are not rearranged, the first time that it is called with it."""
-    LOG.info(
+    few = _say.cache_info().currsize < 3  # an evaluation may have hundreds of sizes
+    LOG.log(
+        logging.INFO if few else logging.DEBUG,
         '%d x %d: dilated convolutions, as space_to_batch needs maps with sides that are multiples '
         'of %d, and theirs are %d x %d',
         *images,

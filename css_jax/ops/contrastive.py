@@ -306,7 +306,7 @@ def _sampled_loss(temperature, num_negatives, anchors, streamed, shared):
 def _streamed(chunk_loss, skip, anchors, streamed, shared):
     """Sums chunk_loss(anchors[i], streamed[i], shared) over i; differentiable by anchors alone.
 
-    With `skip` nothing is computed where all weights, the first of `streamed`, are 0.
+    With `skip` no gradient is computed where all weights, the first of `streamed`, are 0.
     """
     return lax.map(lambda chunk: chunk_loss(*chunk, shared), (anchors, streamed)).sum()
 

@@ -231,9 +231,9 @@ def test_auto_is_by_platform_and_silent_where_it_is_dilated(monkeypatch, caplog)
     monkeypatch.setitem(atrous.AUTO, 'gpu', atrous.Forms('space_to_batch', 'dilated'))
     assert found('auto', 'mobilenet') == found('dilated', 'mobilenet')
     with caplog.at_level(logging.INFO, 'css_jax'):
-        for platform in ('cpu', 'a new one'):
+        for platform in ('cpu', 'tpu', 'a new one'):
             monkeypatch.setattr(jax, 'default_backend', lambda name=platform: name)
-            assert found('auto') == found('dilated')
+            assert (found('auto') == found('dilated')) == (platform != 'cpu')  # it has products
             found('auto', x=jnp.zeros((1, 40, 40, 3)))
     assert not caplog.messages
 
