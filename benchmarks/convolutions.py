@@ -1,6 +1,6 @@
 """DeepLab's dilated 3x3 convolutions in all their forms, and the whole network by form.
 
-    python -m benchmarks.convolutions --size real --out benchmarks/results/convolutions.md
+    python -m benchmarks.convolutions --size real
 
 The whole network (the student, in training mode) decides what `css_jax.models.atrous.AUTO` has for
 a platform; 'layers' and 'ASPP' are its two entries. The single convolutions say why:
