@@ -1,6 +1,9 @@
-"""A network of one convolution, for tests in which the network does not matter."""
+"""Networks of one convolution, and random variables, for tests that need no more."""
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
 
 from css_jax.models.layers import BatchNorm, Conv
 
@@ -15,6 +18,34 @@ class Small(nn.Module):
     def __call__(self, x, train=False):
         x = nn.relu(BatchNorm(self.axis_name)(Conv(8, 3, 4)(x), train))
         return {name: Conv(channels, 1, name=name)(x) for name, channels in self.outputs}
+
+
+class Plain(nn.Module):
+    """A network without BatchNorm."""
+
+    outputs: tuple
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.relu(Conv(8, 3, 4)(x))
+        return {name: Conv(channels, 1, name=name)(x) for name, channels in self.outputs}
+
+
+def drawn(shapes, low=0.5, high=1.5):
+    """Random variables: with the initial ones every residual branch is zero.
+
+    Scales and variances are uniform from `low` to `high`.
+    """
+    r = np.random.default_rng(2)
+
+    def draw(path, s):
+        if len(s.shape) == 4:
+            values = r.standard_normal(s.shape) * (2 / np.prod(s.shape[:3])) ** 0.5
+        else:
+            values = r.uniform(low, high, s.shape) * (path[-1].key in ('scale', 'var'))
+        return jnp.asarray(values, jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def small(config, num_classes, outputs, axis_name):

@@ -2,7 +2,6 @@
 
 import functools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,9 +10,9 @@ import pytest
 from css_jax import config as configs
 from css_jax import cost, methods, models, parallel, state
 from css_jax import step as steps
-from css_jax.models.layers import Conv
 from css_jax.ops import losses, resize
 from tests import spread, tiny
+from tests.small import Plain
 
 BATCH = next(spread.batches())  # 16 images; the first two, a micro-batch, have no label at all
 EARLY, LATE = 1, 10_000  # steps, of 8: lambda_c, which falls as a Gaussian does, is 0 at the second
@@ -24,17 +23,6 @@ OHEM = (
     ('supervised.ohem_threshold', 0.1),  # below chance, so that the number of kept pixels decides
     ('supervised.ohem_kept', 200),
 )
-
-
-class Plain(nn.Module):
-    """A network without BatchNorm."""
-
-    outputs: tuple
-
-    @nn.compact
-    def __call__(self, x, train=False):
-        x = nn.relu(Conv(8, 3, 4)(x))
-        return {name: Conv(channels, 1, name=name)(x) for name, channels in self.outputs}
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 from types import SimpleNamespace
 
-import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -13,10 +12,9 @@ from css_jax import config as configs
 from css_jax import methods, models, parallel, state
 from css_jax import step as steps
 from css_jax.methods import student
-from css_jax.models.layers import Conv
 from css_jax.state import Variables
 from tests import spread, tiny
-from tests.small import small
+from tests.small import Plain, small
 
 BATCH = next(spread.batches())  # 16 images a stream
 RNG = np.random.default_rng(0)
@@ -24,17 +22,6 @@ VIEWS = {  # of different brightness, so that statistics tell one from the other
     'images': RNG.normal(0, 1, (4, 32, 32, 3)).astype(np.float32),
     'strong': RNG.normal(2, 3, (4, 32, 32, 3)).astype(np.float32),
 }
-
-
-class Plain(nn.Module):
-    """A network without BatchNorm."""
-
-    outputs: tuple
-
-    @nn.compact
-    def __call__(self, x, train=False):
-        x = nn.relu(Conv(8, 3, 4)(x))
-        return {name: Conv(channels, 1, name=name)(x) for name, channels in self.outputs}
 
 
 def configuration(method='cutmix', **changes):

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from css_jax import models
 from css_jax.models import atrous, deeplab, layers, mobilenet, resnet
+from tests.small import drawn
 
 CONFIG = {
     'backbone': 'bottleneck',
@@ -53,21 +54,12 @@ def normal(seed, *shape):
 
 
 def variables(module, x):
-    """Random variables: with the initial ones every residual branch is zero.
+    """Random variables of scales that ReLU6 often cuts.
 
-    Of scales that ReLU6 often cuts: where it never does, the next BatchNorm divides a scale out
-    again, whose gradient is then a difference of equal numbers.
+    Where it never does, the next BatchNorm divides a scale out again, whose gradient is then a
+    difference of equal numbers.
     """
-    r = np.random.default_rng(2)
-
-    def draw(path, s):
-        if len(s.shape) == 4:
-            values = r.standard_normal(s.shape) * (2 / np.prod(s.shape[:3])) ** 0.5
-        else:
-            values = r.uniform(1, 3, s.shape) * (path[-1].key in ('scale', 'var'))
-        return jnp.asarray(values, jnp.float32)
-
-    return jax.tree_util.tree_map_with_path(draw, shapes(module, x))
+    return drawn(shapes(module, x), 1, 3)
 
 
 def shapes(module, x):

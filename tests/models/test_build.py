@@ -13,6 +13,7 @@ from css_jax import config as defaults
 from css_jax import models
 from css_jax.models import resnet
 from css_jax.models.layers import he_normal, torch_uniform
+from tests.small import drawn
 
 SMALL = {
     'backbone': 'resnet18',
@@ -55,18 +56,8 @@ def tiny():
 
 @pytest.fixture(scope='module')
 def variables(tiny):
-    """Random variables of TINY: with the initial ones every residual branch is zero."""
-    shapes = jax.eval_shape(models.build(TINY, 5).init, jax.random.key(0), images())
-    r = np.random.default_rng(2)
-
-    def draw(path, s):
-        if len(s.shape) == 4:
-            values = r.standard_normal(s.shape) * (2 / np.prod(s.shape[:3])) ** 0.5
-        else:
-            values = r.uniform(0.5, 1.5, s.shape) * (path[-1].key in ('scale', 'var'))
-        return jnp.asarray(values, jnp.float32)
-
-    return jax.tree_util.tree_map_with_path(draw, shapes)
+    """Random variables of TINY."""
+    return drawn(jax.eval_shape(models.build(TINY, 5).init, jax.random.key(0), images()))
 
 
 def test_outputs_have_the_stride_of_layer1():

@@ -13,6 +13,7 @@ from configs import quickstart
 from css_jax import config as configs
 from css_jax import models
 from css_jax.models import remat, resnet
+from tests.small import drawn
 
 CONFIG = {
     'backbone': 'tiny',
@@ -53,17 +54,7 @@ def shapes(value, *backbone):
 
 
 def variables(*backbone):
-    """Random variables: with the initial ones every residual branch is zero."""
-    r = np.random.default_rng(2)
-
-    def draw(path, s):
-        if len(s.shape) == 4:
-            values = r.standard_normal(s.shape) * (2 / np.prod(s.shape[:3])) ** 0.5
-        else:
-            values = r.uniform(0.5, 1.5, s.shape) * (path[-1].key in ('scale', 'var'))
-        return jnp.asarray(values, jnp.float32)
-
-    return jax.tree_util.tree_map_with_path(draw, shapes((), *backbone))
+    return drawn(shapes((), *backbone))
 
 
 def forward(module, given, x):
