@@ -33,7 +33,8 @@ FORMATS = {'contiguous': torch.contiguous_format, 'channels_last': torch.channel
 # Rounding alone. The gradient of image pooling's kernel, whose BatchNorm sees a value an image, is
 # what is left of much larger terms.
 TOLERANCE = 1e-4
-NETWORK_TOLERANCE = 3e-3  # found: 5e-4 with 18 layers, 1e-3 with 101, as rounding adds up
+# ResNet-101's largest difference, 1e-3, is PyTorch's own from its float64; ours from it is 6e-4.
+NETWORK_TOLERANCE = 3e-3
 LOOSE = {'gradient/ASPP.convs.4.1.weight': 2e-2}
 
 
