@@ -4,13 +4,12 @@ from collections.abc import Callable, Iterator
 
 import jax
 
-from benchmarks import timing
-from css_jax import config as configs
+from benchmarks import step, timing
 from css_jax import parallel
-from css_jax.models import layouts
+from css_jax.models.backbones import IMAGENET
 from css_jax.ops import augment
 
-MEAN, STD = layouts.IMAGENET_MEAN, layouts.IMAGENET_STD
+MEAN, STD = IMAGENET
 NUM_CLASSES = 21
 SIZES = {'real': (16, 512, 512), 'small': (8, 64, 64)}  # of the images, [B, H, W]
 
@@ -68,9 +67,8 @@ def rows(size: str) -> Iterator[tuple[str, timing.Row]]:
     }
     caption = f'Images [B, H, W] = {list(shape)} and two maps, float32'
     whole = None
-    values = {**configs.default().augment, 'mixing': 'cutmix'}
-    values.pop('partner')
-    for name, function in parts(augment.Augment(**values)).items():
+    settings = augment.Augment(**step.configuration('real').augment)  # the defaults
+    for name, function in parts(settings).items():
         _, row = timing.measured(function, keys, images, maps)
         whole = whole or row['ms']
         shown = {key: row[key] for key in ('ms', 'temporary MiB', 'compile s')}

@@ -22,7 +22,8 @@ import numpy as np
 
 from benchmarks import timing
 from benchmarks.step import configuration
-from css_jax import checkpoint, methods, parallel, state
+from css_jax import methods, parallel, state
+from css_jax.run import checkpoint
 
 SAVES = 4
 CAPTION = {'real': "ResNet-101's state", 'small': "The quickstart's state"}
@@ -31,8 +32,8 @@ CAPTION = {'real': "ResNet-101's state", 'small': "The quickstart's state"}
 def shapes(size: str) -> state.TrainState:
     """Gives the shapes of a run's state."""
     config = configuration(size)
-    method, ctx = methods.get(config.method), methods.context(config)
-    return jax.eval_shape(lambda: state.create(method, method.optimizer(config), ctx))
+    method, ctx = methods.METHODS[config.method], methods.context(config)
+    return jax.eval_shape(lambda: state.create(method, method.optimizer(config)[0], ctx))
 
 
 def filled(like: state.TrainState, layout: parallel.Layout) -> state.TrainState:

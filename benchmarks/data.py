@@ -92,7 +92,7 @@ def configuration(folder: pathlib.Path, threads: int, resampling: str = 'cv2') -
     config = voc_config.get_config('classic,css_mix')
     config.data.streams.labelled.update(count=0, min_per_class=0)
     config.data.dir, config.data.threads, config.data.resampling = str(folder), threads, resampling
-    config.data.prefetch = max(config.data.prefetch, threads)
+    config.data.prefetch = max(configs.keys()['data.prefetch'].default, threads)
     return configs.finalise(config).data
 
 

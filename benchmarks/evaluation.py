@@ -1,10 +1,11 @@
 """Images a second that an evaluation scores, by protocol: python -m benchmarks.evaluation.
 
-The compiled measure of `css_jax.evaluate` (prediction, confusion matrix, loss) on random uint8
-images that lie on the device: what the host has to read and decode is in `benchmarks.data`. 'real'
-is VOC's evaluation (ResNet-101, images padded to 512 x 512) and, for sliding windows, Cityscapes'
-(1024 x 2048, windows of 768); 'small' the quickstart's network. 'whole' and 'flip' have one static
-shape; 'whole_exact' compiles once for each of the sizes in its row, and its img/s are without that.
+The compiled measure of `css_jax.evaluation.evaluator` (prediction, confusion matrix, loss) on
+random uint8 images that lie on the device: what the host has to read and decode is in
+`benchmarks.data`. 'real' is VOC's evaluation (ResNet-101, images padded to 512 x 512) and, for
+sliding windows, Cityscapes' (1024 x 2048, windows of 768); 'small' the quickstart's network.
+'whole' and 'flip' have one static shape; 'whole_exact' compiles once for each of the sizes in its
+row, and its img/s are without that.
 """
 
 from collections.abc import Iterator
@@ -13,7 +14,8 @@ from typing import Any
 import jax
 
 from benchmarks import step, timing
-from css_jax import evaluate, methods, parallel, protocols, state
+from css_jax import methods, parallel, state
+from css_jax.evaluation import evaluator, protocols
 from css_jax.methods import views
 
 # Protocol -> changed keys of config.eval, images a batch, sizes of the images.
@@ -39,15 +41,16 @@ def measure(size: str, name: str, dtype: str) -> timing.Row:
     changes = {f'eval.{key}': value for key, value in changes.items()}
     config = step.configuration(size, dtype=dtype, **changes)
     layout = parallel.Layout(devices=jax.devices()[:1])
-    predict = protocols.prediction(config)
+    ctx = methods.context(config)
+    (evaluated,) = methods.METHODS[config.method].evaluations(config).values()
+    window = protocols.window(config, evaluated.dataset)
+    predict = protocols.prediction(config, ctx, evaluated.predict, window)
 
-    def scores(variables: Any, batch: dict[str, jax.Array]) -> evaluate.Scores:
+    def scores(variables: Any, batch: dict[str, jax.Array]) -> evaluator.Scores:
         logits, labels = predict(variables, batch['image']), views.host_labels(batch['label'])
-        return evaluate.Scores.single_from_model_output(labels=labels, logits=logits)
+        return evaluator.Scores.single_from_model_output(labels=labels, logits=logits)
 
-    make = parallel.compile(
-        lambda: state.variables(methods.context(config), jax.random.key(0)), layout.replicated
-    )
+    make = parallel.compile(lambda: state.variables(ctx, jax.random.key(0)), layout.replicated)
     variables, scored = make(), layout.compile_sums(scores)
     spent = compiling = gflop = temporary = 0.0
     for sides in sizes:

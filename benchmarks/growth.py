@@ -40,9 +40,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks import count, step, timing
-from css_jax import cost, methods, parallel, state
+from css_jax import methods, parallel, state
 from css_jax import step as steps
 from css_jax.models.layers import BatchNorm, Conv
+from css_jax.parallel import cost
 
 # Number that changes: its values, and what all rows of its table have beside. Compiling is most of
 # the time of 'small', so it takes fewer of them.
@@ -148,8 +149,8 @@ def configuration(size: str, classes: int, batch: int, crop: int) -> ConfigDict:
 
 def program(size: str, config: ConfigDict, axis: str | None = None) -> SimpleNamespace:
     """Gives what a step is made from: method, tx, ctx and `step`, the pure function."""
-    method = methods.get(config.method)
-    ctx, tx = methods.context(config, axis), method.optimizer(config)
+    method = methods.METHODS[config.method]
+    ctx, tx = methods.context(config, axis), method.optimizer(config)[0]
     if size == 'small':
         heads = tuple(method.outputs(config).items())
         ctx = dataclasses.replace(ctx, module=OneConvolution(heads, axis))

@@ -25,7 +25,7 @@ import optax
 from benchmarks import count, peaks, step, timing
 from css_jax import parallel
 from css_jax import step as steps
-from css_jax.methods import css, views
+from css_jax.methods import Method, css, views
 from css_jax.ops import contrastive, prototypes, pseudo_labels
 from css_jax.state import Context, Variables
 
@@ -213,7 +213,7 @@ def _student(ctx: Context) -> Callable:
     return f
 
 
-def _loss(method: SimpleNamespace, ctx: Context, keys: Callable, head: str) -> Callable:
+def _loss(method: Method, ctx: Context, keys: Callable, head: str) -> Callable:
     """Gives (state, both views' outputs, prepared) -> (gradients of one head's outputs, memory).
 
     It is the method's own loss behind a network that gives back what it gets, which is not images
@@ -225,7 +225,7 @@ def _loss(method: SimpleNamespace, ctx: Context, keys: Callable, head: str) -> C
     def f(state, outputs, prepared):
         def loss(own):
             full = [{**out, head: values} for out, values in zip(outputs, own, strict=True)]
-            both = {**prepared, 'images': full[0], 'strong': full[1]}
+            both = step.targets(*full, prepared)
             value, (_, memory, _) = steps.objective(
                 {}, state, both, keys(state), method=method, ctx=ctx
             )

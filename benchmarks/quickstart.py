@@ -14,7 +14,8 @@ import pathlib
 import statistics
 
 from configs import quickstart
-from css_jax import evaluate, train
+from css_jax import train
+from css_jax.evaluation import results
 
 AUGMENTATION = {
     'jitter + blur': {'augment.jitter_prob': 0.8, 'augment.blur_prob': 0.5},
@@ -28,7 +29,7 @@ COMPARED = ('supervised', 'cutmix', 'css_mix', 'supervised_all')
 
 def score(folder: pathlib.Path, method: str, seed: int, split: str = 'val', **changes) -> float:
     """Trains one cell, unless it is there already, and gives its mIoU in percent."""
-    path = folder / evaluate.RESULTS
+    path = folder / results.RESULTS
     if not path.exists():
         config = quickstart.get_config(method)
         config.update_from_flattened_dict(changes)

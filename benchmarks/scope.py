@@ -18,11 +18,12 @@ import numpy as np
 
 from benchmarks import timing
 from configs import quickstart
-from css_jax import checkpoint, methods, parallel, state, train
 from css_jax import config as configs
+from css_jax import methods, parallel, state, train
 from css_jax.data import streams
 from css_jax.methods import views
 from css_jax.ops import contrastive, prototypes, resize
+from css_jax.run import checkpoint
 
 KEYS = 200
 # Estimator, scope, numbers of devices.

@@ -34,6 +34,7 @@ from configs import quickstart
 from css_jax import config as configs
 from css_jax import methods, state
 from css_jax import step as steps
+from css_jax.methods import css
 
 METHOD = 'css_mix'
 BFLOAT16 = 'bfloat16, teacher on unlabelled images'
@@ -94,7 +95,7 @@ def configuration(
         c = configs.default()
         c.method, c.num_classes, c.eval.dataset = method, 21, 'shapes'
         c.data.streams.labelled = configs.stream('shapes')
-        c.data.streams.unlabelled = configs.stream('shapes', labels=False)
+        c.data.streams.unlabelled = configs.stream('shapes')
     c.model.dtype, c.model.output_stride = dtype, stride
     for stream in c.data.streams.values():
         stream.batch_size = batch or BATCH[size]
@@ -127,17 +128,37 @@ def shapes(config: ConfigDict) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
     for name, stream in config.data.streams.items():
         shape = (stream.batch_size, *stream.crop)
         batch[name] = {'image': jax.ShapeDtypeStruct((*shape, 3), 'uint8')}
-        if stream.labels:
+        if stream.reads == 'mask':
             batch[name]['label'] = jax.ShapeDtypeStruct(shape, 'uint8')
     return batch
 
 
 def program(config: ConfigDict) -> SimpleNamespace:
     """Gives what a step is made from: method, tx, ctx, and `step`, the pure function."""
-    method = methods.get(config.method)
-    tx, ctx = method.optimizer(config), methods.context(config)
+    method = methods.METHODS[config.method]
+    tx, ctx = method.optimizer(config)[0], methods.context(config)
     step = functools.partial(steps.train_step, method=method, optimizer=tx, ctx=ctx)
     return SimpleNamespace(method=method, tx=tx, ctx=ctx, step=step)
+
+
+def targets(images: Any, strong: Any, maps: dict[str, Any]) -> css.Targets:
+    """Gives what the loss of CSS(mix) takes; L_c has the pseudo-labels and indicator of L_u.
+
+    Args:
+        images: the labelled view, or what a stand-in for the network takes in its place.
+        strong: the strong view, likewise.
+        maps: 'labels', 'label', 'indicator', 'agreement', as of `css.Targets`.
+    """
+    return css.Targets(
+        images=images,
+        strong=strong,
+        **maps,
+        label_c=maps['label'],
+        indicator_c=maps['indicator'],
+        weak_label=None,
+        weak_label_rep=None,
+        class_sums=(),
+    )
 
 
 def traced(config: ConfigDict) -> ClosedJaxpr:

@@ -2,7 +2,7 @@
 
 The network of css_jax/models, written as a PyTorch user would: NCHW, native operations, ReLU in
 place. Depths, kind of block and widths are read from the entries, which have the names of the
-reference program's checkpoints, see `css_jax.models.weights.to_reference`.
+reference program's checkpoints, see `css_jax.weights.reference.to_reference`.
 """
 
 import re

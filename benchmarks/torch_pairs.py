@@ -15,8 +15,8 @@ from benchmarks import torch_network
 from configs import quickstart
 from css_jax import config as configs
 from css_jax import methods, state
-from css_jax.models import weights
 from css_jax.state import Variables
+from css_jax.weights import reference
 
 # Images, crop, classes and channels of the representations, of the parts.
 SHAPES = {'small': (8, 64, 7, 64), 'real': (4, 512, 21, 256)}
@@ -79,7 +79,7 @@ def configuration(size: str, **model: Any) -> ConfigDict:
     c.model.update({**small.to_dict(), 'representation_dim': dim, **model})
     common = {'batch_size': batch, 'crop': (crop, crop)}
     c.data.streams.labelled = configs.stream('shapes', **common)
-    c.data.streams.unlabelled = configs.stream('shapes', labels=False, **common)
+    c.data.streams.unlabelled = configs.stream('shapes', **common)
     c.contrastive.similarity_temperature = 0.1
     c.optimizer.power = 0.0
     return configs.finalise(c)
@@ -140,7 +140,7 @@ def network_pair(name: str, config: ConfigDict, batch: int, crop: int) -> Pair:
         return out, backward(cotangents)[0], stats
 
     def theirs(layout: str) -> Callable[[], tuple]:
-        entries = weights.to_reference(vars(variables))
+        entries = reference.to_reference(vars(variables))
         entries = {key: laid(array, layout) for key, array in entries.items()}
         trained = torch_network.parameters(entries)
         for tensor in trained.values():
@@ -157,7 +157,7 @@ def network_pair(name: str, config: ConfigDict, batch: int, crop: int) -> Pair:
 
     def named(result: tuple) -> dict[str, np.ndarray]:
         out, gradients, stats = result
-        found = weights.to_reference({'params': gradients, 'batch_stats': stats})
+        found = reference.to_reference({'params': gradients, 'batch_stats': stats})
         return {**jax.tree.map(np.asarray, out), **grouped(found)}
 
     def torch_named(result: tuple) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ import optax
 import torch
 from torch import Tensor
 
-from benchmarks import torch_parts
+from benchmarks import step, torch_parts
 from benchmarks.torch_pairs import (
     RESNET101,
     SHAPES,
@@ -45,12 +45,12 @@ def parts(size: str) -> Iterator[Pair]:
 def setup(size: str) -> SimpleNamespace:
     """Makes what the parts work on: outputs of the network, prototypes, images, maps, draws."""
     config = configuration(size)
-    method = methods.get(config.method)
+    method = methods.METHODS[config.method]
     ctx = methods.context(config)
     batch, crop, classes, dim = SHAPES[size]
     rng = np.random.default_rng(0)
     rho = rng.standard_normal((classes, dim), np.float32)
-    current = state.create(method, method.optimizer(config), ctx)
+    current = state.create(method, method.optimizer(config)[0], ctx)
     memory = {'prototypes': rho, 'seen': np.ones(classes, bool)}
     current = current.replace(step=jnp.int32(STEP), memory=jax.tree.map(jnp.asarray, memory))
     h = crop // 4
@@ -195,7 +195,7 @@ def _ours(run: SimpleNamespace, head: str) -> Callable:
     def f(state, outputs, maps):
         def loss(own):
             full = [{**out, head: values} for out, values in zip(outputs, own, strict=True)]
-            prepared = {**maps, 'images': full[0], 'strong': full[1]}
+            prepared = step.targets(*full, maps)
             value, (_, memory, _) = steps.objective(
                 {}, state, prepared, run.keys(state), method=run.method, ctx=ctx
             )
@@ -214,8 +214,8 @@ def _ours(run: SimpleNamespace, head: str) -> Callable:
 def optimiser_pair(size: str) -> Pair:
     """SGD and EMA, in place as in training: every call is the next step with the same gradient."""
     config = configuration(size, **(RESNET101 if size == 'real' else {}))
-    method, ctx = methods.get(config.method), methods.context(config)
-    tx = method.optimizer(config)
+    method, ctx = methods.METHODS[config.method], methods.context(config)
+    tx = method.optimizer(config)[0]
     rng = np.random.default_rng(0)
     first = state.create(method, tx, ctx).replace(step=jnp.int32(STEP))
     gradients = jax.tree.map(

@@ -23,8 +23,9 @@ from ml_collections import ConfigDict
 
 from configs import quickstart, voc
 from css_jax import config as configs
-from css_jax import cost, methods, parallel, state
+from css_jax import methods, parallel, state
 from css_jax import step as steps
+from css_jax.parallel import cost
 
 MIB = 2**20
 Row = dict[str, str | float]
@@ -164,8 +165,8 @@ def chain(text: str) -> int:
 
 def program(config: ConfigDict, layout: parallel.Layout, batch: Mapping) -> str:
     """Compiles a step, without making a state, and gives its text."""
-    method = methods.get(config.method)
-    tx, ctx = method.optimizer(config), methods.context(config, parallel.AXIS)
+    method = methods.METHODS[config.method]
+    tx, ctx = method.optimizer(config)[0], methods.context(config, parallel.AXIS)
     current = jax.eval_shape(lambda: state.create(method, tx, methods.context(config)))
     step = functools.partial(steps.train_step, method=method, optimizer=tx, ctx=ctx)
     return layout.compile_step(step, layout.shapes(current), layout.place(batch)).as_text()

@@ -28,8 +28,8 @@ def measure(size: str, case: str) -> timing.Row | None:
 def _measure(size: str, case: str) -> timing.Row:
     config = step.case_configuration(size, case)
     layout = parallel.Layout(devices=jax.devices()[:1])
-    method, ctx = methods.get(config.method), methods.context(config, parallel.AXIS)
-    tx = method.optimizer(config)
+    method, ctx = methods.METHODS[config.method], methods.context(config, parallel.AXIS)
+    tx = method.optimizer(config)[0]
     train_step = functools.partial(steps.train_step, method=method, optimizer=tx, ctx=ctx)
     rng = np.random.default_rng(0)
     host = jax.tree.map(

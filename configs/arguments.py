@@ -1,8 +1,8 @@
 """How the files of configs/ read what follows their colon: FILE:word,word,key=value.
 
 A word says what it is by itself: a number is how many images are labelled, a name is a method or
-whatever else the file documents. `key=value` is one of the file's own options or any key of
-css_jax/config.py, as in `optimizer.learning_rate=0.01`. All can be left out and come in any order.
+whatever else the file documents. `key=value` is one of the file's own options or any key of the
+configuration, as in `optimizer.learning_rate=0.01`. All can be left out and come in any order.
 A value with commas, such as a crop, cannot be given here: that is `--config.KEY=VALUE`.
 """
 
@@ -12,7 +12,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from css_jax import overrides
+from css_jax import config as configs
+from css_jax.config import command_line, table
 from data_prep.splits import lists
 
 SPLITS = ('random', 'list')
@@ -21,7 +22,7 @@ SPLITS = ('random', 'list')
 def read(
     argument: str, file: str, words: Mapping[str, Collection[str]], defaults: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Reads an argument.
+    """Read an argument.
 
     Args:
         argument: what follows the colon.
@@ -57,17 +58,22 @@ def read(
     return {**defaults, **given}, settings
 
 
+def of_method(method: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of key -> value that a method reads, for files that compare methods."""
+    return {key: value for key, value in values.items() if key in configs.keys(method)}
+
+
 def finish(
     config: ConfigDict, given: Mapping[str, Any], settings: Mapping[str, str], file: str
 ) -> ConfigDict:
-    """Puts what all files of configs/ understand into a configuration, in place.
+    """Put what all files of configs/ understand into a configuration, in place.
 
     Args:
         config: the file's own, with a stream 'labelled'.
         given: from `read`. 'seed' is that of the run and that of the draw of the labelled images,
             as the paper's three runs are on three splits (Sec. 4.2); 'pretrained' is the file of
             the backbone's weights.
-        settings: from `read`: key of css_jax/config.py -> text.
+        settings: from `read`: key of css_jax/config/table.py -> text.
         file: the file's path, for messages.
 
     Returns:
@@ -79,20 +85,21 @@ def finish(
     config.seed = config.data.streams.labelled.subset_seed = given['seed']
     config.model.pretrained = given['pretrained']
     for key in settings:
-        if key.rpartition('.')[2] in overrides.TUPLES:
+        declared = table.find(key)
+        if declared and isinstance(declared.example, tuple):
             raise ValueError(f'{file}: {key} has commas in its value: give it as --config.{key}=')
         near = difflib.get_close_matches(key, [*config, *given], n=1)
         if near and near[0] not in config:  # an option, which the table of keys does not know
             raise ValueError(f'{file}: no key {key!r}; did you mean {near[0]!r}?')
     try:
-        config.update_from_flattened_dict(overrides.values(config, settings))
+        config.update_from_flattened_dict(command_line.values(config, settings))
     except ValueError as error:
         raise ValueError(f'{file}: {error}') from None
     return config
 
 
 def chosen(labels: int, split: str, folder: str, file: str) -> dict[str, Any]:
-    """Gives the keys of a stream that choose its labelled images.
+    """Return the keys of a stream that choose its labelled images.
 
     Args:
         labels: how many.

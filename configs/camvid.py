@@ -34,7 +34,7 @@ DEFAULTS = {
 
 
 def get_config(argument: str = '') -> ConfigDict:
-    """Gives the configuration of one method on `camvid/half` (240x180 pixels, 11 classes).
+    """Return the configuration of one method on `camvid/half` (240x180 pixels, 11 classes).
 
     Raises:
         ValueError: a word, key or value of the argument is unknown.
@@ -49,7 +49,6 @@ def get_config(argument: str = '') -> ConfigDict:
     c.model.backbone = given['backbone']
     c.model.output_stride = 8
     c.model.width = WIDTHS[given['backbone']]
-    c.model.representation_dim = 64
 
     common = {'batch_size': 8, 'crop': (128, 160)}
     least = min(8, labels // 5)  # every class is in 8 of the 46, and few images can still have it
@@ -58,7 +57,6 @@ def get_config(argument: str = '') -> ConfigDict:
     )
     c.data.streams.unlabelled = configs.stream(
         'camvid/half',
-        labels=False,
         exclude='labelled',
         resize=(1.0, 1.0),
         pad='reflect',
@@ -68,11 +66,10 @@ def get_config(argument: str = '') -> ConfigDict:
     c.eval.split = 'test'
     c.eval.batch_size = 8
 
-    c.unsupervised.loss = 'thresholded'
-    c.unsupervised.threshold = 0.9
     c.optimizer.learning_rate = 0.1
     c.optimizer.warmup_steps = 20
-    c.update_from_flattened_dict(quickstart.METHODS[method])
+    c.update_from_flattened_dict(arguments.of_method(method, quickstart.COMMON))
+    c.update_from_flattened_dict(quickstart.METHODS.get(method, {}))
     c.log_every = 50
     c.checkpoint_every = 250
     return arguments.finish(c, given, settings, FILE)

@@ -16,7 +16,7 @@ mIoU in the paper, of runs that start from ImageNet weights, which `pretrained=F
 LABELS (186) is how many of the 2,975 images are labelled, METHOD (css_mix) one of
 css_jax.methods.METHODS. `split=list` (the default) takes one of the lists that U2PL published, for
 the counts of Table 3; `lists=FOLDER` (splits) has them. `split=random` draws any number of images
-by `seed=S` (0), which seeds the run in either case. Any key of css_jax/config.py follows, see
+by `seed=S` (0), which seeds the run in either case. Any key of css_jax/config/table.py follows, see
 configs/arguments.py.
 """
 
@@ -38,7 +38,7 @@ DEFAULTS = {
 
 
 def get_config(argument: str = '') -> ConfigDict:
-    """Gives the configuration of one run on Cityscapes, 19 classes.
+    """Return the configuration of one run on Cityscapes, 19 classes.
 
     Raises:
         ValueError: a word, key or value of the argument is unknown, or there is no such list.
@@ -53,10 +53,7 @@ def get_config(argument: str = '') -> ConfigDict:
     folder = f'{given["lists"]}/cityscapes'
     chosen = arguments.chosen(given['labels'], given['split'], folder, FILE)
     c.data.streams.labelled = configs.stream('cityscapes', **chosen)
-    c.data.streams.unlabelled = configs.stream(
-        'cityscapes', labels=False, exclude='labelled', pad='reflect'
-    )
-    c.augment.resize = (0.5, 2.0)
+    c.data.streams.unlabelled = configs.stream('cityscapes', exclude='labelled', pad='reflect')
     c.eval.dataset = 'cityscapes'
     c.eval.every = 8000
     return arguments.finish(c, given, settings, FILE)

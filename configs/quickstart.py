@@ -18,8 +18,15 @@ from ml_collections import ConfigDict
 
 from configs import arguments
 from css_jax import config as configs
+from css_jax import methods
 
 FILE = 'configs/quickstart.py'
+# What the methods that have it share.
+COMMON = {
+    'model.representation_dim': 64,
+    'unsupervised.loss': 'thresholded',
+    'unsupervised.threshold': 0.9,
+}
 _CONTRASTIVE = {'burn_in_steps': 200, 'contrastive.weight': 0.1}
 # What a method adds to the common table: its losses' weights and its burn-in, nothing else.
 METHODS = {
@@ -36,12 +43,13 @@ DEFAULTS = {'method': 'css_mix', 'labels': 0, 'seed': 0, 'pretrained': ''}
 
 
 def get_config(argument: str = '') -> ConfigDict:
-    """Gives the configuration of one method on `shapes`.
+    """Return the configuration of one method on `shapes`.
 
     Raises:
         ValueError: a word, key or value of the argument is unknown, or they contradict each other.
     """
-    given, settings = arguments.read(argument, FILE, {'method': METHODS}, DEFAULTS)
+    words = {'method': [*methods.METHODS, 'supervised_all']}
+    given, settings = arguments.read(argument, FILE, words, DEFAULTS)
     method, labels = given['method'], given['labels'] or 8
     if method == 'supervised_all' and given['labels']:
         raise ValueError(f'{FILE}: got {labels} labels with supervised_all, which has all of them')
@@ -52,7 +60,6 @@ def get_config(argument: str = '') -> ConfigDict:
     c.model.backbone = 'resnet18'
     c.model.output_stride = 8
     c.model.width = 0.25
-    c.model.representation_dim = 64
 
     common = {'batch_size': 8, 'crop': (64, 64)}
     least = min(2, labels // 4)  # every class is in 2 of the 8, and fewer images can still have it
@@ -60,10 +67,8 @@ def get_config(argument: str = '') -> ConfigDict:
         'shapes', count=labels, min_per_class=least, resize=(0.5, 1.5), **common
     )
     c.data.streams.unlabelled = configs.stream(
-        'shapes', labels=False, exclude='labelled', resize=(1.0, 1.0), pad='reflect', **common
+        'shapes', exclude='labelled', resize=(1.0, 1.0), pad='reflect', **common
     )
-    c.unsupervised.loss = 'thresholded'
-    c.unsupervised.threshold = 0.9
     # Colour tells the classes of `shapes` apart, so jitter and blur hurt every method here.
     c.augment.jitter_prob = 0.0
     c.augment.blur_prob = 0.0
@@ -74,5 +79,6 @@ def get_config(argument: str = '') -> ConfigDict:
     c.optimizer.warmup_steps = 20
     c.log_every = 50
     c.checkpoint_every = 300
-    c.update_from_flattened_dict(METHODS[method])
+    own = arguments.of_method(c.method, COMMON) | METHODS.get(method, {})
+    c.update_from_flattened_dict(own)
     return arguments.finish(c, given, settings, FILE)

@@ -2,9 +2,9 @@
 
 from ml_collections import ConfigDict
 
-from css_jax import stored
+from css_jax.config import file
 
 
 def get_config(workdir: str) -> ConfigDict:
-    """Gives what DIR/config.json has."""
-    return stored.load(workdir)
+    """Return what DIR/config.json has."""
+    return file.read(workdir)

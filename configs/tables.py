@@ -142,7 +142,7 @@ TABLES = {
 
 
 def get(number: str | int) -> Table:
-    """Gives a table.
+    """Return a table.
 
     Raises:
         ValueError: the paper has no such table of runs.
@@ -154,5 +154,5 @@ def get(number: str | int) -> Table:
 
 
 def argument(table: Table, cell: Cell) -> str:
-    """Gives what follows the colon of `table.file` for a cell, as in 'classic,92,css_mix'."""
+    """Return what follows the colon of `table.file` for a cell, as in 'classic,92,css_mix'."""
     return ','.join(filter(None, (table.protocol, str(cell.labels), cell.method)))

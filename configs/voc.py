@@ -26,7 +26,7 @@ unlabelled. LABELS (92; blender 662) is how many; METHOD (css_mix) one of css_ja
 `split=random` (classic) draws the labelled images by `seed=S` (0), which seeds the run, too: the
 paper's three runs on *classic* are on three random splits. `split=list` (blender) takes one of the
 lists that U2PL published, for the counts of Tables 1 and 2; `python -m data_prep.splits --target
-splits` fetches them, `lists=FOLDER` (splits) has them. Any key of css_jax/config.py follows, see
+splits` fetches them, `lists=FOLDER` (splits) has them. Any key of the configuration follows, see
 configs/arguments.py.
 """
 
@@ -56,7 +56,7 @@ DEFAULTS = {
 
 
 def get_config(argument: str = '') -> ConfigDict:
-    """Gives the configuration of one run on VOC, 21 classes.
+    """Return the configuration of one run on VOC, 21 classes.
 
     Raises:
         ValueError: a word, key or value of the argument is unknown, or there is no such list.
@@ -72,7 +72,7 @@ def get_config(argument: str = '') -> ConfigDict:
     chosen = arguments.chosen(labels, split, f'{given["lists"]}/pascal', FILE)
     c.data.streams.labelled = configs.stream('voc', split=protocol['from'], **chosen)
     c.data.streams.unlabelled = configs.stream(
-        'voc', split='trainaug', labels=False, exclude='labelled', pad='reflect'
+        'voc', split='trainaug', exclude='labelled', pad='reflect'
     )
     c.eval.dataset = 'voc'
     c.eval.pad_to = (512, 512)  # no side of an image is above 500

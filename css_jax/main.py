@@ -1,7 +1,7 @@
 """Command line: python -m css_jax.main --config FILE[:ARG] --workdir DIR [--mode MODE].
 
 Any key of the configuration can be set, as in --config.optimizer.learning_rate=0.01; the table of
-keys is css_jax/config.py.
+keys is css_jax/config/table.py, those of a method stand in its file.
 """
 
 import logging
@@ -16,14 +16,15 @@ from typing import Any
 from absl import app, flags
 from absl import logging as absl_logging
 
-from css_jax import overrides
-
-# Read when jax is imported, which a file of configs/ already does.
+# Read when jax is imported, which the table of keys already does.
 _CACHE = pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser() / 'css_jax'
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(_CACHE))
 
+from css_jax import parallel  # noqa: E402
+from css_jax.config import command_line  # noqa: E402
+
 MODES = {
-    'train': 'train, or go on with the run in DIR, then evaluate',
+    'train': 'train, or resume the run in DIR, then evaluate',
     'evaluate': 'restore a checkpoint from DIR and evaluate it',
     'preview': 'write what the network sees and what a step costs to DIR, without training',
     'pseudo_labels': 'measure the pseudo-labels of the run in DIR against the truth, by class',
@@ -72,20 +73,20 @@ READ_BY = {
 
 
 def main(argv: list[str]) -> None:
-    """Runs one mode; a mistake of the user is one line, not a traceback."""
-    from css_jax import interrupt, parallel
+    """Run one mode; a mistake of the user is one line, not a traceback."""
+    from css_jax.run import signals
 
-    argv, changes = overrides.split(argv)
+    argv, changes = command_line.split(argv)
     if len(argv) > 1:
         raise app.UsageError(f'unexpected arguments {argv[1:]}; flags start with --')
     # Orbax warns at every checkpoint that was not evaluated; what fails, it raises.
     absl_logging.set_verbosity(absl_logging.ERROR)
     logging.basicConfig(format='%(message)s', stream=sys.stdout, force=True)
     logging.getLogger('css_jax').setLevel(logging.INFO)
-    goes_on = '; the same command goes on from the last checkpoint'
+    goes_on = '; the same command resumes from the last checkpoint'
     try:
         _run(changes)
-    except interrupt.Stopped as stopped:
+    except signals.Stopped as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(128 + stopped.number)
     except KeyboardInterrupt:
@@ -110,7 +111,8 @@ def _run(changes: Mapping[str, str | None]) -> None:
     workdir, mode = pathlib.Path(_WORKDIR.value), _MODE.value
     given = _given(changes)
     _join(mode, given)
-    from css_jax import convert, evaluate, parallel, preview, quality, report, sweep, train
+    from css_jax import train
+    from css_jax.modes import convert, evaluate, preview, pseudo_labels, report, sweep
 
     which = given.get('checkpoint', 'last')
     if mode == 'sweep':
@@ -124,24 +126,23 @@ def _run(changes: Mapping[str, str | None]) -> None:
         convert.to_file(workdir, given['target'], which)
         return
     with parallel.together():
-        config = overrides.load(_config_path())
-        config.update_from_flattened_dict(overrides.values(config, changes))
+        config = command_line.load(_config_path())
+        config.update_from_flattened_dict(command_line.values(config, changes))
     if mode == 'train':
         train.train(config, workdir)
     elif mode == 'evaluate':
         evaluate.evaluate(config, workdir, which)
     elif mode == 'pseudo_labels':
-        quality.quality(config, workdir, which)
+        pseudo_labels.pseudo_labels(config, workdir, which)
     elif mode == 'convert':
         convert.to_run(config, given['source'], workdir)
     else:
-        preview.preview(config, workdir)
+        file = f'{workdir}/config.json' if _stored() else _config_path()
+        preview.preview(config, workdir, file, changes)
 
 
 def _join(mode: str, given: Mapping[str, Any]) -> None:
-    """Joins the other processes of this run, if there are any; one of them tells what goes on."""
-    from css_jax import parallel
-
+    """Join the other processes of this run, if there are any; one of them tells what goes on."""
     parallel.start(*(given.get(name) for name in _PROCESSES))
     index, count = parallel.process()
     if count > 1 and mode not in READ_BY['coordinator']:
@@ -157,7 +158,7 @@ def _join(mode: str, given: Mapping[str, Any]) -> None:
 
 
 def _given(changes: Mapping[str, str | None]) -> dict[str, Any]:
-    """Gives the flags that are set, by name, once it is sure that this mode reads them all.
+    """Return the flags that are set, by name, once it is sure that this mode reads them all.
 
     Raises:
         ValueError: it does not, or --workdir cannot be a folder; says what is expected.
@@ -173,7 +174,7 @@ def _given(changes: Mapping[str, str | None]) -> dict[str, Any]:
     given = {name: value for name, value in given.items() if value is not None}
     shown = {name: f'--{name}' for name in given}
     if changes:
-        shown['config'] = overrides.arguments(changes)[0]
+        shown['config'] = command_line.arguments(changes)[0]
     for name, flag in shown.items():
         if mode not in READ_BY[name]:
             expected = ', '.join(READ_BY[name])
@@ -191,14 +192,14 @@ def _given(changes: Mapping[str, str | None]) -> dict[str, Any]:
 
 
 def parse(argv: list[str]) -> list[str]:
-    """Parses the flags but for changes to the configuration, which it leaves to `main`.
+    """Parse the flags but for changes to the configuration, which it leaves to `main`.
 
     Returns:
         The program's name, what is no flag, and the changes.
     """
-    others, changes = overrides.split(argv)
+    others, changes = command_line.split(argv)
     try:
-        return [*flags.FLAGS(others), *overrides.arguments(changes)]
+        return [*flags.FLAGS(others), *command_line.arguments(changes)]
     except flags.Error as error:
         sys.exit(_sentence(error))
 
@@ -207,10 +208,15 @@ def _config_path() -> str:
     """The configuration to take: without --config that of the run in DIR, else the quickstart's."""
     if _CONFIG.value is not None:
         return _CONFIG.value
-    has_run = (pathlib.Path(_WORKDIR.value) / 'config.json').exists()
-    if has_run or _MODE.value in ('evaluate', 'pseudo_labels'):
+    if _stored():
         return f'{CONFIGS / "stored.py"}:{_WORKDIR.value}'
     return str(CONFIGS / 'quickstart.py')
+
+
+def _stored() -> bool:
+    """Say whether the configuration is that of the run in DIR."""
+    has_run = (pathlib.Path(_WORKDIR.value) / 'config.json').exists()
+    return _CONFIG.value is None and (has_run or _MODE.value in ('evaluate', 'pseudo_labels'))
 
 
 def _first_line(error: Exception) -> str:

@@ -1,25 +1,135 @@
-"""The optimiser of the field: SGD, Nesterov momentum, coupled weight decay, poly schedule."""
+"""Optimisers: SGD as the field uses it, and AdamW, with groups of parameters.
 
+An optimiser is (transformation, rates): the schedules by which the transformation moves, by the
+name under which the loop logs them.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
 import optax
 from ml_collections import ConfigDict
 
 from css_jax.ops import schedules
 
+Optimizer = tuple[optax.GradientTransformation, dict[str, optax.Schedule]]
+
+
+class Group(NamedTuple):
+    """Parameters that are treated alike.
+
+    Attributes:
+        name: of the group; its rate is logged as 'learning_rate_NAME'.
+        pattern: a regular expression that is searched for in a parameter's path, such as
+            'backbone/layer1_0/conv1/kernel'. The first group that has it takes the parameter.
+        rate: factor of the learning rate.
+        weight_decay: instead of the optimiser's; None: the optimiser's.
+        frozen: the parameters stay as they are.
+    """
+
+    name: str
+    pattern: str
+    rate: float = 1.0
+    weight_decay: float | None = None
+    frozen: bool = False
+
 
 def learning_rate(config: ConfigDict) -> optax.Schedule:
-    """Gives the learning rate by step, from `config.optimizer` and `config.steps`."""
+    """Return the learning rate by step, from `config.optimizer` and `config.steps`."""
     c = config.optimizer
     return schedules.poly(c.learning_rate, config.steps, c.power, c.floor, c.warmup_steps)
 
 
-def sgd(config: ConfigDict) -> optax.GradientTransformation:
-    """Gives torch's SGD: decay is added to the gradient before the momentum, on every parameter.
+def sgd(config: ConfigDict, groups: Sequence[Group] = ()) -> Optimizer:
+    """Return torch's SGD: decay is added to the gradient before the momentum.
 
-    Torch does not damp the first momentum, and neither does `optax.trace`.
+    Torch does not damp the first momentum, and neither does `optax.trace`. Parameters of no group
+    have the learning rate and weight decay of `config.optimizer`.
     """
-    c = config.optimizer
-    return optax.chain(
-        optax.add_decayed_weights(c.weight_decay),
-        optax.trace(decay=c.momentum, nesterov=c.nesterov),
-        optax.scale_by_learning_rate(learning_rate(config)),
-    )
+    c, rate = config.optimizer, learning_rate(config)
+
+    def transformation(factor: float, weight_decay: float) -> optax.GradientTransformation:
+        return optax.chain(
+            optax.add_decayed_weights(weight_decay),
+            optax.trace(decay=c.momentum, nesterov=c.nesterov),
+            optax.scale_by_learning_rate(_times(rate, factor)),
+        )
+
+    return _grouped(transformation, rate, c.weight_decay, groups)
+
+
+def adamw(
+    config: ConfigDict,
+    groups: Sequence[Group] = (),
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    rate: optax.Schedule | None = None,
+) -> Optimizer:
+    """Return AdamW (Loshchilov and Hutter, arXiv 1711.05101): the decay is decoupled.
+
+    As in torch, the decay of a group is scaled by that group's learning rate.
+
+    Args:
+        config: the rate and weight decay of `config.optimizer` are of parameters of no group.
+        groups: see `Group`.
+        b1: decay of the first moment.
+        b2: decay of the second moment.
+        eps: added to the root of the second moment.
+        rate: learning rate by step; None: `learning_rate` of the configuration.
+    """
+    rate = rate or learning_rate(config)
+
+    def transformation(factor: float, weight_decay: float) -> optax.GradientTransformation:
+        return optax.chain(
+            optax.scale_by_adam(b1, b2, eps),
+            optax.add_decayed_weights(weight_decay),
+            optax.scale_by_learning_rate(_times(rate, factor)),
+        )
+
+    return _grouped(transformation, rate, config.optimizer.weight_decay, groups)
+
+
+def _grouped(
+    transformation: Callable[[float, float], optax.GradientTransformation],
+    rate: optax.Schedule,
+    weight_decay: float,
+    groups: Sequence[Group],
+) -> Optimizer:
+    """Apply a transformation of (factor of the rate, weight decay) to each group."""
+    rates = {'learning_rate': rate}
+    if not groups:
+        return transformation(1.0, weight_decay), rates
+    by_name = {'': transformation(1.0, weight_decay)}
+    for group in groups:
+        if group.frozen:
+            by_name[group.name] = optax.set_to_zero()
+            continue
+        decay = weight_decay if group.weight_decay is None else group.weight_decay
+        by_name[group.name] = transformation(group.rate, decay)
+        rates[f'learning_rate_{group.name}'] = _times(rate, group.rate)
+
+    def labels(params: Any) -> Any:
+        paths = jax.tree_util.tree_map_with_path(
+            lambda path, _: jax.tree_util.keystr(path, simple=True, separator='/'), params
+        )
+        names = jax.tree.map(lambda path: _group(path, groups), paths)
+        if unused := {group.name for group in groups} - set(jax.tree.leaves(names)):
+            raise ValueError(
+                f'optimiser groups {sorted(unused)} have no parameter; their patterns are searched '
+                f'for in paths such as {jax.tree.leaves(paths)[0]!r}'
+            )
+        return names
+
+    return optax.partition(by_name, labels), rates
+
+
+def _group(path: str, groups: Sequence[Group]) -> str:
+    return next((group.name for group in groups if re.search(group.pattern, path)), '')
+
+
+def _times(rate: optax.Schedule, factor: float) -> optax.Schedule:
+    return rate if factor == 1.0 else lambda step: factor * rate(step)

@@ -5,35 +5,48 @@ import pathlib
 import jax
 import numpy as np
 
-from css_jax import checkpoint, methods, parallel, state, stored
-from css_jax import config as configs
+from css_jax import methods, parallel, state
 from css_jax.methods import views
+from css_jax.run import checkpoint
+from css_jax.run import folder as run_folder
 
 
 class Predictor:
-    """A network of a run, ready for images; see `load`."""
+    """A network of a run, ready for images; see `load`.
 
-    def __init__(self, workdir: str | pathlib.Path, which: str = 'last', network: str = 'teacher'):
-        """Restores a checkpoint.
+    Attributes:
+        config: the run's, finalised.
+        step: iterations that the weights were trained for.
+    """
 
-        Args:
-            workdir: the run's folder.
-            which: 'last', 'best' or a step.
-            network: 'teacher' or 'student'.
-        """
-        self.config = configs.finalise(stored.load(workdir))
+    def __init__(
+        self,
+        workdir: str | pathlib.Path,
+        which: str = 'last',
+        network: str | None = None,
+        evaluation: str | None = None,
+    ):
+        """Restore a checkpoint; for the arguments see `load`."""
+        self.config = run_folder.load(workdir)
         self.step = checkpoint.find(workdir, which)
-        ctx = methods.context(self.config)
-        method = methods.get(self.config.method)
-        self._variables = checkpoint.restore_network(workdir, self.step, state.shapes(ctx), network)
+        method, ctx = methods.METHODS[self.config.method], methods.context(self.config)
+        every = method.evaluations(self.config)
+        if evaluation is not None and evaluation not in every:
+            raise ValueError(f'evaluation: got {evaluation!r}, expected one of {list(every)}')
+        chosen = every[evaluation or next(iter(every))]
+        network = network or chosen.network
+        like = state.networks(method, ctx)
+        if network not in like:
+            raise ValueError(f'network: got {network!r}, expected one of {list(like)}')
+        self._variables = checkpoint.restore_network(workdir, self.step, like[network], network)
 
         def labels(variables: state.Variables, images: jax.Array) -> jax.Array:
-            return method.predict(variables, views.normalise(images, ctx), ctx).argmax(-1)
+            return chosen.predict(variables, views.normalise(images, ctx), ctx).argmax(-1)
 
         self._labels = parallel.compile(labels)
 
     def predict(self, images: np.ndarray) -> np.ndarray:
-        """Gives the class of each pixel, of images seen whole and at their own size.
+        """Return the class of each pixel, of images seen whole and at their own size.
 
         Args:
             images: [B, H, W, 3] uint8 RGB; each new shape is compiled once.
@@ -52,15 +65,22 @@ class Predictor:
         return np.asarray(self._labels(self._variables, images), np.int32)
 
 
-def load(workdir: str | pathlib.Path, which: str = 'last', network: str = 'teacher') -> Predictor:
-    """Loads a trained run for `load(DIR).predict(images)`.
+def load(
+    workdir: str | pathlib.Path,
+    which: str = 'last',
+    network: str | None = None,
+    evaluation: str | None = None,
+) -> Predictor:
+    """Load a trained run for `load(DIR).predict(images)`.
 
     Args:
         workdir: the run's folder.
         which: 'last', 'best' or a step.
-        network: 'teacher' or 'student'.
+        network: 'teacher' or 'student'; None: the one that is evaluated.
+        evaluation: of a method with several, whose classes to predict; None: the first one's.
 
     Raises:
         FileNotFoundError: DIR is not a run's folder, or has no such checkpoint.
+        ValueError: there is no such network or evaluation.
     """
-    return Predictor(workdir, which, network)
+    return Predictor(workdir, which, network, evaluation)

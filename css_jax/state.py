@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -30,7 +29,7 @@ class TrainState(struct.PyTreeNode):
     Attributes:
         step: [] int32, iterations done.
         student: what is trained.
-        teacher: its EMA, what is evaluated.
+        teacher: its EMA; without arrays where a method has none.
         memory: the method's own pytree, such as prototypes.
         opt_state: the optimiser's.
         key: the run's random key; never changes.
@@ -49,7 +48,7 @@ class Context:
     """What a method needs beside arrays.
 
     Attributes:
-        module: the network; gives a dict of outputs for images [B, H, W, 3].
+        module: the network; returns a dict of outputs for images [B, H, W, 3].
         config: the run's configuration.
         axis: name of the device axis, or None.
         images: stream -> how many images it has, for schedules that count passes.
@@ -60,79 +59,126 @@ class Context:
     axis: str | None = None
     images: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
-    def train(self, variables: Variables, images: Array) -> tuple[dict[str, Array], Any]:
-        """Runs the network on [B, H, W, 3] in training mode: (outputs, new batch_stats)."""
+    def apply(
+        self, variables: Variables, images: Array, train: bool, **more: Any
+    ) -> tuple[dict[str, Array], Any]:
+        """Run the network on [B, H, W, 3].
+
+        Args:
+            variables: the network's.
+            images: normalised.
+            train: BatchNorm normalises by the batch and moves its running statistics.
+            **more: what else the network takes, such as dropout factors or a grid.
+
+        Returns:
+            (outputs, batch_stats after the pass).
+        """
+        arrays = {'params': variables.params, 'batch_stats': variables.batch_stats}
+        if not train:
+            return self.module.apply(arrays, images, train=False, **more), variables.batch_stats
         outputs, updated = self.module.apply(
-            {'params': variables.params, 'batch_stats': variables.batch_stats},
-            images,
-            train=True,
-            mutable=['batch_stats'],
+            arrays, images, train=True, mutable=['batch_stats'], **more
         )
         return outputs, updated.get('batch_stats', variables.batch_stats)
 
-    def evaluate(self, variables: Variables, images: Array) -> dict[str, Array]:
-        """Runs the network on [B, H, W, 3] with its running statistics."""
-        arrays = {'params': variables.params, 'batch_stats': variables.batch_stats}
-        return self.module.apply(arrays, images, train=False)
+    def train(
+        self, variables: Variables, images: Array, **more: Any
+    ) -> tuple[dict[str, Array], Any]:
+        """Run the network in training mode: (outputs, new batch_stats); see `apply`."""
+        return self.apply(variables, images, True, **more)
+
+    def evaluate(self, variables: Variables, images: Array, **more: Any) -> dict[str, Array]:
+        """Run the network with its running statistics; see `apply`."""
+        return self.apply(variables, images, False, **more)[0]
 
 
 def variables(ctx: Context, key: Array) -> Variables:
-    """Makes a network's first arrays; a few pixels suffice, as no shape depends on them."""
-    arrays = ctx.module.init(key, jnp.zeros((1, 64, 64, 3)), train=False)
+    """Make a network's first arrays, by an image as large as the first stream's crop.
+
+    No shape depends on that size, but a network may take multiples of its stride alone.
+    """
+    crop = next(iter(ctx.config.data.streams.values())).crop
+    arrays = ctx.module.init(key, jnp.zeros((1, *crop, 3)), train=False)
     return Variables(arrays['params'], arrays.get('batch_stats', {}))
 
 
 def shapes(ctx: Context) -> Variables:
-    """Gives the shapes of a network's arrays without making them."""
+    """Return the shapes of the student's arrays without making them."""
     return jax.eval_shape(lambda: variables(ctx, jax.random.key(0)))
 
 
+def networks(method: Any, ctx: Context) -> dict[str, Variables]:
+    """Return the shapes of the arrays of 'student' and 'teacher', without making them."""
+
+    def first(key: Array) -> dict[str, Variables]:
+        student = variables(ctx, key)
+        return {'student': student, 'teacher': method.init_teacher(student, key, ctx)}
+
+    return jax.eval_shape(first, jax.random.key(0))
+
+
 def flat(tree: Any) -> dict[str, Any]:
-    """Gives path -> leaf, 'params/conv1/kernel', of `Variables` or any other pytree."""
+    """Return path -> leaf, 'params/conv1/kernel', of `Variables` or any other pytree."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {_name(path): leaf for path, leaf in leaves}
 
 
 def create(
-    method: SimpleNamespace,
-    optimizer: optax.GradientTransformation,
+    method: Any,
+    tx: optax.GradientTransformation,
     ctx: Context,
     given: Mapping[str, Mapping[str, Any]] | None = None,
     sharding: Any = None,
 ) -> TrainState:
-    """Makes a run's first state from `ctx.config.seed` inside one compiled call.
+    """Make a run's first state from `ctx.config.seed` inside one compiled call.
 
     One call, so that student and teacher never share a buffer: donating a shared one fails.
 
     Args:
-        method: as given by `css_jax.methods.get`.
-        optimizer: gradient transformation over the student's parameters.
+        method: a `css_jax.methods.Method`.
+        tx: gradient transformation over the student's parameters.
         ctx: network and configuration.
         given: 'student', 'teacher' or 'memory' -> path -> array that it starts with instead, see
-            `flat`; what of the teacher is not given starts from the student.
+            `flat`; what of the teacher is not given starts as the method says.
         sharding: where every array goes, see `css_jax.parallel.Layout`; None: the first device.
     """
 
     def init(seed: Array, given: Mapping[str, Mapping[str, Array]]) -> TrainState:
-        key = jax.random.key(seed)
-
-        def start(part: str, tree: Any) -> Any:
-            arrays = given.get(part, {})
-            return jax.tree_util.tree_map_with_path(
-                lambda path, leaf: jnp.copy(arrays.get(_name(path), leaf)), tree
-            )
-
-        student = start('student', variables(ctx, jax.random.fold_in(key, 0)))
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            student=student,
-            teacher=start('teacher', method.init_teacher(student, ctx)),
-            memory=start('memory', method.init_memory(ctx.config)),
-            opt_state=optimizer.init(student.params),
-            key=jax.random.fold_in(key, 1),
-        )
+        return _first(method, tx, ctx, seed, given)
 
     return parallel.compile(init, sharding)(np.uint32(ctx.config.seed), given or {})
+
+
+def shape(method: Any, tx: optax.GradientTransformation, ctx: Context) -> TrainState:
+    """Return the shapes of what `create` makes, without making it."""
+    return jax.eval_shape(lambda seed: _first(method, tx, ctx, seed, {}), np.uint32(0))
+
+
+def _first(
+    method: Any,
+    tx: optax.GradientTransformation,
+    ctx: Context,
+    seed: Array,
+    given: Mapping[str, Mapping[str, Array]],
+) -> TrainState:
+    key = jax.random.key(seed)
+
+    def start(part: str, tree: Any) -> Any:
+        arrays = given.get(part, {})
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: jnp.copy(arrays.get(_name(path), leaf)), tree
+        )
+
+    student = start('student', variables(ctx, jax.random.fold_in(key, 0)))
+    teacher = method.init_teacher(student, jax.random.fold_in(key, 2), ctx)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        student=student,
+        teacher=start('teacher', teacher),
+        memory=start('memory', method.init_memory(ctx.config)),
+        opt_state=tx.init(student.params),
+        key=jax.random.fold_in(key, 1),
+    )
 
 
 def _name(path: tuple) -> str:

@@ -1,7 +1,6 @@
 """One iteration of any method: targets without gradient, loss, gradient, optimiser, teacher."""
 
 from collections.abc import Mapping
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -10,6 +9,7 @@ import optax
 from jax import Array
 
 from css_jax import parallel
+from css_jax.methods import Method
 from css_jax.ops import losses
 from css_jax.state import Context, TrainState, Variables
 
@@ -18,16 +18,16 @@ def train_step(
     state: TrainState,
     batch: dict[str, dict[str, Array]],
     *,
-    method: SimpleNamespace,
+    method: Method,
     optimizer: optax.GradientTransformation,
     ctx: Context,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """Runs one iteration; pure, so it compiles under jit with or without a device axis.
+    """Run one iteration; pure, so it compiles under jit with or without a device axis.
 
     Args:
         state: the run's state.
         batch: stream -> {'image': [B, H, W, 3] uint8, ...}, this device's block of it.
-        method: functions of the method, see `css_jax.methods`.
+        method: the phase of the run, see `css_jax.methods.phases`.
         optimizer: gradient transformation over the student's parameters.
         ctx: network, configuration, axis.
 
@@ -66,10 +66,10 @@ def objective(
     prepared: Any,
     keys: parallel.Keys,
     *,
-    method: SimpleNamespace,
+    method: Method,
     ctx: Context,
 ) -> tuple[Array, tuple]:
-    """The loss of a step, over its micro-batches one after the other.
+    """Compute the loss of a step, over its micro-batches one after the other.
 
     With `config.accumulate_steps` = k the examples of each device are cut into k micro-batches. A
     term of the loss is still one sum over all of them divided by one count. The gradient keeps the
@@ -82,12 +82,11 @@ def objective(
         state: before the step.
         prepared: of `method.targets`, arrays [B, ...].
         keys: of the step.
-        method: functions of the method.
+        method: as in `train_step`.
         ctx: network, configuration, axis.
 
     Returns:
-        This device's share of the loss, and (batch_stats, memory, metrics); metrics but for the
-        losses are means over micro-batches.
+        This device's share of the loss, and (batch_stats, memory, metrics).
     """
     count = ctx.config.accumulate_steps
 
@@ -109,16 +108,22 @@ def objective(
         )
     terms, statistics, metrics = parts  # [k, ...]
     memory = method.update_memory(state.memory, jax.lax.stop_gradient(statistics), ctx)
-    metrics = jax.tree.map(lambda x: x.mean(0), metrics)
-    share, logged = _weigh(terms, ctx)
-    return share, (batch_stats, memory, jax.lax.stop_gradient({**logged, **metrics}))
+    share, logged = _weigh(terms, method.weights(state, ctx), ctx)
+    logged |= _logged(jax.lax.stop_gradient(metrics), ctx)
+    return share, (batch_stats, memory, jax.lax.stop_gradient(logged))
 
 
-def _weigh(terms: Mapping[str, losses.Term], ctx: Context) -> tuple[Array, dict[str, Array]]:
-    """Adds the terms [k] up: this device's share of the loss, and the losses over all devices."""
+def _weigh(
+    terms: Mapping[str, losses.Term], weights: Mapping[str, Any], ctx: Context
+) -> tuple[Array, dict[str, Array]]:
+    """Add the terms [k] up: this device's share of the loss, and the losses over all devices."""
+    if unknown := set(weights) - set(terms):
+        raise ValueError(
+            f'weights: got {sorted(unknown)}, expected terms of the loss: {sorted(terms)}'
+        )
     share, logged = 0.0, {'loss': 0.0}
     for name, term in terms.items():
-        total, weight = term.total.sum(), term.weight[0]
+        total, weight = term.total.sum(), weights.get(name, 1.0)
         count = parallel.psum(jax.lax.stop_gradient(term.count).sum(), ctx.axis)
         # Only the share is differentiated: a psum of what depends on the parameters inside a
         # differentiated loss makes gradients P times too large (see `parallel.varying`).
@@ -126,4 +131,23 @@ def _weigh(terms: Mapping[str, losses.Term], ctx: Context) -> tuple[Array, dict[
         share += weight * losses.mean(total, count)
         logged[f'loss_{name}'] = mean
         logged['loss'] += weight * mean
+        if isinstance(weight, Array):  # it follows a schedule
+            logged[f'weight_{name}'] = weight
     return share, logged
+
+
+def _logged(metrics: Mapping[str, Any], ctx: Context) -> dict[str, Array]:
+    """Add the metrics [k] up over devices and micro-batches, and divide once.
+
+    What is no sum is equal on all devices, and is averaged over micro-batches.
+    """
+    found = {}
+    for name, metric in metrics.items():
+        if isinstance(metric, losses.Term):
+            sums = parallel.psum((metric.total.sum(), metric.count.sum()), ctx.axis)
+            found[name] = losses.mean(*sums)
+        elif isinstance(metric, losses.Total):
+            found[name] = parallel.psum(metric.total.sum(), ctx.axis)
+        else:
+            found[name] = metric.mean(0)
+    return found

@@ -1,4 +1,4 @@
-"""The training loop, from top to bottom."""
+"""The training loop, from top to bottom: prepare, loop, finish."""
 
 import contextlib
 import functools
@@ -6,38 +6,79 @@ import logging
 import pathlib
 import signal
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
-from css_jax import (
-    advice,
-    checkpoint,
-    cost,
-    evaluate,
-    follow,
-    interrupt,
-    methods,
-    monitor,
-    optimizer,
-    parallel,
-    pretrained,
-    state,
-    stored,
-)
 from css_jax import config as configs
+from css_jax import methods, parallel, state
 from css_jax import step as steps
+from css_jax.config import defaults, warnings
 from css_jax.data import splits, streams
+from css_jax.evaluation import evaluator, results
+from css_jax.parallel import cost
+from css_jax.run import checkpoint, metrics, signals
+from css_jax.run import folder as run_folder
+from css_jax.run import progress as progresses
+from css_jax.weights import initial
 
 LOG = logging.getLogger('css_jax')
 
 
+class Phase(NamedTuple):
+    """Steps that run one program.
+
+    Attributes:
+        until: the step after its last.
+        sizes: stream -> images in a batch, of the streams that it reads.
+        program: (state, batch) -> (state, metrics), to be compiled.
+    """
+
+    until: int
+    sizes: Mapping[str, int]
+    program: Callable
+
+
+class Run(NamedTuple):
+    """All that a run needs and that can fail, made before anything is written.
+
+    Attributes:
+        config: finalised.
+        method: what `config.method` names.
+        ids: stream -> its images.
+        split: the training images as they are stored, see `css_jax.data.splits.record`.
+        layout: its devices.
+        batches: lines on what each of them takes.
+        ctx: network and configuration.
+        tx: the optimiser's transformation.
+        rates: name -> schedule, for the log.
+        phases: one after the other.
+        every: evaluation -> its evaluator.
+        resumes: a checkpoint is there.
+        given: what a fresh run starts with, see `css_jax.weights.initial.load`.
+    """
+
+    config: ConfigDict
+    method: methods.Method
+    ids: Mapping[str, tuple[str, ...]]
+    split: Mapping[str, Any]
+    layout: parallel.Layout
+    batches: list[str]
+    ctx: state.Context
+    tx: Any
+    rates: Mapping[str, Callable]
+    phases: list[Phase]
+    every: Mapping[str, evaluator.Evaluator]
+    resumes: bool
+    given: Mapping[str, Any]
+
+
 def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
-    """Trains one run, or goes on with it where DIR has its checkpoints, then evaluates it.
+    """Train one run, or resume it where DIR has its checkpoints, then evaluate it.
 
     Args:
         config: see `css_jax.config`.
@@ -47,154 +88,248 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
         The results, as written to DIR/results.json.
 
     Raises:
-        ValueError: the configuration is impossible, or not the one DIR was trained with.
+        ValueError: the configuration is impossible, cannot be trained or evaluated, or is not the
+            one DIR was trained with.
         BlockingIOError: another process is training in DIR.
         FloatingPointError: a loss, gradient or update is not finite; the last checkpoint stays.
-        css_jax.interrupt.Stopped: SIGTERM or Ctrl-C came; the last step is saved.
+        css_jax.run.signals.Stopped: SIGTERM or Ctrl-C came; the last step is saved.
     """
     workdir = pathlib.Path(workdir)
-    with parallel.together():
-        config = configs.finalise(config, workdir)
-        ids = splits.subsets(config.data)
-        split = splits.record(config.data, ids)
-        layout = parallel.Layout(config.parallel)
-        batch_sizes = _batches(config, layout)
-        evaluator = evaluate.Evaluator(config)
-        method = methods.get(config.method)
-        images = {name: len(chosen) for name, chosen in ids.items()}
-        ctx = methods.context(config, parallel.AXIS, images)
-        # Before anything is written; what goes on from a checkpoint needs neither file nor folder.
-        goes_on = checkpoint.exists(workdir)
-    parallel.agree('configuration', stored.lines(config))
-    parallel.agree('split hash of the training images', split['split_hash'])
-    parallel.agree(f'checkpoints in {workdir}, which all processes need to see', str(goes_on))
-    if goes_on:
-        stored.match(config, workdir)
-        _same_images(workdir, split)
-    with parallel.together():
-        given = {} if goes_on else pretrained.load(config, method, ctx)
+    run = _prepare(config, workdir)
     lock = contextlib.ExitStack()  # of process 0, held until the end
-    parallel.on_primary(_claim, config, workdir, lock)
-    departures = follow.departures(config, method.DEFAULTS)
-    LOG.info('follow=%s; otherwise: %s', config.follow, ', '.join(departures) or 'nothing')
-    for warning in advice.warnings(config, configs.default(), ctx.images):
-        LOG.warning('warning: %s', warning)
-    for line in splits.report(config.data, ids):
-        LOG.info('%s', line)
-    LOG.info('split hash %s', split['split_hash'])
-
-    tx = method.optimizer(config)
-    current = state.create(method, tx, ctx, given, layout.replicated)
+    parallel.on_primary(_claim, run.config, workdir, lock)
+    _announce(run, config)
+    config, layout, every = run.config, run.layout, run.every
+    current = state.create(run.method, run.tx, run.ctx, run.given, layout.replicated)
     LOG.info('\n%s', parameter_overview.get_parameter_overview(current.student.params))
-    for line in batch_sizes:
+    for line in run.batches:
         LOG.info('%s', line)
 
     with (
         lock,
         contextlib.closing(checkpoint.Checkpoints(workdir)) as checkpoints,
-        interrupt.caught() as asked,
+        signals.caught() as asked,
     ):
         if checkpoints.latest_step is not None:
             current = checkpoints.restore(current)
-            LOG.info('going on from step %d', int(current.step))
+            LOG.info('resuming from step %d', int(current.step))
             _warn_of_devices(config, layout, checkpoints)
-        start = int(current.step)
-        scores, stop, done = None, False, start
-        meta = {**split, 'devices': len(layout.devices)}
+        start = done = int(current.step)
+        meta = {**run.split, 'devices': len(layout.devices)}
+        progress = progresses.Progress(start, config.steps)
+        primary = parallel.primary()
 
         def broken_off() -> bool:
             """Of an evaluation: several processes would have to agree at every batch."""
             return asked() > 0 and parallel.process()[1] == 1
 
-        rate = optimizer.learning_rate(config)
-        progress = monitor.Progress(start, config.steps)
+        def save() -> None:
+            _finite(pending, writer)
+            with progress.pause():
+                checkpoints.save(done, current, meta)
+
+        def score() -> dict[str, Any] | None:
+            """Evaluate the state, which is saved already; None if that is broken off."""
+            with progress.pause():
+                scores = evaluator.evaluate(every, current, broken_off)
+                if scores is not None:
+                    writer.write(done, _evaluated(scores))
+                    LOG.info('step %d: %s', done, _shown(scores, every))
+                    if (miou := results.mean(scores)) is not None:
+                        checkpoints.score(done, miou)
+            return scores
 
         with (
-            contextlib.closing(monitor.Writer(workdir, start, parallel.primary())) as writer,
-            contextlib.closing(
-                monitor.Profile(workdir, config.profile, parallel.primary())
-            ) as profile,
+            contextlib.closing(metrics.Writer(workdir, start, primary)) as writer,
+            contextlib.closing(metrics.Profile(workdir, config.profile, primary)) as profile,
         ):
             pending: dict[int, Mapping] = {}  # step -> metrics, still on the device
+            # One that was broken off, or has failed, left its step saved but without a score.
+            lacks_score = _due(start, config) and checkpoints.lacks_score(start)
+            scores = score() if start and lacks_score else None
+            stop, phase = False, None
             for t in range(start, config.steps):
-                if t in (start, config.burn_in_steps):
-                    now = methods.burn_in() if t < config.burn_in_steps else method
-                    step = functools.partial(steps.train_step, method=now, optimizer=tx, ctx=ctx)
-                    sizes = {name: config.data.streams[name].batch_size for name in now.STREAMS}
+                if phase is None or t == phase.until:
+                    phase = next(phase for phase in run.phases if t < phase.until)
                     with progress.pause():
                         batches = streams.train_batches(
-                            config.data, config.seed, t, *parallel.process(), names=sizes
+                            config.data, config.seed, t, *parallel.process(), names=phase.sizes
                         )
                         batch = layout.place(next(batches))
-                        run = _compile(layout, step, current, batch)
+                        step = _compile(phase.program, current, batch)
                 else:
                     batch = layout.place(next(batches))
                 profile.before(t)
                 with jax.profiler.StepTraceAnnotation('train', step_num=t):
-                    current, pending[t + 1] = run(current, batch)
+                    current, pending[t + 1] = step(current, batch)
                 profile.after(t, pending[t + 1])
                 # The host is one step ahead, not fifty: those would hold their batches' memory, and
                 # be waited for when the run is to stop.
                 jax.block_until_ready(pending.get(t))
 
-                done = t + 1
-                last = done == config.steps
-                log = last or done % config.log_every == 0
-                score = last or (config.eval.every > 0 and done % config.eval.every == 0)
-                if stop := parallel.stops(2 * done, asked() > 0):
-                    score = False  # seconds may be left
-                record = {}
-                if log or score:
+                done, scores = t + 1, None
+                due = _due(done, config)
+                if done == config.steps or done % config.log_every == 0:
                     values = _finite(pending, writer)
-                if log:
-                    speed = progress.update(done, sum(sizes.values()))
-                    record = {**values, 'learning_rate': float(rate(t)), **speed}
-                    LOG.info(monitor.line(done, config.steps, record))
-                if score:
-                    with progress.pause():
-                        scores = evaluator(getattr(current, config.eval.network), broken_off)
-                score = score and scores is not None
-                if score:
-                    record['eval_miou'] = _number(scores['miou'])
-                    LOG.info(
-                        'step %d: mIoU %.2f on %s', done, 100 * record['eval_miou'], evaluator.name
-                    )
-                if record:
+                    rates = {name: float(rate(t)) for name, rate in run.rates.items()}
+                    speed = progress.update(done, sum(phase.sizes.values()))
+                    record = {**values, **rates, **speed}
+                    LOG.info(progresses.line(done, config.steps, record))
                     writer.write(done, record)
-                stop = stop or parallel.stops(2 * done + 1, asked() > 0)  # while it was evaluated
-                if score or stop or done % config.checkpoint_every == 0:
-                    _finite(pending, writer)
-                    known = score and scores['miou'] is not None
-                    evaluated = {'miou': scores['miou']} if known else None
-                    with progress.pause():
-                        checkpoints.save(done, current, meta, evaluated)
+                stop = parallel.stops(2 * done, asked() > 0)
+                # Saved before it is scored: an evaluation that fails loses no step.
+                kept = due or stop or done % config.checkpoint_every == 0
+                if kept:
+                    save()
+                if due and not stop:  # after which seconds may be left
+                    scores = score()
+                stop = parallel.stops(2 * done + 1, asked() > 0) or stop
                 if stop:
-                    scores = scores if score else None
+                    if not kept:
+                        save()
                     break
         best = checkpoints.best()
 
     if stop and (scores is None or done < config.steps):
-        raise interrupt.Stopped(done, asked() or signal.SIGTERM)
+        raise signals.Stopped(done, asked() or signal.SIGTERM)
     if scores is None:
         LOG.info('%s is trained to its last step %d already', workdir, start)
-        scores = evaluator(getattr(current, config.eval.network))
-    return evaluate.report(workdir, config, evaluator, scores, int(current.step), split, best)
+        scores = evaluator.evaluate(every, current)
+    return results.report(workdir, config, every, scores, done, run.split, best)
+
+
+def _prepare(config: ConfigDict, workdir: pathlib.Path) -> Run:
+    """Make all that can fail, and write nothing; see `train` for what it raises."""
+    with parallel.together():
+        config = configs.finalise(config, workdir)
+        method = methods.METHODS[config.method]
+        ids = splits.subsets(config.data)
+        split = splits.record(config.data, ids)
+        layout = parallel.Layout(config.parallel)
+        batches = _batches(config, layout)
+        every = evaluator.evaluators(config)
+        images = {name: len(chosen) for name, chosen in ids.items()}
+        ctx = methods.context(config, parallel.AXIS, images)
+        tx, rates = method.optimizer(config)
+        phases = [
+            Phase(until, _sizes(config, phase), layout.program(_step(phase, tx, ctx)))
+            for until, phase in methods.phases(config)
+            if until  # a phase of no step
+        ]
+        _check(config, method, layout, ctx, tx, phases, every)
+        # What resumes from a checkpoint needs neither the file nor the folder it started with.
+        resumes = checkpoint.exists(workdir)
+    parallel.agree('configuration', run_folder.lines(config))
+    parallel.agree('split hash of the training images', split['split_hash'])
+    parallel.agree(f'checkpoints in {workdir}, which all processes need to see', str(resumes))
+    if resumes:
+        run_folder.match(config, workdir)
+        _same_images(workdir, split)
+    with parallel.together():
+        given = {} if resumes else initial.load(config, method, ctx)
+    return Run(
+        config, method, ids, split, layout, batches, ctx, tx, rates, phases, every, resumes, given
+    )
+
+
+def _step(phase: methods.Method, tx: Any, ctx: state.Context) -> Callable:
+    return functools.partial(steps.train_step, method=phase, optimizer=tx, ctx=ctx)
+
+
+def _sizes(config: ConfigDict, phase: methods.Method) -> dict[str, int]:
+    return {name: config.data.streams[name].batch_size for name in phase.streams}
+
+
+def _check(
+    config: ConfigDict,
+    method: methods.Method,
+    layout: parallel.Layout,
+    ctx: state.Context,
+    tx: Any,
+    phases: list[Phase],
+    every: Mapping[str, evaluator.Evaluator],
+) -> None:
+    """Trace every phase's step and every evaluation: what cannot be run says so now.
+
+    Raises:
+        ValueError: says which one, and what went wrong.
+    """
+    what = f'the first state of method {config.method}'
+    try:
+        first = state.shape(method, tx, ctx)
+        for phase in phases:
+            what = f'a step of method {config.method} (until step {phase.until})'
+            batch = layout.placed(streams.batch_shapes(config.data, phase.sizes))
+            after, _ = jax.eval_shape(phase.program, first, batch)
+            _same_state(state.flat(first), state.flat(after))
+        alone = methods.context(config)
+        networks = state.networks(method, alone)
+        for name, one in every.items():
+            what = f'the evaluation {name!r} of method {config.method}, of its {one.network}'
+            one.check(networks[one.network])
+    except Exception as error:  # whatever a method's own code raises
+        reason = f'{type(error).__name__}: {error}'.splitlines()[0]
+        raise ValueError(f'{what} cannot be computed: {reason}') from error
+
+
+def _same_state(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Raise ValueError, with a name, unless a step gives a state of the shapes that it got."""
+    for path in sorted(before.keys() | after.keys()):
+        old, new = (
+            f'{tree[path].dtype}{list(tree[path].shape)}' if path in tree else 'nothing'
+            for tree in (before, after)
+        )
+        if old != new:
+            raise ValueError(f'it makes {path} {new}, expected {old} as before the step')
+
+
+def _announce(run: Run, given: ConfigDict) -> None:
+    """Say what is trained on what, and what is odd about it."""
+    config, method = run.config, run.method
+    own = {path for path, key in method.keys.items() if callable(key.default)}
+    changed = defaults.departures(config, (*method.defaults, *own))
+    column = f', follow={config.follow}' if 'follow' in config else ''
+    LOG.info('method %s%s; otherwise: %s', config.method, column, ', '.join(changed) or 'nothing')
+    for warning in warnings.warnings(given, config, run.ctx.images):
+        LOG.warning('warning: %s', warning)
+    for line in splits.report(config.data, run.ids):
+        LOG.info('%s', line)
+    LOG.info('split hash %s', run.split['split_hash'])
+
+
+def _due(done: int, config: ConfigDict) -> bool:
+    """Say whether the state after so many steps is to be evaluated."""
+    every = config.eval.every
+    return done == config.steps or (every > 0 and done % every == 0)
+
+
+def _evaluated(scores: Mapping[str, Mapping]) -> dict[str, float]:
+    """Return what the record has of scores: their mean and, of several, each one."""
+    found = {'eval_miou': _number(results.mean(scores))}
+    if len(scores) > 1:
+        found |= {f'eval_miou_{name}': _number(one['miou']) for name, one in scores.items()}
+    return found
+
+
+def _shown(scores: Mapping[str, Mapping], every: Mapping[str, evaluator.Evaluator]) -> str:
+    miou = {name: 100 * _number(one['miou']) for name, one in scores.items()}
+    return ', '.join(f'mIoU {miou[name]:.2f} on {one.name}' for name, one in every.items())
 
 
 def _number(value: float | None) -> float:
-    """Gives NaN for a score of nothing: a split that is void everywhere."""
+    """Return NaN for a score of nothing: a split that is void everywhere."""
     return np.nan if value is None else value
 
 
 def _claim(config: ConfigDict, workdir: pathlib.Path, lock: contextlib.ExitStack) -> None:
-    stored.claim(config, workdir)
-    lock.enter_context(stored.lock(workdir))
+    run_folder.claim(config, workdir)
+    lock.enter_context(run_folder.lock(workdir))
 
 
 def _warn_of_devices(
     config: ConfigDict, layout: parallel.Layout, checkpoints: checkpoint.Checkpoints
 ) -> None:
-    """Warns where another number of devices makes other micro-batches than before."""
+    """Warn where another number of devices makes other micro-batches than before."""
     before = checkpoints.meta(checkpoints.latest_step).get('devices')
     if config.accumulate_steps > 1 and before not in (None, len(layout.devices)):
         LOG.warning(
@@ -206,7 +341,7 @@ def _warn_of_devices(
 
 
 def _same_images(workdir: pathlib.Path, split: Mapping[str, Any]) -> None:
-    """Raises ValueError, in words, unless the run in DIR was trained on these images."""
+    """Raise ValueError unless the run in DIR was trained on these images."""
     with contextlib.closing(checkpoint.Checkpoints(workdir, read_only=True)) as checkpoints:
         saved = checkpoints.meta(checkpoints.latest_step)
     if saved['split_hash'] is None:
@@ -222,7 +357,7 @@ def _same_images(workdir: pathlib.Path, split: Mapping[str, Any]) -> None:
 
 
 def _batches(config: ConfigDict, layout: parallel.Layout) -> list[str]:
-    """Says how many images a step takes, in all and on each process and device.
+    """Say how many images a step takes, in all and on each process and device.
 
     Raises:
         ValueError: a batch cannot be shared out.
@@ -245,25 +380,25 @@ def _batches(config: ConfigDict, layout: parallel.Layout) -> list[str]:
     return lines
 
 
-def _compile(layout: parallel.Layout, step: Any, current: Any, batch: Any) -> Any:
-    """Compiles a step and says how long that took and what memory it asks for."""
+def _compile(program: Callable, current: Any, batch: Any) -> Any:
+    """Compile a step and say how long that took and what memory it asks for."""
     began = time.perf_counter()
-    program = layout.compile_step(step, current, batch)
+    program = program.lower(current, batch).compile()
     LOG.info('compiled the step in %.1f s', time.perf_counter() - began)
     LOG.info('%s', cost.line(cost.cost(program)))
     return program
 
 
-def _finite(pending: dict[int, Mapping], writer: monitor.Writer) -> dict[str, float]:
-    """Fetches the last step's metrics after checking, and forgetting, every step since the last.
+def _finite(pending: dict[int, Mapping], writer: metrics.Writer) -> dict[str, float]:
+    """Fetch the last step's metrics after checking, and forgetting, every step since the last.
 
     Raises:
         FloatingPointError: at the first step that is not finite, with its numbers, which are
             written to the record first. Loss, gradient and update finite: so are the weights.
     """
     values = {}
-    for step, metrics in jax.device_get(pending).items():
-        values = {name: float(value) for name, value in metrics.items()}
+    for step, found in jax.device_get(pending).items():
+        values = {name: float(value) for name, value in found.items()}
         checked = [values[name] for name in ('loss', 'gradient_norm', 'update_norm')]
         if not np.isfinite(checked).all():
             writer.write(step, values)

@@ -28,7 +28,7 @@ Members = dict[str, Callable[[], bytes]]
 
 
 def members(file: Path) -> Members:
-    """Opens an archive whose members can be read in any order: a zip, or a tar not compressed.
+    """Open an archive whose members can be read in any order: a zip, or a tar not compressed.
 
     Args:
         file: the archive.
@@ -57,7 +57,7 @@ def members(file: Path) -> Members:
 
 
 def walk(file: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
-    """Reads a tar file, compressed or not, from its beginning to its end, with progress.
+    """Read a tar file, compressed or not, from its beginning to its end, with progress.
 
     A compressed tar has no random access: every step back would unpack it from its beginning.
 
@@ -85,14 +85,14 @@ def walk(file: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes
 
 
 def require(file: Path, found: Members, names: Iterable[str]) -> None:
-    """Raises ValueError that names the first of `names` the archive does not have."""
+    """Raise ValueError that names the first of `names` the archive does not have."""
     missing = next((name for name in names if name not in found), None)
     if missing is not None:
         raise ValueError(f'{file}: there is no {missing} in it')
 
 
 def fingerprint(file: Path, published_sha256: str = '') -> dict[str, int | str | bool]:
-    """Tells which file it was; reads it once, with progress.
+    """Tell which file it was; reads it once, with progress.
 
     Args:
         file: the archive.
@@ -106,7 +106,7 @@ def fingerprint(file: Path, published_sha256: str = '') -> dict[str, int | str |
 
 
 def sha256(file: Path) -> str:
-    """Gives the SHA-256 of a file as 64 hexadecimal digits."""
+    """Return the SHA-256 of a file as 64 hexadecimal digits."""
     digest, size = hashlib.sha256(), file.stat().st_size
     with (
         file.open('rb') as raw,
@@ -119,7 +119,7 @@ def sha256(file: Path) -> str:
 
 
 def download(url: str, file: Path, expected_sha256: str = '') -> None:
-    """Fetches a file, with progress; goes on where an earlier attempt was cut short.
+    """Fetch a file, with progress; goes on where an earlier attempt was cut short.
 
     Until it is complete and checked it is called `file` + '.part'.
 
@@ -148,7 +148,7 @@ def download(url: str, file: Path, expected_sha256: str = '') -> None:
 
 
 def _fetch(url: str, part: Path) -> None:
-    """Appends to `part` what it lacks, or writes it anew where the server cannot go on."""
+    """Append to `part` what it lacks, or writes it anew where the server cannot go on."""
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={'Range': f'bytes={have}-'} if have else {})
     try:
@@ -206,7 +206,7 @@ def _read_range(file: Path, name: str, start: int, size: int) -> bytes:
 
 
 def _is_file(file: Path, member: tarfile.TarInfo) -> bool:
-    """Checks a tar's member, and tells whether it is a regular file (otherwise a folder)."""
+    """Check a tar's member, and tells whether it is a regular file (otherwise a folder)."""
     _check_name(file, member.name, is_link=not (member.isfile() or member.isdir()))
     return member.isfile()
 
@@ -220,12 +220,12 @@ def _check_name(file: Path, name: str, is_link: bool) -> None:
 
 
 def _name(name: str) -> str:
-    """Writes './a/b' as 'a/b'."""
+    """Write './a/b' as 'a/b'."""
     return str(PurePosixPath(name))
 
 
 def _new_name(file: Path, name: str, seen: Container[str]) -> str:
-    """Gives `_name`; of two members of one name nobody knows which is meant."""
+    """Return `_name`; of two members of one name nobody knows which is meant."""
     if _name(name) in seen:
         raise ValueError(f'{file}: refused: its member {_name(name)!r} is there twice')
     return _name(name)
@@ -233,7 +233,7 @@ def _new_name(file: Path, name: str, seen: Container[str]) -> str:
 
 @contextlib.contextmanager
 def _in_words(file: Path) -> Iterator[None]:
-    """Turns what the libraries raise on broken archives into one ValueError."""
+    """Turn what the libraries raise on broken archives into one ValueError."""
     broken = (
         tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError,
         EOFError, NotImplementedError,  # the last: zipfile's, of a version no archive has

@@ -19,7 +19,7 @@ def run(
     check: Callable[[Path], object],
     download: Callable[[Path], None] | None = None,
 ) -> None:
-    """Reads the command line, prepares the dataset and says what is in it.
+    """Read the command line, prepares the dataset and says what is in it.
 
     Args:
         name: the dataset's.
@@ -64,7 +64,7 @@ def run(
 
 @contextlib.contextmanager
 def stops_in_words() -> Iterator[None]:
-    """Ends the process in one line, not a traceback: 1 on OSError and ValueError, 130 on Ctrl-C.
+    """End the process in one line, not a traceback: 1 on OSError and ValueError, 130 on Ctrl-C.
 
     SIGTERM does as Ctrl-C; by itself it would leave what is half written.
     """

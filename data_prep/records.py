@@ -26,7 +26,7 @@ def dataset_info(
     unions: Mapping[str, tuple[str, ...]] | None = None,
     **kwargs,
 ) -> tfds.core.DatasetInfo:
-    """Gives the description every builder's `_info` returns.
+    """Return the description every builder's `_info` returns.
 
     Args:
         builder: the builder described.
@@ -60,7 +60,7 @@ def dataset_info(
 def examples(
     metadata: tfds.core.MetadataDict, split: str, items: Iterable[tuple[str, bytes, np.ndarray]]
 ) -> Iterator[tuple[int, dict]]:
-    """Turns a split's items into TFDS examples and notes what was seen in the metadata.
+    """Turn a split's items into TFDS examples and notes what was seen in the metadata.
 
     Args:
         metadata: the builder's `info.metadata`; gets `splits[split]`.
@@ -84,7 +84,7 @@ def examples(
 def decode_pair(
     image: tuple[object, bytes], label: tuple[object, bytes]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Decodes an image and its label, and compares their sizes.
+    """Decode an image and its label, and compares their sizes.
 
     Args:
         image: name for messages, and a JPEG or PNG.
@@ -112,7 +112,7 @@ def decode_pair(
 
 
 def _open(name: object, encoded: bytes) -> Image.Image:
-    """Decodes an image to its last pixel."""
+    """Decode an image to its last pixel."""
     try:
         image = Image.open(io.BytesIO(encoded))
         image.load()
@@ -122,7 +122,7 @@ def _open(name: object, encoded: bytes) -> Image.Image:
 
 
 def relabel(label: np.ndarray, ids: Mapping[int, int], name: object, expected: str) -> np.ndarray:
-    """Maps a file's label values to class ids.
+    """Map a file's label values to class ids.
 
     Args:
         label: uint8 [H, W].
@@ -145,21 +145,21 @@ def relabel(label: np.ndarray, ids: Mapping[int, int], name: object, expected: s
 
 
 def shrink(image: np.ndarray, label: np.ndarray, factor: int) -> tuple[np.ndarray, np.ndarray]:
-    """Makes `factor` pixels one, a side: averaged in the image, the nearest in the label."""
+    """Make `factor` pixels one, a side: averaged in the image, the nearest in the label."""
     size = (label.shape[1] // factor, label.shape[0] // factor)
     image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     return image, cv2.resize(label, size, interpolation=cv2.INTER_NEAREST_EXACT)
 
 
 def encode_png(array: np.ndarray) -> bytes:
-    """Encodes uint8 [H, W] (grey) or [H, W, 3] (RGB) as PNG."""
+    """Encode uint8 [H, W] (grey) or [H, W, 3] (RGB) as PNG."""
     if array.ndim == 3:
         array = cv2.cvtColor(array, cv2.COLOR_RGB2BGR)
     return cv2.imencode('.png', array)[1].tobytes()
 
 
 def prepare(builder: tfds.core.DatasetBuilder) -> None:
-    """Writes the builder's records, with a progress bar; nothing happens where they exist.
+    """Write the builder's records, with a progress bar; nothing happens where they exist.
 
     They are written to a folder of another name that is renamed at the end, so that an interrupted
     preparation leaves nothing that looks finished. While it is written a split lies on the disk
@@ -212,18 +212,18 @@ class _Spool:
 
 
 def leftovers(builder: tfds.core.DatasetBuilder) -> list[Path]:
-    """Finds folders in which these records are being written, or were until something broke off."""
+    """Find folders in which these records are being written, or were until something broke off."""
     folder = Path(builder.data_dir)
     return sorted(folder.parent.glob(f'{constants.INCOMPLETE_PREFIX}*_{folder.name}'))
 
 
 def is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
-    """Tells whether the builder's records lie in its folder."""
+    """Tell whether the builder's records lie in its folder."""
     return (Path(builder.data_dir) / 'dataset_info.json').exists()
 
 
 def report(builder: tfds.core.DatasetBuilder) -> str:
-    """Describes prepared records: sources, images, sizes, a histogram of the classes per split."""
+    """Describe prepared records: sources, images, sizes, a histogram of the classes per split."""
     metadata = builder.info.metadata
     names = metadata['class_names']
     lines = [f'{builder.info.full_name} in {builder.data_dir}']

@@ -13,7 +13,8 @@ import time
 
 import numpy as np
 
-from css_jax import checkpoint, main, models, monitor, state
+from css_jax import main, models, state
+from css_jax.run import checkpoint, metrics
 from tests.small import small
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -83,7 +84,7 @@ def wait_for(processes, is_it):
 
 def steps(workdir):
     """The steps in the record of a run."""
-    return [record['step'] for record in monitor.read(workdir)]
+    return [record['step'] for record in metrics.read(workdir)]
 
 
 def arrays(workdir):
@@ -132,5 +133,5 @@ def _slow(write):
 
 if __name__ == '__main__':
     models.build = small
-    monitor.Writer.write = _slow(monitor.Writer.write)
+    metrics.Writer.write = _slow(metrics.Writer.write)
     main.app.run(main.main, flags_parser=main.parse)

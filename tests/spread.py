@@ -54,16 +54,17 @@ def configuration(**changes):
     return configs.finalise(c)
 
 
-def mean_of_means(terms, ctx):
+def mean_of_means(terms, weights, ctx):
     """Stands for step._weigh: each device divides by its own count."""
     share, logged = 0.0, {'loss': 0.0}
     for name, term in terms.items():
         own = losses.mean(term.total.sum(), term.count.sum()) / parallel.size(ctx.axis)
         mean = parallel.psum(jax.lax.stop_gradient(own), ctx.axis)
-        share += term.weight[0] * own
+        share += weights.get(name, 1.0) * own
         logged[f'loss_{name}'] = mean
-        logged['loss'] += term.weight[0] * mean
-    return share, logged
+        logged['loss'] += weights.get(name, 1.0) * mean
+    lambda_c = weights.get('contrastive')
+    return share, logged | {'weight_contrastive': lambda_c}
 
 
 def own_neighbours(tree, axis):
@@ -98,8 +99,8 @@ def walk(layout):
     """Three steps from the seed; `layout` None: of plain jit."""
     config = configuration(contrastive__weight=0.0)
     axis = None if layout is None else parallel.AXIS
-    method, ctx = methods.get(config.method), methods.context(config, axis, IMAGES)
-    tx = method.optimizer(config)
+    method, ctx = methods.METHODS[config.method], methods.context(config, axis, IMAGES)
+    tx = method.optimizer(config)[0]
     step = functools.partial(steps.train_step, method=method, optimizer=tx, ctx=ctx)
     alone = methods.context(config)
     if layout is None:
@@ -137,9 +138,9 @@ def draws(layout):
     """
     count = KEYS * min(2, len(layout.devices))
     config = configuration()
-    method, ctx = methods.get(config.method), methods.context(config, parallel.AXIS, IMAGES)
+    method, ctx = methods.METHODS[config.method], methods.context(config, parallel.AXIS, IMAGES)
     current = state.create(
-        method, method.optimizer(config), methods.context(config), {}, layout.replicated
+        method, method.optimizer(config)[0], methods.context(config), {}, layout.replicated
     )
     rng = np.random.default_rng(1)
     memory = {'prototypes': rng.normal(size=(7, 16)).astype(np.float32), 'seen': np.ones(7, bool)}

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from css_jax import config as configs
-from css_jax import cost, methods, models, parallel, state
+from css_jax import methods, models, parallel, state
 from css_jax import step as steps
 from css_jax.ops import losses, resize
+from css_jax.parallel import cost
 from tests import spread, tiny
 from tests.small import Plain
 
@@ -41,8 +42,8 @@ def setup(changes=(), axis=None):
         stream.batch_size = spread.BATCH
     config.update_from_flattened_dict(dict(changes))
     config = configs.finalise(config)
-    method = methods.get(config.method)
-    current = state.create(method, method.optimizer(config), methods.context(config))
+    method = methods.METHODS[config.method]
+    current = state.create(method, method.optimizer(config)[0], methods.context(config))
     rng = np.random.default_rng(1)
     memory = {'prototypes': rng.normal(size=(7, 16)), 'seen': np.ones(7, bool)}
     memory = {name: jnp.asarray(memory[name], old.dtype) for name, old in current.memory.items()}
@@ -51,7 +52,7 @@ def setup(changes=(), axis=None):
 
 def prepare(method, ctx, current):
     """The keys of a step, and what it is trained on."""
-    batch = {name: BATCH[name] for name in method.STREAMS}
+    batch = {name: BATCH[name] for name in method.streams}
     keys = parallel.step_keys(current.key, 1, batch, ctx.axis)
     return keys, jax.jit(lambda s: method.targets(s, batch, keys, ctx)[0])(current)
 
@@ -75,7 +76,7 @@ def objective(changes, count, devices=1):
         current = start.replace(step=jnp.int32(step))
         return jax.device_put(jax.tree.map(jnp.copy, current), layout.replicated)
 
-    batch = layout.place({name: BATCH[name] for name in method.STREAMS})
+    batch = layout.place({name: BATCH[name] for name in method.streams})
     run = layout.compile_step(measure, place(EARLY), batch)
     return lambda step: jax.device_get(run(place(step), batch)[1])
 
@@ -140,9 +141,9 @@ def test_l_c_is_the_mean_over_micro_batches():
 def test_ohem_keeps_so_many_pixels_of_each_device_and_of_each_micro_batch():
     method, ctx, current = setup(OHEM)
     _, prepared = prepare(method, ctx, current)
-    logits = ctx.module.apply({'params': current.student.params}, prepared['images'])['logits']
+    logits = ctx.module.apply({'params': current.student.params}, prepared.images)['logits']
     logits = resize.bilinear(logits, (32, 32)).reshape(2, 8, 32, 32, 7)
-    labels = prepared['labels'].reshape(2, 8, 32, 32)
+    labels = prepared.labels.reshape(2, 8, 32, 32)
     halves = [
         losses.ohem_cross_entropy(*half, 0.1, 200 * 8) for half in zip(logits, labels, strict=True)
     ]

@@ -3,16 +3,16 @@
 import pytest
 
 from configs import quickstart, voc
-from css_jax import advice
 from css_jax import config as configs
+from css_jax.config import warnings
 
 
 def warned(argument, family=voc, images=92, **changes):
     config = family.get_config(argument)
     config.update_from_flattened_dict({k.replace('__', '.'): v for k, v in changes.items()})
     config.model.pretrained = 'resnet101.npz'
-    config = configs.finalise(config)
-    return advice.warnings(config, configs.default(), {'labelled': images, 'unlabelled': 10_000})
+    images = {'labelled': images, 'unlabelled': 10_000}
+    return warnings.warnings(config, configs.finalise(config), images)
 
 
 def test_a_threshold_above_the_bound_of_softmax_similarity():
@@ -33,21 +33,25 @@ def test_a_threshold_above_the_bound_of_softmax_similarity():
         ('css,pseudo_label=mix,indicator=similarity', 'contrastive.valid_indicator', 'similarity'),
         ('css_cross,indicator=confidence', 'unsupervised.cross_indicator', 'similarity'),
         ('baseline', 'unsupervised.warmup_passes', 5),
-        ('baseline', 'augment.partner', 'first_device'),
         ('baseline', 'contrastive.bank', 16),
-        ('cutmix', 'contrastive.temperature', 0.2),
         ('baseline', 'supervised.ohem_kept', 5),
     ],
 )
 def test_a_changed_key_that_nothing_reads(argument, key, value):
     changes = {key: value}
-    if key == 'augment.partner':
-        changes['augment.mixing'] = 'none'
     if key == 'contrastive.bank':
         changes['contrastive.estimator'] = 'sampled'
     found = warned(argument, **changes)
     assert found == [f'{key}={value} has no effect in this configuration']
     assert warned(argument) == []
+
+
+def test_a_key_of_another_method_is_named():
+    (found,) = warned('cutmix', contrastive__temperature=0.2)
+    assert found == 'contrastive.temperature=0.2 has no effect: method cutmix does not read it'
+    (found,) = warned('supervised', burn_in_steps=7)
+    assert found == 'burn_in_steps=7 has no effect: method supervised does not read it'
+    assert warned('supervised', burn_in_steps=0) == []
 
 
 def test_what_ends_early_or_never_begins():
@@ -60,8 +64,8 @@ def test_what_ends_early_or_never_begins():
 
 
 def test_random_weights_where_the_paper_has_none():
-    config = configs.finalise(voc.get_config('supervised'))
-    (found,) = advice.warnings(config, configs.default(), {'labelled': 92})
+    config = voc.get_config('supervised')
+    (found,) = warnings.warnings(config, configs.finalise(config), {'labelled': 92})
     assert 'this run starts from random weights' in found
 
 

@@ -43,17 +43,18 @@ def test_keys_are_read_as_what_the_table_has():
 
 def test_voc_s_labelled_images_are_drawn_or_listed():
     stream = voc.get_config('seed=2').data.streams.labelled
-    assert (stream.split, stream.count, stream.subset_seed, stream.ids_file) == ('train', 92, 2, '')
+    assert (stream.split, stream.count, stream.subset_seed) == ('train', 92, 2)
+    assert stream.ids_file is None
     stream = voc.get_config('732,split=list,lists=/data/lists').data.streams.labelled
-    assert (stream.count, stream.ids_file) == (0, '/data/lists/pascal/732/labeled.txt')
+    assert (stream.count, stream.ids_file) == (None, '/data/lists/pascal/732/labeled.txt')
     stream = voc.get_config('blender').data.streams.labelled
     assert (stream.split, stream.ids_file) == ('trainaug', 'splits/pascal/662/labeled.txt')
     stream = voc.get_config('blender,1000,split=random').data.streams.labelled
-    assert (stream.split, stream.count, stream.ids_file) == ('trainaug', 1000, '')
+    assert (stream.split, stream.count, stream.ids_file) == ('trainaug', 1000, None)
     stream = voc.get_config('classic,1464').data.streams.labelled
     assert (stream.split, stream.count) == ('train', 1464)
     stream = cityscapes.get_config('30,split=random,seed=1').data.streams.labelled
-    assert (stream.count, stream.subset_seed, stream.ids_file) == (30, 1, '')
+    assert (stream.count, stream.subset_seed, stream.ids_file) == (30, 1, None)
 
 
 def test_the_small_families_take_numbers_of_labels_too():

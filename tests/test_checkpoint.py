@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from css_jax import checkpoint, damaged, parallel, state
+from css_jax import parallel, state
+from css_jax.run import checkpoint, checksums
 
 
 def fake(step):
@@ -19,9 +20,11 @@ def fake(step):
 def test_latest_two_and_best_are_kept(tmp_path):
     checkpoints = checkpoint.Checkpoints(tmp_path)
     assert checkpoints.latest_step is None and checkpoints.best() is None
-    scores = {2: {'miou': 0.7}, 4: {'miou': 0.5}}
     for step in range(1, 7):
-        checkpoints.save(step, fake(step), {'split_hash': 'x'}, scores.get(step))
+        checkpoints.save(step, fake(step), {'split_hash': 'x'})
+        assert checkpoints.lacks_score(step)
+        if step in (2, 4):
+            checkpoints.score(step, {2: 0.7, 4: 0.5}[step])
     assert checkpoints.best() == (2, 0.7)
     assert checkpoints.steps == [2, 5, 6]
     assert checkpoints.latest_step == 6
@@ -44,16 +47,32 @@ def test_a_relative_folder_works(tmp_path, monkeypatch):
     checkpoints.save(1, fake(1), {'split_hash': 'x'})
     checkpoints.close()
     assert checkpoint.find('run', 'last') == 1
-    (tmp_path / 'run' / checkpoint.FOLDER / '1' / damaged.SUMS).unlink()  # Orbax reads it then
+    (tmp_path / 'run' / checkpoint.FOLDER / '1' / checksums.SUMS).unlink()  # Orbax reads it then
     assert checkpoint.find('run', 'last') == 1
 
 
 def test_the_newest_of_equals_is_the_best(tmp_path):
     with contextlib.closing(checkpoint.Checkpoints(tmp_path)) as checkpoints:
         for step, miou in ((1, 0.5), (2, 0.7), (3, 0.7), (4, 0.6)):
-            checkpoints.save(step, fake(step), {}, {'miou': miou})
+            checkpoints.save(step, fake(step), {})
+            checkpoints.score(step, miou)
         assert checkpoints.best() == (3, 0.7)
+        assert checkpoints.steps == [3, 4]  # the one before was removed when 4 was scored
     assert checkpoint.find(tmp_path, 'best') == 3
+
+
+def test_scores_that_orbax_has_written_are_read(tmp_path):
+    """As runs of older versions have them."""
+    with contextlib.closing(checkpoint.Checkpoints(tmp_path)) as checkpoints:
+        checkpoints.save(1, fake(1), {})
+    folder = tmp_path / checkpoint.FOLDER / '1' / 'metrics'
+    folder.mkdir()
+    (folder / 'metrics').write_text('{"miou": 0.4}')
+    with contextlib.closing(checkpoint.Checkpoints(tmp_path)) as checkpoints:
+        assert checkpoints.best() == (1, 0.4) and not checkpoints.lacks_score(1)
+        for step in (2, 3, 4):
+            checkpoints.save(step, fake(step), {})
+        assert checkpoints.steps == [1, 3, 4]
 
 
 @pytest.mark.parametrize('mode', ['one device', 'jit', 'pmap'])

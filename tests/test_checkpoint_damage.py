@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from css_jax import checkpoint, damaged, state
+from css_jax import state
+from css_jax.run import checkpoint, checksums
 
-MOVED = checkpoint.FOLDER + damaged.SUFFIX
+MOVED = checkpoint.FOLDER + checksums.SUFFIX
 # What a read that fails leaves behind in the threads of the array format.
 pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 
@@ -33,7 +34,8 @@ def example(step):
 def save(workdir, steps=(1, 2)):
     with contextlib.closing(checkpoint.Checkpoints(workdir)) as checkpoints:
         for step in steps:
-            checkpoints.save(step, example(step), {'of': step}, {'miou': step / 10})
+            checkpoints.save(step, example(step), {'of': step})
+            checkpoints.score(step, step / 10)
 
 
 def restore(workdir, read_only=True):
@@ -100,7 +102,7 @@ DAMAGES = (delete, halve, empty, zero, zero_in_the_middle, garbage)
 def test_any_one_file(harm, saved, tmp_path, warnings, caplog):
     files = sorted(p for p in (saved / checkpoint.FOLDER / '2').rglob('*') if p.is_file())
     names = [str(path.relative_to(saved)) for path in files]
-    assert len(names) > 10 and f'{checkpoint.FOLDER}/2/{damaged.SUMS}' in names
+    assert len(names) > 10 and f'{checkpoint.FOLDER}/2/{checksums.SUMS}' in names
     taken = {}
     for name in names:
         caplog.clear()
@@ -117,8 +119,9 @@ def test_any_one_file(harm, saved, tmp_path, warnings, caplog):
         shutil.rmtree(workdir)
     # What is not noticed is not needed.
     spared = {name.split('/')[-1] for name, step in taken.items() if step == 2}
-    assert spared <= {'_CHECKPOINT_METADATA', 'commit_success.txt', damaged.SUMS}
-    assert harm is delete or damaged.SUMS not in spared
+    needless = {'_CHECKPOINT_METADATA', 'commit_success.txt', checksums.SUMS, checkpoint.SCORES}
+    assert spared <= needless
+    assert harm is delete or checksums.SUMS not in spared
 
 
 @pytest.mark.parametrize('whole', [True, False], ids=['state', 'everything'])
@@ -143,7 +146,8 @@ def test_training_goes_on_past_a_damaged_step(workdir, warnings):
             assert checkpoints.latest_step == 1 and checkpoints.steps == [1]
             assert checkpoints.best() == (1, 0.1)
             assert int(checkpoints.restore(example(0)).step) == 1
-            checkpoints.save(2, example(2), {'of': 2}, {'miou': 0.2})
+            checkpoints.save(2, example(2), {'of': 2})
+            checkpoints.score(2, 0.2)
         moved = workdir / MOVED / ('2.1' if count else '2')
         assert sorted(p.name for p in moved.iterdir()) == names
         assert len(warnings()) == count + 1
@@ -154,12 +158,13 @@ def test_training_goes_on_past_a_damaged_step(workdir, warnings):
 
 def test_what_is_older_than_the_newest_is_not_in_the_way_either(workdir, warnings):
     folder = workdir / checkpoint.FOLDER
-    garbage(folder / '1' / 'metrics' / 'metrics')
+    garbage(folder / '1' / checkpoint.SCORES)
     with contextlib.closing(checkpoint.Checkpoints(workdir, read_only=True)) as checkpoints:
         assert checkpoints.best() == (2, 0.2)
     assert 'it does not count as the best' in warnings()[-1]
+    garbage(folder / '1' / 'meta' / 'metadata')
     assert restore(workdir, read_only=False) == 2
-    assert 'checkpoints/1 is damaged: metrics/metrics' in warnings()[-1]
+    assert any('checkpoints/1 is damaged: meta/metadata' in warning for warning in warnings())
     assert (workdir / MOVED / '1').is_dir() and not (folder / '1').exists()
 
 
@@ -193,7 +198,7 @@ def test_evaluation_asks_for_a_readable_one(workdir, warnings):
 def test_the_checkpoints_of_an_older_version_are_read(workdir, warnings):
     folder = workdir / checkpoint.FOLDER
     for step in ('1', '2'):
-        (folder / step / damaged.SUMS).unlink()
+        (folder / step / checksums.SUMS).unlink()
     assert restore(workdir) == restore(workdir, read_only=False) == 2
     assert checkpoint.find(workdir, 'best') == 2 and not warnings()
     halve(max((folder / '2' / 'state').rglob('*'), key=lambda path: path.stat().st_size))
@@ -250,14 +255,14 @@ def test_checksums_say_what_differs(tmp_path):
     (tmp_path / 'b').mkdir()
     (tmp_path / 'b' / 'c').write_bytes(bytes(2**16 + 1))
     (tmp_path / 'free').write_text('x')
-    damaged.sum_up(tmp_path, ['free'])
-    assert json.loads((tmp_path / damaged.SUMS).read_text())['a'] == [3, 0x7A6C86F1]
+    checksums.sum_up(tmp_path, ['free'])
+    assert json.loads((tmp_path / checksums.SUMS).read_text())['a'] == [3, 0x7A6C86F1]
     (tmp_path / 'free').write_text('y')
-    assert damaged.difference(tmp_path) is None
+    assert checksums.difference(tmp_path) is None
     (tmp_path / 'b' / 'c').write_bytes(bytes(2**16) + b'1')
-    assert damaged.difference(tmp_path, whole=False) is None
-    assert damaged.difference(tmp_path) == 'b/c does not have the bytes that were written'
+    assert checksums.difference(tmp_path, whole=False) is None
+    assert checksums.difference(tmp_path) == 'b/c does not have the bytes that were written'
     (tmp_path / 'a').write_text('two')
-    assert damaged.difference(tmp_path, whole=False).startswith('a does not have')
+    assert checksums.difference(tmp_path, whole=False).startswith('a does not have')
     (tmp_path / 'a').write_text('three')
-    assert damaged.difference(tmp_path) == 'a has 5 bytes, expected 3'
+    assert checksums.difference(tmp_path) == 'a has 5 bytes, expected 3'

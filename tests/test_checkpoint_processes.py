@@ -10,7 +10,8 @@ import time
 import jax
 import numpy as np
 
-from css_jax import checkpoint, damaged, state
+from css_jax import state
+from css_jax.run import checkpoint, checksums
 from tests.conftest import ROOT
 
 # One process of a run: `script` is what it does, with everything below at hand.
@@ -21,7 +22,8 @@ count, index, port, workdir = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], s
 if count > 1:
     jax.distributed.initialize(f'localhost:{port}', count, index)
 logging.basicConfig(stream=sys.stdout, format='%(message)s', level=logging.WARNING, force=True)
-from css_jax import checkpoint, parallel
+from css_jax import parallel
+from css_jax.run import checkpoint
 from tests.test_checkpoint_processes import example, bits, wide
 whole = parallel.Layout().replicated
 """
@@ -141,7 +143,8 @@ assert checkpoints.latest_step == 1
 current = checkpoints.restore(wide(example(value=1.0), whole))
 same(current)
 assert all(x.sharding.is_equivalent_to(whole, x.ndim) for x in jax.tree.leaves(current))
-checkpoints.save(2, current, {'split_hash': 'y'}, {'miou': 0.5})
+checkpoints.save(2, current, {'split_hash': 'y'})
+checkpoints.score(2, 0.5)
 checkpoints.close()
 """
 
@@ -176,16 +179,17 @@ assert sorted(path.name for path in folder.iterdir()) == ['2', '3']
 def test_the_same_bits_on_any_number_of_processes(tmp_path):
     alone = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     checkpoints = checkpoint.Checkpoints(tmp_path)
-    checkpoints.save(1, wide(example(), alone), {'split_hash': 'x'}, {'miou': 0.25})
-    checkpoints.save(2, wide(example(value=2.0), alone), {'split_hash': 'x'}, {'miou': 0.75})
+    for step, value, miou in ((1, 0.0, 0.25), (2, 2.0, 0.75)):
+        checkpoints.save(step, wide(example(value), alone), {'split_hash': 'x'})
+        checkpoints.score(step, miou)
     checkpoints.close()
     folder = tmp_path / checkpoint.FOLDER
     truncate_largest(folder / '2')
-    (folder / '1' / damaged.SUMS).unlink()  # as an older version leaves it: process 0 reads it
+    (folder / '1' / checksums.SUMS).unlink()  # as an older version leaves it: process 0 reads it
 
     first, second = run(2, 2, tmp_path, TWO)
     assert f'{folder / "2"} is damaged' in first and 'step 1 is used' in first
-    assert f'moved to {tmp_path / (checkpoint.FOLDER + damaged.SUFFIX) / "2"}' in first
+    assert f'moved to {tmp_path / (checkpoint.FOLDER + checksums.SUFFIX) / "2"}' in first
     assert 'warning' not in second  # one of them tells
     for output in (first, second):
         assert 'the readable steps are [1]' in output

@@ -7,17 +7,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from css_jax import checkpoint, convert, evaluate, methods, pretrained, state, state_dicts, stored
 from css_jax import config as configs
-from css_jax.models import weights
+from css_jax import evaluate, methods, state
+from css_jax.config import file as stored
+from css_jax.evaluation import evaluator
+from css_jax.modes import convert
+from css_jax.run import checkpoint
+from css_jax.run import folder as run_folder
+from css_jax.weights import files as weight_files
+from css_jax.weights import initial
+from css_jax.weights import reference as names
 from tests import tiny
 
 
 def made(config):
     """A first state, its teacher, statistics and memory another than the student's."""
     config = configs.finalise(config)
-    method, ctx = methods.get(config.method), methods.context(config)
-    start = state.create(method, method.optimizer(config), ctx)
+    method, ctx = methods.METHODS[config.method], methods.context(config)
+    start = state.create(method, method.optimizer(config)[0], ctx)
     memory = {}
     if start.memory:
         prototypes = jnp.arange(7 * 16, dtype=jnp.float32).reshape(7, 16).at[2].set(0)
@@ -31,7 +38,7 @@ def run(tmp_path_factory):
     """A folder as a CSS(mix) run leaves it, and its state."""
     workdir = tmp_path_factory.mktemp('runs') / 'source'
     config, ended = made(tiny.get_config())
-    stored.claim(config, workdir)
+    run_folder.claim(config, workdir)
     checkpoints = checkpoint.Checkpoints(workdir)
     checkpoints.save(8, ended.replace(step=jnp.int32(8)), {'split_hash': 'x'})
     checkpoints.close()
@@ -45,7 +52,7 @@ def reference(run, tmp_path_factory):
     tree = {}
     for part, name in convert.NETWORKS.items():
         network = getattr(ended, part)
-        arrays = weights.to_reference(
+        arrays = names.to_reference(
             {'params': network.params, 'batch_stats': network.batch_stats}
         )
         norms = [n.removesuffix('running_mean') for n in arrays if n.endswith('running_mean')]
@@ -54,7 +61,7 @@ def reference(run, tmp_path_factory):
         tree[name] = {f'module.{k}': v for k, v in arrays.items()}
     tree['prototypes'] = np.asarray(ended.memory['prototypes'])
     path = tmp_path_factory.mktemp('reference') / 'reference.npz'
-    state_dicts.write(path, tree)
+    weight_files.write(path, tree)
     return path
 
 
@@ -84,9 +91,9 @@ def test_a_run_comes_back_equal_to_the_bit(run, tmp_path, ending):
 def test_a_reference_checkpoint_comes_back_equal_to_the_bit(reference, tmp_path):
     convert.to_run(tiny.get_config(), reference, tmp_path / 'run')
     convert.to_file(tmp_path / 'run', tmp_path / 'back.npz')
-    there = state_dicts.read(reference)
+    there = weight_files.read(reference)
     there = {name.replace('module.', ''): array for name, array in there.items()}
-    back = state_dicts.read(tmp_path / 'back.npz')
+    back = weight_files.read(tmp_path / 'back.npz')
     assert back.keys() == there.keys()
     for name in there:
         np.testing.assert_array_equal(back[name], there[name], err_msg=name)
@@ -103,21 +110,22 @@ def test_a_converted_run_is_evaluated_and_started_from(reference, run, data_dir,
     config = tiny.get_config()
     config.data.dir = data_dir
     convert.to_run(config, reference, tmp_path / 'run')
-    results = evaluate.evaluate(stored.load(tmp_path / 'run'), tmp_path / 'run')
+    results = evaluate.evaluate(stored.read(tmp_path / 'run'), tmp_path / 'run')
     assert results['step'] == 10_000 and results['split_hash'] is None
     assert 'mIoU' in capsys.readouterr().out
-    expected = evaluate.Evaluator(configs.finalise(config))(run[1].teacher)
+    (every,) = evaluator.evaluators(configs.finalise(config)).values()
+    expected = every(run[1].teacher)
     assert results['miou'] == expected['miou'] and results['loss'] == expected['loss']
 
     config.init_from = str(tmp_path / 'run')
     config = configs.finalise(config)
-    given = pretrained.load(config, methods.get(config.method), methods.context(config))
+    given = initial.load(config, methods.METHODS[config.method], methods.context(config))
     assert_equal(given['memory'], run[1].memory)
 
 
 def test_without_a_teacher_it_is_the_student(reference, tmp_path, caplog):
-    arrays = {k: v for k, v in state_dicts.read(reference).items() if k.startswith('model.')}
-    state_dicts.write(tmp_path / 'student.npz', arrays)
+    arrays = {k: v for k, v in weight_files.read(reference).items() if k.startswith('model.')}
+    weight_files.write(tmp_path / 'student.npz', arrays)
     config = tiny.get_config()
     with caplog.at_level(logging.INFO, 'css_jax'):
         convert.to_run(config, tmp_path / 'student.npz', tmp_path / 'run')
@@ -154,14 +162,14 @@ def test_another_network_is_refused(reference, tmp_path, changes, message):
 def test_other_files_are_refused(reference, tmp_path):
     with pytest.raises(FileNotFoundError, match=r'--source: .*no.npz is not there'):
         to_run(tmp_path, tmp_path / 'no.npz')
-    state_dicts.write(tmp_path / 'a.npz', {'conv1.weight': np.zeros(2)})
+    weight_files.write(tmp_path / 'a.npz', {'conv1.weight': np.zeros(2)})
     with pytest.raises(ValueError, match=r"a.npz has no 'model'.*there are conv1.weight"):
         to_run(tmp_path, tmp_path / 'a.npz')
-    state_dicts.write(tmp_path / 'b.npz', {'model.conv1.weight': np.zeros(2)})
+    weight_files.write(tmp_path / 'b.npz', {'model.conv1.weight': np.zeros(2)})
     with pytest.raises(ValueError, match=r"b.npz: model is not the reference's network: missing"):
         to_run(tmp_path, tmp_path / 'b.npz')
-    arrays = state_dicts.read(reference) | {'prototypes': np.zeros((7, 3))}
-    state_dicts.write(tmp_path / 'c.npz', arrays)
+    arrays = weight_files.read(reference) | {'prototypes': np.zeros((7, 3))}
+    weight_files.write(tmp_path / 'c.npz', arrays)
     with pytest.raises(ValueError, match=r'c.npz: prototypes have \(7, 3\), expected \(7, 16\)'):
         to_run(tmp_path, tmp_path / 'c.npz')
 
@@ -183,7 +191,7 @@ def test_nothing_is_overwritten(run, reference, tmp_path):
 def test_a_network_without_names_in_the_reference_is_refused(tmp_path):
     config = tiny.get_config('supervised')
     config.model.backbone = 'mobilenet_v1'
-    stored.claim(configs.finalise(config), tmp_path / 'run')
+    run_folder.claim(configs.finalise(config), tmp_path / 'run')
     arrays = {'backbone': {'block1': {'depthwise': {'kernel': jnp.zeros((3, 3, 1, 8))}}}}
     network = state.Variables(arrays, {})
     key = jax.random.key(0)

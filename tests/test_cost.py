@@ -1,6 +1,6 @@
 """What is read from a compiled program's text, where compilers write it in other ways."""
 
-from css_jax import cost
+from css_jax.parallel import cost
 
 # As for GPUs, where operations begin in one place and end in another.
 ASYNCHRONOUS = """

@@ -1,4 +1,6 @@
-"""CSS composed from spec sections 3-5, in plain numpy, with every value off its default."""
+"""CSS composed from the paper's words, in plain numpy, with every value off its default."""
+
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -59,7 +61,7 @@ CASES = {
         'pseudo_label': 'logit',
         'indicator': 'confidence',
         'contrastive.hard_threshold': 0.22,
-        'eight_bit_indicators': True,
+        'slips': True,
         'contrastive.schedule': 'constant',
     },
 }
@@ -78,9 +80,9 @@ def seen(request):
     config = tiny.get_config()
     config.update_from_flattened_dict(CHANGES | CASES[request.param])
     config = configs.finalise(config)
-    method = methods.get(config.method)
+    method = methods.METHODS[config.method]
     ctx = methods.context(config, images=IMAGES)
-    current = state.create(method, method.optimizer(config), ctx)
+    current = state.create(method, method.optimizer(config)[0], ctx)
     rng = np.random.default_rng(0)
     # Prototypes of all classes but one; a teacher that is not the student.
     memory = {'prototypes': rng.normal(size=(7, 16)).astype(np.float32), 'seen': np.arange(7) != 4}
@@ -100,9 +102,9 @@ def seen(request):
         )
         weak = views.normalise(batch['unlabelled']['image'], ctx)
         taught, _ = ctx.train(current.teacher, weak)
-        taught_l, _ = ctx.train(current.teacher, prepared['images'])
-        out, stats = ctx.train(current.student, prepared['images'])
-        out_u, _ = ctx.train(Variables(current.student.params, stats), prepared['strong'])
+        taught_l, _ = ctx.train(current.teacher, prepared.images)
+        out, stats = ctx.train(current.student, prepared.images)
+        out_u, _ = ctx.train(Variables(current.student.params, stats), prepared.strong)
         return prepared, memory, metrics, taught, taught_l, out, out_u, keys.shared('contrastive')
 
     names = ('prepared', 'memory', 'metrics', 'taught', 'taught_l', 'out', 'out_u', 'key')
@@ -135,7 +137,7 @@ def expected_maps(config, memory, result):
         crossed = config.pseudo_label == 'cross' and not warm
         if crossed and config.unsupervised.cross_indicator == 'similarity':
             j_u = j_rep
-    if config.eight_bit_indicators:
+    if config.slips:
         j_u = j_c = np.floor(j_u * 255) / 255
     agreement = (y_lgt == y_rep).mean()
     return {'label_u': label_u, 'label_c': label_c, 'j_u': j_u, 'j_c': j_c, 'agreement': agreement}
@@ -162,18 +164,18 @@ def pixels(*outs, head='representation'):
 
 def test_labels_and_indicators_are_of_the_spaces_that_the_paper_says(seen):
     prepared, metrics = seen['prepared'], seen['metrics']
-    np.testing.assert_array_equal(prepared['label'], seen['label_u'])
-    np.testing.assert_array_equal(prepared.get('label_c', prepared['label']), seen['label_c'])
-    close = {'atol': 1.01 / 255 if seen['config'].eight_bit_indicators else 2e-6}
-    np.testing.assert_allclose(prepared['indicator'], seen['j_u'], **close)
-    j_c = prepared.get('indicator_c', prepared['indicator'])
+    np.testing.assert_array_equal(prepared.label, seen['label_u'])
+    np.testing.assert_array_equal(prepared.label_c, seen['label_c'])
+    close = {'atol': 1.01 / 255 if seen['config'].slips else 2e-6}
+    np.testing.assert_allclose(prepared.indicator, seen['j_u'], **close)
+    j_c = prepared.indicator_c
     np.testing.assert_allclose(j_c, seen['j_c'], **close)
     np.testing.assert_allclose(metrics['agreement'], seen['agreement'], rtol=1e-6)
     assert 0 < seen['agreement'] < 1
-    confident = (prepared['indicator'] >= 0.22) & (seen['label_u'] >= 0)
+    confident = (prepared.indicator >= 0.22) & (seen['label_u'] >= 0)
     np.testing.assert_allclose(metrics['confident'], confident.mean(), rtol=1e-6)
-    if seen['config'].eight_bit_indicators:
-        steps = np.asarray(prepared['indicator']) * 255
+    if seen['config'].slips:
+        steps = np.asarray(prepared.indicator) * 255
         np.testing.assert_allclose(steps, np.round(steps), atol=1e-4)
         assert (steps <= np.asarray(softmax_of(seen)) * 255 + 1e-3).all()  # rounded down
 
@@ -185,7 +187,7 @@ def softmax_of(seen):
 
 def test_l_u_is_the_mean_that_is_asked_for(seen):
     logits = np.asarray(resize.bilinear(seen['out_u']['logits'], (32, 32)), np.float64)
-    label, indicator = np.asarray(seen['prepared']['label']), seen['prepared']['indicator']
+    label, indicator = np.asarray(seen['prepared'].label), seen['prepared'].indicator
     losses = -np.log(np.take_along_axis(softmax(logits), label[..., None].clip(0), -1)[..., 0])
     passed, labelled = np.asarray(indicator) >= 0.22, label >= 0
     if seen['config'].unsupervised.loss == 'thresholded':
@@ -201,9 +203,9 @@ def test_l_c_sees_the_valid_and_hard_pixels_of_both_views(seen):
         seen[k] for k in ('config', 'prepared', 'metrics', 'memory')
     )
     z = pixels(seen['out'], seen['out_u'])
-    j_c = np.asarray(prepared.get('indicator_c', prepared['indicator']))
+    j_c = np.asarray(prepared.indicator_c)
     confident = shrunk(np.where(j_c >= 0.21, seen['label_c'], -1))
-    labels = np.concatenate([shrunk(prepared['labels']), confident])
+    labels = np.concatenate([shrunk(prepared.labels), confident])
     valid = labels >= 0
     np.testing.assert_allclose(metrics['valid'], (confident >= 0).mean(), rtol=1e-6)
 
@@ -261,7 +263,7 @@ def test_streams_may_differ_in_crop_and_batch_size():
     config.data.streams.labelled.crop = (48, 40)
     config.data.streams.labelled.batch_size = 2
     config = configs.finalise(config)
-    method, ctx = methods.get('css_mix'), methods.context(config)
+    method, ctx = methods.METHODS['css_mix'], methods.context(config)
     batch = {
         'labelled': {'image': np.zeros((2, 48, 40, 3), np.uint8), 'label': np.zeros((2, 48, 40))},
         'unlabelled': BATCH['unlabelled'],
@@ -273,9 +275,9 @@ def test_streams_may_differ_in_crop_and_batch_size():
         where = {'method': method, 'ctx': ctx}
         return steps.objective(current.student.params, current, prepared, keys, **where)[0]
 
-    shape = jax.eval_shape(lambda: loss(state.create(method, method.optimizer(config), ctx)))
+    shape = jax.eval_shape(lambda: loss(state.create(method, method.optimizer(config)[0], ctx)))
     assert shape.shape == ()
-    assert css.STREAMS == {'labelled': True, 'unlabelled': False}
+    assert css.METHOD.streams == {'labelled': 'mask', 'unlabelled': 'none'}
 
 
 def test_the_warm_up_begins_after_the_burn_in():
@@ -286,7 +288,8 @@ def test_the_warm_up_begins_after_the_burn_in():
     config.contrastive.schedule = 'reference'
     ctx = methods.context(configs.finalise(config), images=IMAGES)  # two steps a pass
     assert css._warmup_end(ctx) == 5 + 3 * 2
-    weights = [float(css._lambda_c(np.int32(t), ctx)) for t in (5, 6, 7, 404, 405)]
+    states = [SimpleNamespace(step=np.int32(t)) for t in (5, 6, 7, 404, 405)]
+    weights = [float(css.weights(state, ctx)['contrastive']) for state in states]
     first = config.contrastive.weight
     later = first * np.exp(-5 * (1 / 200) ** 2)
     np.testing.assert_allclose(weights[:3], [first, first, later], rtol=1e-6)
@@ -302,7 +305,7 @@ def test_classmix_divides_the_logit_space_s_labels_where_spaces_exchange_theirs(
         config = tiny.get_config()
         config.method = method
         config = configs.finalise(config)
-        ctx, found = methods.context(config, images=IMAGES), methods.get(method)
+        ctx, found = methods.context(config, images=IMAGES), methods.METHODS[method]
 
         def targets(current, ctx=ctx, found=found):
             keys = parallel.step_keys(current.key, current.step, BATCH, None)
@@ -311,7 +314,7 @@ def test_classmix_divides_the_logit_space_s_labels_where_spaces_exchange_theirs(
         with pytest.raises(ZeroDivisionError):
             jax.eval_shape(
                 lambda run=targets, f=found, c=ctx, o=config: run(
-                    state.create(f, f.optimizer(o), c)
+                    state.create(f, f.optimizer(o)[0], c)
                 )
             )
     assert leads == ['label_c', 'label']
@@ -319,7 +322,7 @@ def test_classmix_divides_the_logit_space_s_labels_where_spaces_exchange_theirs(
 
 def test_eight_bits_move_a_threshold_up():
     config = tiny.get_config()
-    config.eight_bit_indicators = True
+    config.slips = True
     ctx = methods.context(configs.finalise(config))
     maps = {'j': np.float32([0.971, 0.9726, 0.7, 0.703]), 'y': np.int32([-1, 0, 1, 2])}
     rounded = views.stored_indicators(maps, ctx)

@@ -52,9 +52,9 @@ def stepped(name, devices):
     config.optimizer.learning_rate = 0.02
     config.update_from_flattened_dict(CASES[name])
     config = configs.finalise(config)
-    method, ctx = methods.get(config.method), methods.context(config, parallel.AXIS, IMAGES)
+    method, ctx = methods.METHODS[config.method], methods.context(config, parallel.AXIS, IMAGES)
     layout = parallel.Layout('jit', jax.devices()[:devices])
-    tx = method.optimizer(config)
+    tx = method.optimizer(config)[0]
     current = state.create(method, tx, methods.context(config))
     rng = np.random.default_rng(0)
     memory = {'prototypes': rng.normal(size=(7, 16)), 'seen': np.ones(7, bool)}

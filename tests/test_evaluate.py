@@ -2,7 +2,6 @@
 
 import json
 import logging
-import types
 
 import cv2
 import jax
@@ -11,9 +10,11 @@ import numpy as np
 import pytest
 
 from css_jax import config as configs
-from css_jax import evaluate, methods, protocols
+from css_jax import methods
 from css_jax.data import geometry, sources
-from css_jax.methods import views
+from css_jax.evaluation import evaluator as evaluators
+from css_jax.evaluation import protocols, results
+from css_jax.methods import Evaluation, Method, views
 from css_jax.ops import metrics
 from css_jax.state import Variables
 from tests import tiny
@@ -33,15 +34,31 @@ def toy_predict(variables, images, ctx):
     return jnp.tensordot(seen, variables.params['w'], 1) - ctx.config.data.mean[0]
 
 
-TOY = types.SimpleNamespace(
-    STREAMS={'labelled': True}, outputs=lambda config: {'logits': 7}, predict=toy_predict
-)
+def toy_method(predict=toy_predict):
+    """A method of which only the evaluation is there."""
+
+    def evaluations(config):
+        c = config.eval
+        return {'toy': Evaluation(c.dataset, c.split, 7, predict, c.network)}
+
+    return Method(
+        streams={'labelled': 'mask'},
+        outputs=lambda config: {'logits': 7},
+        targets=None,
+        loss=None,
+        evaluations=evaluations,
+    )
+
+
+def opened(config):
+    """The evaluator of its one evaluation."""
+    return evaluators.evaluators(config)['toy']
 
 
 @pytest.fixture
 def toy(monkeypatch, data_dir):
     """A function of keys of `eval` to a finalised configuration of the cheap network."""
-    monkeypatch.setitem(methods.METHODS, 'toy', TOY)
+    monkeypatch.setitem(methods.METHODS, 'toy', toy_method())
 
     def make(seed=0, **keys):
         config = tiny.get_config()
@@ -118,24 +135,24 @@ def test_whole_exact_equals_a_loop_over_images(toy, mixed, weights, monkeypatch)
     assert expected.sum() == mixed.pixels.sum()
     for batch_size in (1, 2, 50):
         config = toy(protocol='whole_exact', batch_size=batch_size)
-        got, _ = matrix(evaluate.Evaluator(config), weights, monkeypatch)
+        got, _ = matrix(opened(config), weights, monkeypatch)
         np.testing.assert_array_equal(got, expected)
 
 
 def test_padding_changes_what_is_seen_but_never_counts(toy, mixed, weights, monkeypatch):
-    evaluator = evaluate.Evaluator(toy(protocol='whole', pad_to=(30, 48)))
+    evaluator = opened(toy(protocol='whole', pad_to=(30, 48)))
     padded, _ = matrix(evaluator, weights, monkeypatch)
     np.testing.assert_array_equal(padded, by_hand(toy(), mixed, weights, (30, 48)))
     np.testing.assert_array_equal(padded.sum(1), mixed.pixels.sum(0))
     assert (padded != by_hand(toy(), mixed, weights)).any()
     assert '30x48' in evaluator.protocol
     with pytest.raises(ValueError, match=r"eval.pad_to: got \(24, 33\).*image '4'"):
-        evaluate.Evaluator(toy(protocol='whole', pad_to=(24, 33)))
+        opened(toy(protocol='whole', pad_to=(24, 33)))
 
 
 def test_one_window_over_the_image_is_the_whole_image(toy, data_dir, weights):
     def scores(**keys):
-        return evaluate.Evaluator(toy(batch_size=1, **keys))(weights)
+        return opened(toy(batch_size=1, **keys))(weights)
 
     assert scores(protocol='sliding', window=(64, 64)) == scores(protocol='whole_exact')
     larger = scores(protocol='sliding', window=(80, 70))
@@ -161,7 +178,7 @@ def test_sliding_over_mixed_sizes_equals_a_loop(toy, mixed, weights, monkeypatch
                 total[region] += np.asarray(p)
         # argmax needs no division by the number of windows over a pixel
         np.add.at(expected, (label[label != 255], total.argmax(-1)[label != 255]), 1)
-    evaluator = evaluate.Evaluator(config)
+    evaluator = opened(config)
     got, _ = matrix(evaluator, weights, monkeypatch)
     np.testing.assert_array_equal(got, expected)
     assert '12x15 at stride 8x10' in evaluator.protocol
@@ -169,16 +186,16 @@ def test_sliding_over_mixed_sizes_equals_a_loop(toy, mixed, weights, monkeypatch
 
 def test_a_random_crop_is_another_score_and_always_the_same(toy, weights, monkeypatch):
     keys = {'protocol': 'random_crop', 'window': (32, 48)}
-    got, scores = matrix(evaluate.Evaluator(toy(**keys)), weights, monkeypatch)
+    got, scores = matrix(opened(toy(**keys)), weights, monkeypatch)
     assert 0.8 * 10 * 32 * 48 < got.sum() <= 10 * 32 * 48  # a part of each image, less void
-    assert scores == evaluate.Evaluator(toy(seed=5, **keys))(weights)
-    assert scores['miou'] != evaluate.Evaluator(toy())(weights)['miou']
+    assert scores == opened(toy(seed=5, **keys))(weights)
+    assert scores['miou'] != opened(toy())(weights)['miou']
 
 
 def test_flip_and_scales_change_the_score_and_are_named(toy, weights):
-    plain = evaluate.Evaluator(toy())
+    plain = opened(toy())
     scores = {
-        name: evaluate.Evaluator(toy(**keys))
+        name: opened(toy(**keys))
         for name, keys in {
             'flip': {'flip': True},
             'scales': {'scales': (0.5, 1.0, 1.5)},
@@ -190,7 +207,7 @@ def test_flip_and_scales_change_the_score_and_are_named(toy, weights):
     assert scores['flip'].protocol.count('mean probability over the mirror image') == 1
     assert 'mean probability over scales 0.5, 1.0, 1.5' in scores['scales'].protocol
     assert 'scales' not in plain.protocol and 'mirror' not in plain.protocol
-    explicit = evaluate.Evaluator(toy(scales=(1.0,), flip=False))
+    explicit = opened(toy(scales=(1.0,), flip=False))
     assert explicit(weights) == plain(weights)
 
 
@@ -199,7 +216,7 @@ def test_the_plain_path_is_the_network_bit_for_bit(toy, weights):
     ctx = methods.context(config)
     images = np.random.default_rng(0).integers(0, 256, (2, 9, 8, 3), np.uint8)
     expected = jax.jit(lambda v, x: toy_predict(v, views.normalise(x, ctx), ctx))
-    got = jax.jit(protocols.prediction(config))(weights, images)
+    got = jax.jit(protocols.prediction(config, ctx, toy_predict, (32, 32)))(weights, images)
     np.testing.assert_array_equal(got, expected(weights, images))
 
 
@@ -210,29 +227,28 @@ def test_a_class_that_is_nowhere_is_left_out(toy, mixed, monkeypatch, capsys, tm
     mixed.records[1]['label'] = png(np.full(SIZES[1], 255, np.uint8))
     two = Variables({'w': jnp.zeros((3, 7)).at[:, 0].set(1.0).at[:, 2:].set(jnp.nan)}, {})
     config = toy(protocol='whole_exact')
-    evaluator = evaluate.Evaluator(config)
-
     def first_two(variables, images, ctx):
         logits = toy_predict(variables, images, ctx)
         return jnp.where(jnp.arange(7) < 2, logits, -1e9)
 
-    monkeypatch.setattr(TOY, 'predict', first_two)
-    evaluator = evaluate.Evaluator(config)
+    monkeypatch.setitem(methods.METHODS, 'toy', toy_method(first_two))
+    evaluator = opened(config)
     got, scores = matrix(evaluator, two, monkeypatch)
     assert got.sum() == sum(h * w for i, (h, w) in enumerate(SIZES) if i != 1)
     assert scores['iou'][2:] == [None] * 5 and scores['iou'][1] == 0
     assert scores['miou'] == pytest.approx(scores['iou'][0] / 2)
-    evaluate.report(tmp_path, config, evaluator, scores, 1, {'split_hash': 'x'}, None)
+    every = {'toy': evaluator}
+    results.report(tmp_path, config, every, {'toy': scores}, 1, {'split_hash': 'x'}, None)
     assert capsys.readouterr().out.count('     - |') == 5
-    assert list(json.loads((tmp_path / evaluate.RESULTS).read_text())['iou'].values())[2] is None
+    assert list(json.loads((tmp_path / results.RESULTS).read_text())['iou'].values())[2] is None
 
 
 def test_a_long_evaluation_says_how_long(toy, mixed, weights, monkeypatch, caplog):
     caplog.set_level(logging.INFO, 'css_jax')
-    evaluate.Evaluator(toy(protocol='whole', pad_to=(64, 64), batch_size=1))(weights)
+    opened(toy(protocol='whole', pad_to=(64, 64), batch_size=1))(weights)
     assert caplog.messages == []
-    monkeypatch.setattr(evaluate, '_QUIET', 0.0)
-    evaluator = evaluate.Evaluator(toy(protocol='whole_exact', batch_size=1))
+    monkeypatch.setattr(evaluators, '_QUIET', 0.0)
+    evaluator = opened(toy(protocol='whole_exact', batch_size=1))
     assert 'mixed/x:val: 5 images of 3 sizes, 3 compilations' in caplog.messages[0]
     evaluator(weights)
     shares = [message.split('%')[0] for message in caplog.messages[1:]]
@@ -242,8 +258,8 @@ def test_a_long_evaluation_says_how_long(toy, mixed, weights, monkeypatch, caplo
 
 
 def test_the_windows_are_of_the_first_stream_s_crop(toy):
-    assert protocols.window(toy()) == (32, 32)
-    assert protocols.window(toy(window=(7, 9))) == (7, 9)
+    assert protocols.window(toy(), 'shapes') == (32, 32)
+    assert protocols.window(toy(window=(7, 9)), 'shapes') == (7, 9)
 
 
 @pytest.mark.parametrize(
@@ -264,11 +280,11 @@ def test_impossible_protocols_are_answered_in_words(toy, keys, answer):
 
 def test_results_are_named_by_what_differs_from_the_run(toy):
     run = toy()
-    assert evaluate.results_file(run, run) == 'results.json'
-    assert evaluate.results_file(run, run, 'best') == 'results_best.json'
-    assert evaluate.results_file(run, run, '300') == 'results_step300.json'
-    assert evaluate.results_file(toy(batch_size=1, every=3), run) == 'results.json'
+    assert results.file_name(run, run) == 'results.json'
+    assert results.file_name(run, run, 'best') == 'results_best.json'
+    assert results.file_name(run, run, '300') == 'results_step300.json'
+    assert results.file_name(toy(batch_size=1, every=3), run) == 'results.json'
     other = toy(dataset='shapes/64', flip=True, scales=(0.5, 1.0), network='student')
-    assert evaluate.results_file(other, run, 'best') == (
+    assert results.file_name(other, run, 'best') == (
         'results_best_dataset=shapes-64_flip=True_scales=0.5,1.0_network=student.json'
     )

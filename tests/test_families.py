@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from configs import cityscapes, voc
-from css_jax import evaluate, models, monitor, train
+from css_jax import models, train
 from css_jax.data import splits
+from css_jax.run import metrics
 from data_prep import records
 from data_prep.cityscapes.builder import Builder as Cityscapes
 from data_prep.voc import builder as voc_builder
@@ -65,7 +66,7 @@ def test_classic_voc(voc_dir, tmp_path):
     }
     assert len(results['iou']) == 21 and 0 <= results['miou'] <= 1
     assert '512x512' in results['protocol'] and results['split'] == 'voc/full:val'
-    assert all(np.isfinite(r['loss']) for r in monitor.read(tmp_path / 'run'))
+    assert all(np.isfinite(r['loss']) for r in metrics.read(tmp_path / 'run'))
 
 
 def test_blender_voc_from_a_list(voc_dir, tmp_path):
@@ -90,5 +91,5 @@ def test_cityscapes(tmp_path):
     results = run(config, tmp_path / 'prepared', tmp_path / 'run')
     assert 'sliding windows of 32x32 at stride 22x22' in results['protocol']
     assert results['streams']['unlabelled']['images'] == 1 and len(results['iou']) == 19
-    stored = json.loads((tmp_path / 'run' / evaluate.RESULTS).read_text())
+    stored = json.loads((tmp_path / 'run' / results.RESULTS).read_text())
     assert stored['eval']['protocol'] == 'sliding'

@@ -13,23 +13,14 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
-from css_jax import (
-    advice,
-    check,
-    cost,
-    evaluate,
-    follow,
-    methods,
-    models,
-    parallel,
-    protocols,
-    state,
-    train,
-)
 from css_jax import config as configs
+from css_jax import evaluate, methods, models, parallel, state, train
 from css_jax import step as steps
-from css_jax.data import splits
+from css_jax.config import defaults, table, warnings
+from css_jax.data import splits, streams
+from css_jax.evaluation import protocols, results
 from css_jax.models import resnet
+from css_jax.parallel import cost
 from tests import tiny
 from tests.small import small
 
@@ -91,16 +82,25 @@ def traced(function):
     return lambda *arguments: jax.tree.map(ones, jax.eval_shape(function, *arguments))
 
 
-def traced_step(layout, step, state, batch):
-    """Stands for `Layout.compile_step`, with the devices' axis of one."""
-    specs = {'in_specs': (PartitionSpec(), PartitionSpec('data')), 'out_specs': PartitionSpec()}
-    step = traced(jax.shard_map(step, mesh=layout.mesh, **specs))
+class TracedStep:
+    """Stands for `Layout.program`, with the devices' axis of one: traces, and gives ones."""
 
-    def run(state, batch):
-        _, metrics = step(state, batch)
-        return state.replace(step=state.step + 1), metrics
+    def __init__(self, layout, step):
+        specs = {'in_specs': (PartitionSpec(), PartitionSpec('data')), 'out_specs': PartitionSpec()}
+        self._step = jax.shard_map(step, mesh=layout.mesh, **specs)
 
-    return run
+    def __call__(self, state, batch):
+        return self._step(state, batch)
+
+    def lower(self, state, batch):
+        return self
+
+    def compile(self):
+        def run(state, batch):
+            _, metrics = traced(self._step)(state, batch)
+            return state.replace(step=state.step + 1), metrics
+
+        return run
 
 
 def traced_sums(layout, function):
@@ -112,18 +112,18 @@ def test_every_key_is_read(monkeypatch, tmp_path, data_dir):
     seen, finalise = set(), configs.finalise
     monkeypatch.setattr(configs, 'finalise', lambda *given: Recorder(finalise(*given), seen))
     monkeypatch.setattr(parallel, 'compile', lambda function, sharding=None: traced(function))
-    monkeypatch.setattr(parallel.Layout, 'compile_step', traced_step)
+    monkeypatch.setattr(parallel.Layout, 'program', lambda *given: TracedStep(*given))
     monkeypatch.setattr(parallel.Layout, 'compile_sums', traced_sums)
     monkeypatch.setattr(cost, 'cost', lambda program: {'bytes_total': None})
     # What is read only to be shown or compared is not in use.
     for module, name, answer in (
-        (follow, 'departures', []),
-        (advice, 'warnings', []),
+        (defaults, 'departures', []),
+        (warnings, 'warnings', []),
         (splits, 'record', {'split_hash': ''}),
         (splits, 'report', []),
         (protocols, 'describe', ''),
-        (evaluate, 'results_file', ''),
-        (evaluate, 'report', {}),
+        (results, 'file_name', ''),
+        (results, 'report', {}),
     ):
         monkeypatch.setattr(module, name, lambda *_, answer=answer: answer)
 
@@ -149,7 +149,7 @@ GRAPH = {
     'steps': _S,
     'pseudo_label': ('css', {}),
     'indicator': _C,
-    'eight_bit_indicators': _U,
+    'slips': _U,
     'model.representation_dim': _C,
     'data.mean': _S,
     'data.std': _S,
@@ -211,7 +211,7 @@ NETWORK = {
     'model.remat': _S,
 }
 # Those of the program on several devices.
-DEVICES = {'augment.partner': _U, 'contrastive.scope': _C}
+DEVICES = {'contrastive.scope': _C}
 # Keys of the host, with another value; None: no other one can be had in this test.
 HOST = {
     'seed': 1,
@@ -228,7 +228,7 @@ HOST = {
     'data.prefetch': 1,
     'data.streams.*.dataset': 'shapes/64',
     'data.streams.*.split': 'val',
-    'data.streams.*.labels': None,  # the method's
+    'data.streams.*.reads': None,  # the method's
     'data.streams.*.count': 3,
     'data.streams.*.subset_seed': 1,
     'data.streams.*.min_per_class': 1,
@@ -250,7 +250,7 @@ HOST = {
 
 
 def test_every_key_is_of_the_step_or_of_the_host():
-    listed = ['method', 'model.backbone', *GRAPH, *NETWORK, *DEVICES, *HOST]
+    listed = ['method', 'model.family', 'model.backbone', *GRAPH, *NETWORK, *DEVICES, *HOST]
     assert sorted(listed) == sorted(KEYS)
 
 
@@ -258,18 +258,13 @@ def test_every_key_is_of_the_step_or_of_the_host():
 def lowered(method, settings='{}', devices=1, build=small):
     """The text of a step's program as XLA gets it; `settings` are JSON, `build` is the network."""
     config = configured(method, json.loads(settings))
-    functions, axis = methods.get(method), 'data' if devices > 1 else None
+    functions, axis = methods.METHODS[method], 'data' if devices > 1 else None
     with mock.patch.object(models, 'build', build):
         ctx = methods.context(config, axis, images={'labelled': 8, 'unlabelled': 16})
-        tx = functions.optimizer(config)
+        tx, _ = functions.optimizer(config)
         single = dataclasses.replace(ctx, module=methods.context(config).module)
     current = jax.eval_shape(lambda: state.create(functions, tx, single))
-    batch = {}
-    for name, labels in methods.METHODS[method].STREAMS.items():
-        stream = config.data.streams[name]
-        shape = (stream.batch_size, *stream.crop)
-        batch[name] = {'image': jax.ShapeDtypeStruct((*shape, 3), np.uint8)}
-        batch[name] |= {'label': jax.ShapeDtypeStruct(shape, np.uint8)} if labels else {}
+    batch = streams.batch_shapes(config.data, functions.streams)
     step = functools.partial(steps.train_step, method=functions, optimizer=tx, ctx=ctx)
     if axis:
         mesh, spec = Mesh(np.array(jax.devices()[:devices]), (axis,)), PartitionSpec()
@@ -292,9 +287,9 @@ def values(key, method, current):
     """All values of a key that has names for them, else its current one and another."""
     if key == 'model.atrous':  # 'auto' is one of these
         return 'dilated', 'space_to_batch'
-    choices = {**check.CHOICES, **getattr(methods.METHODS[method], 'CHOICES', {})}
-    if key in choices:
-        return choices[key]
+    declared = table.find(key.replace('*', 'labelled'), method)
+    if declared.choices:
+        return declared.choices
     if key == 'model.remat':
         return current, ('layer3',), ('decoder',)
     if isinstance(current, bool):

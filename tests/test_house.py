@@ -1,22 +1,25 @@
 """The rules of the house: who may import and name what, and methods that are nothing like CSS."""
 
 import ast
+import json
 import pathlib
-import types
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from css_jax import config as configs
-from css_jax import methods, models, monitor, parallel, train
+from css_jax import evaluate, main, methods, models, optimizer, predict, state, train
+from css_jax.config import file as stored
 from css_jax.data import sources
-from css_jax.methods import views
-from css_jax.ops.losses import Term
-from css_jax.state import Variables
-from tests import tiny
+from css_jax.evaluation import results
+from css_jax.methods import Method
+from css_jax.modes import report
+from css_jax.run import checkpoint, metrics
 from tests.conftest import ROOT
+from tests.toys import TOYS, datasets, image_labels
 
 PACKAGE = ROOT / 'css_jax'
 FILES = {str(path.relative_to(PACKAGE)): path for path in PACKAGE.rglob('*.py')}
@@ -72,7 +75,7 @@ def test_only_parallel_knows_devices(name):
     assert name.startswith('ops/') or 'jit' not in used
 
 
-@pytest.mark.parametrize('name', sorted(set(FILES) - {'checkpoint.py'}))
+@pytest.mark.parametrize('name', sorted(set(FILES) - {'run/checkpoint.py'}))
 def test_only_checkpoint_knows_orbax(name):
     assert not any(module.startswith('orbax') for module in imports(FILES[name]))
 
@@ -88,7 +91,89 @@ def test_no_tensorflow():
         assert not any(m.split('.')[0] in ('tensorflow', 'torch') for m in imports(path)), path
 
 
-# Methods that are nothing like CSS, to hold the seam between step and method open.
+# Who may import whom.
+
+# Rooms are the folders of css_jax; a file of the top level is a room of its own.
+BACK_ARROWS: set[tuple[str, str]] = set()
+
+
+def arrows():
+    """File of css_jax -> the files of css_jax that it imports, at the top or in a function."""
+    modules = {}
+    for name in FILES:
+        dotted = 'css_jax.' + name.removesuffix('.py').replace('/', '.')
+        modules[dotted.removesuffix('.__init__')] = name
+    found = {}
+    for name, path in FILES.items():
+        found[name] = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                targets = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                # What is no module of the package is a name in it.
+                targets = [
+                    dotted if (dotted := f'{node.module}.{alias.name}') in modules else node.module
+                    for alias in node.names
+                ]
+            else:
+                continue
+            found[name] |= {modules[target] for target in targets if target in modules}
+        found[name].discard(name)
+    return found
+
+
+def circle(graph):
+    """A path from a node back to it, None if there is none."""
+    done = set()
+
+    def walk(node, path):
+        if node in path:
+            return [*path[path.index(node) :], node]
+        if node not in done:
+            done.add(node)
+            for other in sorted(graph[node]):
+                if found := walk(other, [*path, node]):
+                    return found
+        return None
+
+    return next((found for node in sorted(graph) if (found := walk(node, []))), None)
+
+
+def test_no_file_imports_in_a_circle():
+    assert circle({'a': {'b'}, 'b': {'c'}, 'c': {'a'}}) == ['a', 'b', 'c', 'a']
+    assert circle(arrows()) is None
+
+
+def test_no_room_imports_in_a_circle_but_by_the_back_arrows():
+    rooms: dict[str, set[str]] = {}
+    for name, others in arrows().items():
+        room = name.split('/')[0]
+        rooms.setdefault(room, set())
+        for other in others:
+            pair = room, other.split('/')[0]
+            if pair[0] != pair[1] and pair not in BACK_ARROWS:
+                rooms[room].add(pair[1])
+    assert circle(rooms) is None
+
+
+def test_a_method_s_keys_are_declared_where_nobody_else_lists_them():
+    own = {path for path in configs.keys('css_mix') if path.startswith('contrastive.')}
+    for name in ('config/table.py', 'config/defaults.py', 'config/check.py', 'config/warnings.py'):
+        leaves = {path.split('.')[1] for path in own} - {'weight', 'schedule', 'temperature'}
+        assert not words(FILES[name]) & leaves, name
+
+
+# What a method is.
+
+
+def test_a_misspelt_or_a_missing_hook_fails_at_import():
+    given = {'streams': {}, 'outputs': None, 'targets': None, 'loss': None}
+    with pytest.raises(TypeError, match="unexpected keyword argument 'update_memroy'"):
+        Method(**given, update_memroy=None)
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'loss'"):
+        Method(streams={}, outputs=None, targets=None)
+    with pytest.raises(ValueError, match='unexpected field names'):
+        methods.METHODS['css']._replace(optimiser=None)
 
 
 class Patches(nn.Module):
@@ -96,120 +181,205 @@ class Patches(nn.Module):
 
     @nn.compact
     def __call__(self, x, train):
+        if x.shape[1] % 14 or x.shape[2] % 14:
+            raise ValueError(f'got {x.shape}, expected multiples of 14')
         x = nn.relu(nn.Conv(8, (14, 14), (14, 14))(x))
-        return x, nn.Conv(8, (1, 1))(x)
+        return {'stride4': x, 'last': nn.Conv(8, (1, 1))(x)}
 
 
-def without_teacher():
-    """Trains the student; what would be the teacher is not there."""
-
-    def outputs(config):
-        return {'scores': config.num_classes}
-
-    def init_teacher(student, ctx):
-        return Variables({}, {})
-
-    def update_teacher(state, student, teacher_stats, ctx):
-        return state.teacher
-
-    def targets(state, batch, keys, ctx):
-        images, labels = views.labelled(batch['labelled'], keys, ctx)
-        return {'images': images, 'labels': labels}, {}
-
-    def loss(params, state, prepared, keys, ctx):
-        out, stats = ctx.train(Variables(params, state.student.batch_stats), prepared['images'])
-        term = Term(*views.supervised_loss(out['scores'], prepared['labels'], ctx))
-        return {'scores': term}, (stats, {}, {})
-
-    return types.SimpleNamespace(STREAMS={'labelled': True}, **locals())
+@pytest.fixture
+def house(monkeypatch):
+    """The toys as methods, their datasets, and the backbone of stride 14."""
+    for name, toy in TOYS.items():
+        monkeypatch.setitem(methods.METHODS, name, toy)
+    for name, module in datasets.DATASETS.items():
+        monkeypatch.setitem(sources.DATASETS, name, module)
+    monkeypatch.setitem(models.BACKBONES, 'patches', lambda config, axis_name: Patches())
 
 
-def two_datasets():
-    """Two label sets of 3 and 5 classes on one encoder."""
-    heads = {'first': 3, 'second': 5}
-
-    def outputs(config):
-        return {f'logits_{name}': count for name, count in heads.items()}
-
-    def targets(state, batch, keys, ctx):
-        prepared = {}
-        for name, count in heads.items():
-            labels = views.host_labels(batch[name]['label'])
-            labels = jnp.where(labels >= count, -1, labels)
-            prepared[name] = (views.normalise(batch[name]['image'], ctx), labels)
-        return prepared, state.teacher.batch_stats
-
-    def loss(params, state, prepared, keys, ctx):
-        stats, terms = state.student.batch_stats, {}
-        for name, (images, labels) in prepared.items():
-            out, stats = ctx.train(Variables(params, stats), images)
-            terms[name] = Term(*views.supervised_loss(out[f'logits_{name}'], labels, ctx))
-        return terms, (stats, {}, {})
-
-    return types.SimpleNamespace(STREAMS={'first': True, 'second': True}, **locals())
+def toy_config(name, data_dir):
+    """Four steps on 28x42 pixels, a checkpoint after each second."""
+    config = configs.default()
+    config.method = name
+    config.data.dir = data_dir
+    config.steps, config.log_every, config.checkpoint_every = 4, 1, 2
+    config.model.backbone, config.model.width = 'patches', 0.125
+    common = {'count': 4, 'batch_size': 2, 'crop': (28, 42)}
+    for stream in TOYS[name].streams:
+        dataset = stream if stream in datasets.DATASETS else 'shapes'
+        config.data.streams[stream] = configs.stream(dataset, **common)
+    config.eval.batch_size = 4
+    config.eval.pad_to = (70, 70)
+    return config
 
 
-def queue():
-    """Keeps the last image means in memory, and pulls the batch's towards them."""
-
-    def outputs(config):
-        return {'embedding': 4}
-
-    def init_memory(config):
-        return {'queue': jnp.zeros((6, 4))}
-
-    def targets(state, batch, keys, ctx):
-        prepared = {'images': views.normalise(batch['unlabelled']['image'], ctx)}
-        return prepared, state.teacher.batch_stats
-
-    def loss(params, state, prepared, keys, ctx):
-        out, stats = ctx.train(Variables(params, state.student.batch_stats), prepared['images'])
-        means = out['embedding'].mean((1, 2))
-        distance = jnp.square(means[:, None] - state.memory['queue']).sum(-1)
-        return {'pull': Term(distance.sum(), distance.size)}, (stats, means, {})
-
-    def update_memory(memory, statistics, ctx):
-        every = parallel.gather(statistics, ctx.axis).reshape(-1, 4)
-        return {'queue': jnp.concatenate([every, memory['queue']])[:6]}
-
-    return types.SimpleNamespace(STREAMS={'unlabelled': False}, **locals())
-
-
-TOYS = {'without_teacher': without_teacher, 'two_datasets': two_datasets, 'queue': queue}
+def arrays(workdir):
+    parts = list(state.TrainState.__dataclass_fields__)
+    return checkpoint.restore_arrays(workdir, checkpoint.find(str(workdir), 'last'), parts)
 
 
 @pytest.mark.parametrize('name', TOYS)
-def test_a_method_nothing_like_css_trains(name, monkeypatch, data_dir, tmp_path):
-    monkeypatch.setitem(methods.METHODS, name, TOYS[name]())
-    monkeypatch.setitem(models.BACKBONES, 'patches', lambda config, axis_name: Patches())
-    monkeypatch.setattr(train.evaluate, 'Evaluator', NoEvaluation)
-    monkeypatch.setattr(train.evaluate, 'report', lambda *args: {'miou': 0.0})
-    config = tiny.get_config()
-    config.method = name
-    config.data.dir = data_dir
-    config.steps = 2
-    config.model.backbone = 'patches'
-    common = {'count': 4, 'batch_size': 2, 'crop': (28, 42)}
-    config.data.streams.first = configs.stream('shapes', **common)
-    config.data.streams.second = configs.stream('shapes', **common, subset_seed=1)
-    train.train(config, tmp_path)
-    records = monitor.read(tmp_path)
-    assert [r['step'] for r in records] == [1, 2]
+def test_a_method_nothing_like_css_is_at_home(name, house, monkeypatch, data_dir, tmp_path):
+    """Trains, breaks off and resumes to the same bits, is evaluated, reported and predicts."""
+    config = toy_config(name, data_dir)
+    whole, broken = tmp_path / 'runs' / 'whole', tmp_path / 'runs' / 'broken'
+    written = train.train(config, whole)
+    records = metrics.read(whole)
+    assert [r['step'] for r in records] == [1, 2, 3, 4]
     assert all(np.isfinite(r['loss']) and r['gradient_norm'] > 0 for r in records)
 
+    with monkeypatch.context() as patch:
+        write = metrics.Writer.write
 
-class NoEvaluation:
-    """Stands for the evaluation, which asks for a teacher with one 'logits' head."""
+        def failing(self, step, values):
+            write(self, step, values)
+            if step == 3:
+                raise OSError('no space left')
 
-    name = 'nothing'
+        patch.setattr(metrics.Writer, 'write', failing)
+        with pytest.raises(OSError, match='no space left'):
+            train.train(config, broken)
+    train.train(config, broken)
+    jax.tree.map(np.testing.assert_array_equal, arrays(whole), arrays(broken))
+    assert [r['loss'] for r in metrics.read(broken)] == [r['loss'] for r in records]
 
-    def __init__(self, config):
-        del config
+    again = json.loads(json.dumps(evaluate.evaluate(stored.read(whole), whole)))
+    assert again == json.loads((whole / results.RESULTS).read_text())
+    assert again == json.loads(json.dumps(written))
+    assert again['best'] == {'step': 4, 'miou': again['miou']}
+    every = methods.METHODS[name].evaluations(configs.finalise(config))
+    table = report.report(tmp_path / 'runs', examples=2)
+    if name == 'two_datasets':
+        parts = again['evaluations']
+        assert {n: len(part['iou']) for n, part in parts.items()} == {'coarse': 3, 'fine': 5}
+        assert again['miou'] == np.mean([part['miou'] for part in parts.values()])
+        assert records[-1]['eval_miou'] == pytest.approx(again['miou'])
+        assert records[-1]['eval_miou_fine'] == pytest.approx(parts['fine']['miou'])
+        assert 'coarse/disc' in table and 'fine/disc' in table
+        pictures = ['report_coarse.png', 'report_fine.png']
+    else:
+        assert 'evaluations' not in again and 'disc' in table
+        pictures = ['report.png']
+    assert sorted(path.name for path in (tmp_path / 'runs').glob('*.png')) == pictures
+    for evaluation in every:
+        labels = predict.load(whole, evaluation=evaluation).predict(
+            np.zeros((1, 28, 42, 3), np.uint8)
+        )
+        assert labels.shape == (1, 28, 42)
+    with pytest.raises(ValueError, match="evaluation: got 'x', expected one of"):
+        predict.load(whole, evaluation='x')
 
-    def __call__(self, variables, broken_off):
-        return {'miou': 0.0}
+
+def test_the_rates_that_are_logged_are_the_optimiser_s(house, data_dir, tmp_path):
+    config = toy_config('image_labels', data_dir)
+    config.steps = 2
+    train.train(config, tmp_path)
+    first = metrics.read(tmp_path)[0]
+    assert first['learning_rate'] == pytest.approx(1e-5)
+    assert first['learning_rate_head'] == pytest.approx(1e-4)
+    # Adam's first update is as long as the rate, whatever the gradient.
+    before = state.create(*_made(config))
+    after = arrays(tmp_path)['student']
+    assert before.step == 0 and len(after) == len(state.flat(before.student))
+
+
+def _made(config):
+    config = configs.finalise(config)
+    method = methods.METHODS[config.method]
+    return method, method.optimizer(config)[0], methods.context(config)
+
+
+def test_a_phase_ends_at_its_step(house, data_dir, tmp_path):
+    config = toy_config('image_labels', data_dir)
+    config.image_labels.warmup = 3
+    train.train(config, tmp_path)
+    assert ['loss_maps' in r for r in metrics.read(tmp_path)] == [False, False, False, True]
+
+
+def test_the_default_of_any_key_is_the_method_s(house, data_dir):
+    c = configs.finalise(toy_config('image_labels', data_dir))
+    assert (c.teacher.decay, c.optimizer.weight_decay) == (0.9994, 0.01)
+    assert c.data.streams.images.resize == (0.5, 0.5)
+    assert (c.image_labels.warmup, c.image_labels.sizes) == (2, (3, 4))
+    given = toy_config('image_labels', data_dir)
+    given.teacher.decay, given.optimizer.weight_decay = 0.99, 5e-4  # the table's, but set
+    c = configs.finalise(given)
+    assert (c.teacher.decay, c.optimizer.weight_decay) == (0.99, 5e-4)
+    assert configs.origins(given)['teacher.batch_norm'] == 'method image_labels'
+
+
+@pytest.mark.parametrize('broken', ['head', 'teacher', 'weights', 'loss', 'memory', 'rates'])
+def test_what_cannot_be_trained_or_evaluated_is_told_before_anything_is_written(
+    broken, house, monkeypatch, data_dir, tmp_path
+):
+    toy = TOYS['without_teacher']
+    groups = [optimizer.Group('nothing', 'no_such_path')]
+    changed, answer = {
+        'head': (
+            toy._replace(evaluations=Method._field_defaults['evaluations']),
+            "the evaluation 'shapes' of method toy, of its student cannot be computed: KeyError",
+        ),
+        'teacher': (
+            toy._replace(defaults={}),
+            "the evaluation 'shapes' of method toy, of its teacher cannot be computed",
+        ),
+        'weights': (
+            toy._replace(weights=lambda state, ctx: {'scroes': 2.0}),
+            r"a step of method toy \(until step 4\) cannot be computed: .*got \['scroes'\], expec",
+        ),
+        'loss': (toy._replace(loss=lambda *args: 1 / 0), 'a step of .*: ZeroDivisionError'),
+        'memory': (
+            toy._replace(update_memory=lambda *args: {'queue': jnp.zeros(3)}),
+            r'it makes memory/queue float32\[3\], expected nothing as before the step',
+        ),
+        'rates': (
+            toy._replace(optimizer=lambda config: optimizer.sgd(config, groups)),
+            r"optimiser groups \['nothing'\] have no parameter",
+        ),
+    }[broken]
+    monkeypatch.setitem(methods.METHODS, 'toy', changed)
+    config = toy_config('without_teacher', data_dir)
+    config.method = 'toy'
+    with pytest.raises(ValueError, match=answer):
+        train.train(config, tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
+
+
+def test_a_phase_of_streams_that_the_method_has_not_is_refused(house, monkeypatch, data_dir):
+    burning = TOYS['queue']._replace(phases=lambda config: [(2, TOYS['without_teacher'])])
+    monkeypatch.setitem(methods.METHODS, 'burning', burning)
+    config = toy_config('queue', data_dir)
+    config.method = 'burning'
+    with pytest.raises(
+        ValueError, match="its phase until step 2 reads 'mask' of stream 'labelled'"
+    ):
+        methods.phases(configs.finalise(config))
+
+
+def test_a_burn_in_that_a_method_does_not_have_is_no_key_error(house, data_dir, tmp_path, caplog):
+    config = toy_config('queue', data_dir)
+    config.burn_in_steps, config.steps = 2, 2
+    with caplog.at_level('WARNING', 'css_jax'):
+        train.train(config, tmp_path)
+    assert 'burn_in_steps=2 has no effect: method queue does not read it' in caplog.text
+
+
+def test_a_module_that_a_method_imports_is_no_hook():
+    for name in ('toys/image_labels.py', 'toys/queue.py'):  # they import css_jax.optimizer
+        assert (ROOT / 'tests' / name).exists()
+    assert TOYS['image_labels'].optimizer is image_labels.adamw
+    assert TOYS['queue'].optimizer is optimizer.sgd
 
 
 def test_paths_are_the_house_s():
-    assert {'main.py', 'config.py', 'train.py', 'step.py', 'state.py', 'optimizer.py'} <= set(FILES)
+    assert {'main.py', 'train.py', 'step.py', 'state.py', 'optimizer.py', 'predict.py'} <= set(
+        FILES
+    )
+    rooms = {name.split('/')[0] for name in FILES if '/' in name}
+    assert rooms == {
+        'config', 'data', 'evaluation', 'methods', 'models', 'modes', 'ops', 'parallel', 'run',
+        'weights',
+    }  # fmt: skip
     assert not list(pathlib.Path(PACKAGE).rglob('utils.py'))
+    modes = {path.stem for path in (PACKAGE / 'modes').glob('*.py')} - {'__init__'}
+    assert modes | {'train'} == set(main.MODES)

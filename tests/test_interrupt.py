@@ -6,7 +6,9 @@ import threading
 
 import pytest
 
-from css_jax import checkpoint, evaluate, interrupt, models, monitor, train
+from css_jax import models, train
+from css_jax.evaluation import evaluator, results
+from css_jax.run import checkpoint, metrics, signals
 from tests import program, tiny
 from tests.conftest import ROOT
 from tests.small import small
@@ -14,7 +16,7 @@ from tests.small import small
 
 def test_the_first_signal_is_a_wish_and_the_second_ctrl_c_an_order(capfd):
     handler = signal.getsignal(signal.SIGINT)
-    with interrupt.caught() as asked:
+    with signals.caught() as asked:
         assert asked() == 0
         signal.raise_signal(signal.SIGTERM)
         assert asked() == signal.SIGTERM
@@ -30,14 +32,14 @@ def test_the_first_signal_is_a_wish_and_the_second_ctrl_c_an_order(capfd):
 def test_what_is_ignored_stays_so_and_other_threads_catch_nothing():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with interrupt.caught() as asked:
+        with signals.caught() as asked:
             signal.raise_signal(signal.SIGINT)
             assert asked() == 0
     finally:
         signal.signal(signal.SIGINT, before)
 
     def enter():
-        with interrupt.caught() as asked:
+        with signals.caught() as asked:
             found.append(asked())
 
     found = []
@@ -68,40 +70,40 @@ def interrupted(function, when):
 
 def test_an_evaluation_under_way_is_broken_off(config, tmp_path, monkeypatch, capfd):
     config.eval.every = 4
-    call = interrupted(evaluate.Evaluator.__call__, lambda *args: True)
-    monkeypatch.setattr(evaluate.Evaluator, '__call__', call)
-    with pytest.raises(interrupt.Stopped, match='SIGTERM after step 4, which is saved') as stopped:
+    call = interrupted(evaluator.Evaluator.__call__, lambda *args: True)
+    monkeypatch.setattr(evaluator.Evaluator, '__call__', call)
+    with pytest.raises(signals.Stopped, match='SIGTERM after step 4, which is saved') as stopped:
         train.train(config, tmp_path)
     assert stopped.value.number == signal.SIGTERM
     assert 'saving after this step, not evaluated' in capfd.readouterr().err
-    assert monitor.read(tmp_path)[-1]['step'] == 4 and checkpoint.find(tmp_path, 'last') == 4
+    assert metrics.read(tmp_path)[-1]['step'] == 4 and checkpoint.find(tmp_path, 'last') == 4
     with contextlib.closing(checkpoint.Checkpoints(tmp_path, read_only=True)) as checkpoints:
         assert checkpoints.best() is None
 
 
 def test_the_last_step_is_evaluated_when_the_run_goes_on(config, tmp_path, monkeypatch):
-    call = interrupted(evaluate.Evaluator.__call__, lambda *args: True)
+    call = interrupted(evaluator.Evaluator.__call__, lambda *args: True)
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate.Evaluator, '__call__', call)
-        with pytest.raises(interrupt.Stopped, match=f'after step {config.steps}'):
+        patch.setattr(evaluator.Evaluator, '__call__', call)
+        with pytest.raises(signals.Stopped, match=f'after step {config.steps}'):
             train.train(config, tmp_path)
-    assert not (tmp_path / evaluate.RESULTS).exists()
+    assert not (tmp_path / results.RESULTS).exists()
     assert train.train(config, tmp_path)['step'] == config.steps
-    assert (tmp_path / evaluate.RESULTS).exists()
+    assert (tmp_path / results.RESULTS).exists()
 
 
 def test_a_signal_while_the_step_is_compiled_costs_one_step(config, tmp_path, monkeypatch):
     monkeypatch.setattr(train, '_compile', interrupted(train._compile, lambda *args: True))
-    with pytest.raises(interrupt.Stopped, match='after step 1'):
+    with pytest.raises(signals.Stopped, match='after step 1'):
         train.train(config, tmp_path)
     assert checkpoint.find(tmp_path, 'last') == 1
 
 
 def test_a_profile_ends_with_its_run(config, tmp_path, monkeypatch):
     config.profile = (1, 100)
-    write = interrupted(monitor.Writer.write, lambda self, step, values: step == 2)
-    monkeypatch.setattr(monitor.Writer, 'write', write)
-    with pytest.raises(interrupt.Stopped, match='after step 2'):
+    write = interrupted(metrics.Writer.write, lambda self, step, values: step == 2)
+    monkeypatch.setattr(metrics.Writer, 'write', write)
+    with pytest.raises(signals.Stopped, match='after step 2'):
         train.train(config, tmp_path)
     (trace,) = (tmp_path / 'profile').glob('**/perfetto_trace.json.gz')
     assert trace.stat().st_size > 0
@@ -109,8 +111,8 @@ def test_a_profile_ends_with_its_run(config, tmp_path, monkeypatch):
 
 def test_the_last_step_is_the_end_whatever_comes(config, tmp_path, monkeypatch):
     config.steps = 2
-    write = interrupted(monitor.Writer.write, lambda self, step, values: step == 2)
-    monkeypatch.setattr(monitor.Writer, 'write', write)
+    write = interrupted(metrics.Writer.write, lambda self, step, values: 'eval_miou' in values)
+    monkeypatch.setattr(metrics.Writer, 'write', write)
     assert train.train(config, tmp_path)['step'] == 2
 
 
@@ -135,7 +137,7 @@ def test_a_stopped_run_ends_with_the_same_bits(tmp_path, data_dir):
     assert f'stopped by SIGTERM after step {step}, which is saved; the same command' in errors
 
     (output,) = program.run(workdir, *flags)
-    assert f'going on from step {step}' in output
+    assert f'resuming from step {step}' in output
     assert [code for code, *_ in program.finish(whole)] == [0]
     assert program.steps(workdir) == list(range(1, 9))
     worst, where = program.difference(program.arrays(tmp_path / 'whole'), program.arrays(workdir))

@@ -9,10 +9,13 @@ import jax
 import pytest
 
 from configs import quickstart
-from css_jax import checkpoint, evaluate, methods, parallel, state, stored
 from css_jax import config as configs
+from css_jax import methods, parallel, state
 from css_jax import step as steps
 from css_jax.data import streams
+from css_jax.evaluation import results
+from css_jax.run import checkpoint
+from css_jax.run import folder as run_folder
 from tests.conftest import ROOT
 
 ROWS = [  # of pseudo-label and indicator
@@ -46,8 +49,8 @@ def trained(tmp_path_factory):
     # A process of its own, with optimised programs: training is most of what this takes.
     env = os.environ | {'XLA_FLAGS': '', 'JAX_NUM_CPU_DEVICES': '1'}
     subprocess.run(command, cwd=ROOT, env=env, check=True)
-    config = stored.load(workdir)
-    miou = json.loads((workdir / evaluate.RESULTS).read_text())['miou']
+    config = run_folder.load(workdir)
+    miou = json.loads((workdir / results.RESULTS).read_text())['miou']
     batch = next(streams.train_batches(configs.finalise(config).data, seed=7))
     return config, workdir, miou, batch
 
@@ -65,10 +68,10 @@ def shares(trained):
         config.update_from_flattened_dict(changes)
         config = configs.finalise(config)
         ctx = methods.context(config, images={'labelled': 8, 'unlabelled': 492})
-        found[row] = methods.get(config.method), ctx
+        found[row] = methods.METHODS[config.method], ctx
     method, ctx = found[ROWS[0]]
     checkpoints = checkpoint.Checkpoints(workdir, read_only=True)
-    current = checkpoints.restore(state.create(method, method.optimizer(ctx.config), ctx))
+    current = checkpoints.restore(state.create(method, method.optimizer(ctx.config)[0], ctx))
     checkpoints.close()
 
     def measure(current, batch):
@@ -99,7 +102,7 @@ def test_every_thresholded_term_is_alive(shares, row):
 
 
 def test_the_reference_s_cross_is_not(shares):
-    """Its L_u thresholds j_rep at a temperature at which no pixel can pass (spec section 9)."""
+    """Its L_u thresholds j_rep at a temperature at which no pixel can pass."""
     found = shares['reference']
     assert found['confident'] == 0 and found['loss_unsupervised'] == 0
     assert found['valid'] > 0

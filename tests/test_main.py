@@ -11,18 +11,12 @@ import numpy as np
 import pytest
 from absl.testing import flagsaver
 
-from css_jax import (
-    checkpoint,
-    evaluate,
-    monitor,
-    parallel,
-    pictures,
-    preview,
-    report,
-    stored,
-    train,
-)
+from css_jax import evaluate, parallel, train
 from css_jax import main as program
+from css_jax.config import file as stored
+from css_jax.evaluation import pictures, results
+from css_jax.modes import preview, report
+from css_jax.run import checkpoint, metrics
 from data_prep import records
 from data_prep.camvid.builder import Builder as CamVid
 from tests import tiny
@@ -55,7 +49,10 @@ def main(*arguments):
         (('--workdir=X', '--checkpoint=best'), '--checkpoint: expected with --mode=evaluate'),
         (('--workdir=X', '--table=5'), '--table: expected with --mode=sweep, got train'),
         (('--workdir=/dev/null/x',), '--workdir=/dev/null/x: /dev/null is no folder'),
-        (('--workdir=X', '--config=configs/stored.py'), "missing a required argument: 'workdir'"),
+        (
+            ('--workdir=X', '--config=configs/stored.py'),
+            "missing a required argument: 'workdir'",
+        ),
         (('--workdir=X', '--mode=report'), 'expected folders of runs'),
         (('--workdir=X', '--config=configs/camvid.py'), 'python -m data_prep.camvid --source'),
     ],
@@ -133,7 +130,7 @@ def test_ctrl_c_promises_what_is_true(mode, tmp_path, monkeypatch, capsys):
         program.main(program.parse(['main', f'--workdir={tmp_path}', f'--mode={mode}']))
     assert stopped.value.code == 130
     said = capsys.readouterr().err
-    assert 'stopped' in said and ('goes on' in said) == (mode in ('train', 'sweep'))
+    assert 'stopped' in said and ('resumes' in said) == (mode in ('train', 'sweep'))
 
 
 def test_preview_trains_nothing_and_shows_the_batch(tmp_path, data_dir):
@@ -142,7 +139,8 @@ def test_preview_trains_nothing_and_shows_the_batch(tmp_path, data_dir):
     preview.preview(config, tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {preview.PICTURE, preview.TEXT}
     text = (tmp_path / preview.TEXT).read_text()
-    assert '"threshold": 0.2' in text and 'GFLOP' in text and 'head_representation' in text
+    assert 'unsupervised.threshold = 0.2  (given)' in text and 'GFLOP' in text
+    assert 'optimizer.floor = 0.0001  (method css_mix)' in text and 'head_representation' in text
     assert '\n  all-reduce 1.' in text  # MiB, of two devices: the gradients' 1.01 and little else
     picture = cv2.imread(str(tmp_path / preview.PICTURE))
     assert picture.shape == (18 + 4 * (128 + 3), 10 * (128 + 3), 3)
@@ -157,7 +155,7 @@ def test_report_puts_runs_side_by_side(tmp_path, data_dir, capsys):
     table = report.report(tmp_path, examples=3)
     assert table in capsys.readouterr().out
     mious = [
-        json.loads((tmp_path / run / evaluate.RESULTS).read_text())['miou']
+        json.loads((tmp_path / run / results.RESULTS).read_text())['miou']
         for run in ('seed0', 'seed1')
     ]
     row = next(line for line in table.splitlines() if line.startswith('| mIoU'))
@@ -166,7 +164,7 @@ def test_report_puts_runs_side_by_side(tmp_path, data_dir, capsys):
     assert picture.shape == (18 + 3 * (128 + 3), 4 * (128 + 3), 3)
 
     for run in ('seed0', 'seed1'):  # the picture is of the images that the table is about
-        config = stored.load(tmp_path / run)
+        config = stored.read(tmp_path / run)
         config.eval.split = 'fresh'
         evaluate.evaluate(config, tmp_path / run)
     report.report(tmp_path, examples=3, file='results_split=fresh.json')
@@ -174,11 +172,11 @@ def test_report_puts_runs_side_by_side(tmp_path, data_dir, capsys):
     fresh = cv2.imread(str(tmp_path / report.PICTURE))
     assert (fresh[:, :131] != picture[:, :131]).any()
 
-    results = tmp_path / 'seed1' / evaluate.RESULTS
-    results.write_text(results.read_text().replace('shapes/64:val', 'shapes/64:fresh'))
+    path = tmp_path / 'seed1' / results.RESULTS
+    path.write_text(path.read_text().replace('shapes/64:val', 'shapes/64:fresh'))
     with pytest.raises(ValueError, match='different splits'):
         report.report(tmp_path)
-    results.write_text('{"miou": 0.5')
+    path.write_text('{"miou": 0.5')
     with pytest.raises(ValueError, match=r'seed1/results\.json is not the results of a run'):
         report.report(tmp_path)
 
@@ -205,7 +203,7 @@ def test_training_reads_prepared_records_alone(tmp_path):
     config.eval.update({'dataset': 'camvid', 'split': 'test', 'batch_size': 2})
     results = train.train(config, tmp_path / 'run')
     assert len(results['iou']) == 11 and 'bicyclist' in results['iou']
-    assert [r['step'] for r in monitor.read(tmp_path / 'run')] == [1, 2]
+    assert [r['step'] for r in metrics.read(tmp_path / 'run')] == [1, 2]
     assert checkpoint.find(tmp_path / 'run', 'best') == 2
     assert 'tensorflow' not in sys.modules
 

@@ -33,8 +33,8 @@ def run(method, **changes):
     config.method = method
     config.update_from_flattened_dict({k.replace('__', '.'): v for k, v in changes.items()})
     config = configs.finalise(config)
-    found = methods.get(method)
-    tx, ctx = found.optimizer(config), methods.context(config, images=IMAGES)
+    found = methods.METHODS[method]
+    tx, ctx = found.optimizer(config)[0], methods.context(config, images=IMAGES)
     step = functools.partial(steps.train_step, method=found, optimizer=tx, ctx=ctx)
     states = [state.create(found, tx, ctx)]
     compiled = jax.jit(step)
@@ -66,7 +66,7 @@ def test_statistics_of_its_own_come_from_the_passes_it_makes(method, labelled_pa
     _, expected = ctx.train(states[1].teacher, views.normalise(WEAK, ctx))
     if labelled_pass:
         again = Variables(states[1].teacher.params, expected)
-        _, expected = ctx.train(again, prepared['images'])
+        _, expected = ctx.train(again, prepared.images)
     close(states[2].teacher.batch_stats, expected, rtol=1e-3, atol=1e-5)
 
 
@@ -82,7 +82,7 @@ def test_statistics_that_follow_the_student_s(method):
     if method == 'mean_teacher':  # and its pseudo-labels are of the running statistics
         logits = ctx.evaluate(states[1].teacher, views.normalise(WEAK, ctx))['logits']
         expected, _ = pseudo_labels.from_logits(logits, WEAK.shape[1:3])
-        np.testing.assert_array_equal(targets(states, found, ctx)['weak_label'], expected)
+        np.testing.assert_array_equal(targets(states, found, ctx).weak_label, expected)
 
 
 def test_a_teacher_of_another_run_is_not_copied_over():
@@ -105,12 +105,12 @@ def test_the_mean_teacher_mixes_nothing_and_cutmix_does():
         config.update_from_flattened_dict({'augment.jitter_prob': 0.0, 'augment.blur_prob': 0.0})
         config.augment.flip_prob = 0.0
         configurations[name] = configs.finalise(config)
-        method, ctx = methods.get(name), methods.context(configurations[name])
-        current = state.create(method, method.optimizer(configurations[name]), ctx)
+        method, ctx = methods.METHODS[name], methods.context(configurations[name])
+        current = state.create(method, method.optimizer(configurations[name])[0], ctx)
         found[name] = (targets([None, current], method, ctx), views.normalise(WEAK, ctx))
-    strong, weak = found['mean_teacher'][0]['strong'], found['mean_teacher'][1]
+    strong, weak = found['mean_teacher'][0].strong, found['mean_teacher'][1]
     np.testing.assert_allclose(strong, weak, atol=1e-5)
-    mixed = np.asarray(found['cutmix'][0]['strong'])
+    mixed = np.asarray(found['cutmix'][0].strong)
     own = np.isclose(mixed, weak, atol=1e-5).all(-1)
     partner = np.isclose(mixed, np.roll(weak, -1, 0), atol=1e-5).all(-1)
     assert (own | partner).all() and 0.3 < own.mean() < 0.7
@@ -129,8 +129,11 @@ def test_the_baseline_is_css_on_the_logits_without_its_own_constants():
 
 
 def test_two_of_table_1_have_no_second_head():
-    config = configs.finalise(tiny.get_config('cutmix'))
-    heads = {name: set(methods.get(name).outputs(config)) for name in methods.METHODS}
+    heads = {}
+    for name, method in methods.METHODS.items():
+        config = tiny.get_config('cutmix')
+        config.method = name
+        heads[name] = set(method.outputs(configs.finalise(config)))
     alone = {'supervised', 'mean_teacher', 'cutmix'}
     assert {name for name in heads if heads[name] == {'logits'}} == alone
     assert all(heads[name] == {'logits', 'representation'} for name in set(heads) - alone)

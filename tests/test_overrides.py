@@ -1,17 +1,18 @@
 """Keys and values of the command line: what is read, and how mistakes are answered."""
 
 import pytest
-from ml_collections import ConfigDict
 
 from configs import quickstart
-from css_jax import overrides
+from css_jax import methods
+from css_jax.config import command_line, table
+from css_jax.keys import Key, at
 
 
 def read(*argv):
     """The values that the quickstart's table gets from a command line."""
-    others, changes = overrides.split(list(argv))
+    others, changes = command_line.split(list(argv))
     assert others == []
-    return overrides.values(quickstart.get_config(), changes)
+    return command_line.values(quickstart.get_config(), changes)
 
 
 @pytest.mark.parametrize(
@@ -30,7 +31,7 @@ def read(*argv):
         (['--config.eval.flip=False'], 'eval.flip', False),
         (['--config.eval.flip', 'false'], 'eval.flip', False),
         (['--noconfig.optimizer.nesterov'], 'optimizer.nesterov', False),
-        (['--config.eight_bit_indicators'], 'eight_bit_indicators', True),  # None in the table
+        (['--config.slips'], 'slips', True),  # None in the table
         (['--config.data.dir='], 'data.dir', ''),
         (['--config.data.dir=a=b,c'], 'data.dir', 'a=b,c'),
         (['--config.data.dir', 'a b'], 'data.dir', 'a b'),
@@ -122,54 +123,63 @@ def test_the_rest_of_a_command_line_stays_as_it_is():
         '--config.steps',
         '3',
     ]
-    others, changes = overrides.split(argv)
+    others, changes = command_line.split(argv)
     assert others == ['main', '--config=f.py:a', '--workdir', 'x']
     assert changes == {'eval.flip': None, 'steps': '3'}
-    assert overrides.split(overrides.arguments(changes)) == ([], changes)
+    assert command_line.split(command_line.arguments(changes)) == ([], changes)
 
 
 def test_every_key_can_be_set():
     config = quickstart.get_config()
     kinds = set()
-    for path, table in overrides._tables(config):
-        for name in [name for name in table if not isinstance(table[name], ConfigDict)]:
-            kind, old = table.get_type(name), table[name]
-            kinds.add(kind)
-            text = ','.join(map(str, overrides.TUPLES[name])) if kind is tuple else 'false'
-            text = {int: '1', float: '0.5'}.get(kind, text)
-            config.update_from_flattened_dict(
-                overrides.values(config, {f'{path}.{name}'.lstrip('.'): text})
-            )
-            assert type(table[name]) is kind
-            if kind is tuple and old and name not in overrides.ANY_LENGTH:
-                assert list(map(type, table[name])) == list(map(type, old)), name
-    assert kinds == {*overrides.READERS, tuple}
+    for path in table.paths(config):
+        key = table.find(path)
+        kind = type(key.example)
+        kinds.add(kind)
+        text = ','.join(map(str, key.example)) if kind is tuple else 'false'
+        text = {int: '1', float: '0.5'}.get(kind, text)
+        (value,) = command_line.values(config, {path: text}).values()
+        config.update_from_flattened_dict({path: value})
+        assert type(at(config, path)) is kind
+        if kind is tuple:
+            assert {*map(type, value)} == {*map(type, key.example)}, path
+    assert kinds == {bool, int, float, str, tuple}
+
+
+def test_a_tuple_of_a_method_s_own_can_be_set(monkeypatch):
+    record = methods.METHODS['supervised']
+    own = {'toy.sizes': Key((4, 6), 'rows, columns'), 'toy.name': Key('a', 'of it')}
+    keys = {**record.keys, **own}
+    monkeypatch.setitem(methods.METHODS, 'toy', record._replace(keys=keys))
+    assert read('--config.toy.sizes=5,7') == {'toy.sizes': (5, 7)}
+    with pytest.raises(ValueError, match="sizes: got '5', expected 2 whole numbers such as 4,6"):
+        read('--config.toy.sizes=5')
 
 
 def test_what_is_read_does_not_change_the_table():
     config = quickstart.get_config()
     before = config.to_json()
-    overrides.values(config, {'steps': '3', 'eval.flip': 'true'})
+    command_line.values(config, {'steps': '3', 'eval.flip': 'true'})
     assert config.to_json() == before
 
 
 def test_a_file_is_loaded_with_its_argument(tmp_path):
-    config = overrides.load('configs/quickstart.py:supervised')
+    config = command_line.load('configs/quickstart.py:supervised')
     assert config.method == 'supervised' and config.is_locked
     with pytest.raises(FileNotFoundError, match=r"no file 'configs/quikstart\.py'; did you mean '"):
-        overrides.load('configs/quikstart.py')
+        command_line.load('configs/quikstart.py')
     with pytest.raises(FileNotFoundError, match="there is no file ''"):
-        overrides.load('')
+        command_line.load('')
     with pytest.raises(ValueError, match='expected one of'):
-        overrides.load('configs/quickstart.py:css_mxi')
+        command_line.load('configs/quickstart.py:css_mxi')
     (tmp_path / 'empty.py').write_text('')
     with pytest.raises(ValueError, match=r"empty\.py' has no function get_config"):
-        overrides.load(f'{tmp_path}/empty.py')
+        command_line.load(f'{tmp_path}/empty.py')
     (tmp_path / 'config.json').write_text('{}')
     with pytest.raises(ValueError, match='expected a file of Python'):
-        overrides.load(f'{tmp_path}/config.json')
+        command_line.load(f'{tmp_path}/config.json')
     with pytest.raises(ValueError, match=r'expected configs/stored.py:ARGUMENT \(missing a req'):
-        overrides.load('configs/stored.py')
+        command_line.load('configs/stored.py')
     (tmp_path / 'alone.py').write_text('def get_config():\n    return int("x")\n')
     with pytest.raises(ValueError, match=r'expected .*alone\.py \(too many positional arg'):
-        overrides.load(f'{tmp_path}/alone.py:3')
+        command_line.load(f'{tmp_path}/alone.py:3')

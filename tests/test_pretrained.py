@@ -10,20 +10,15 @@ import numpy as np
 import pytest
 from ml_collections import FrozenConfigDict
 
-from css_jax import (
-    checkpoint,
-    evaluate,
-    methods,
-    pretrained,
-    preview,
-    state,
-    state_dicts,
-    stored,
-    sweep,
-    train,
-)
 from css_jax import config as configs
-from css_jax.models import layouts, weights
+from css_jax import evaluate, methods, state, train
+from css_jax.config import pixels
+from css_jax.models.backbones import IMAGENET
+from css_jax.modes import preview, sweep
+from css_jax.run import checkpoint
+from css_jax.run import folder as run_folder
+from css_jax.weights import files as weight_files
+from css_jax.weights import initial, reference
 from tests import tiny
 
 
@@ -36,16 +31,16 @@ def config_of(method='css_mix', **changes):
 
 def context_of(config):
     config = configs.finalise(config)
-    return config, methods.get(config.method), methods.context(config)
+    return config, methods.METHODS[config.method], methods.context(config)
 
 
 def load(config):
-    return pretrained.load(*context_of(config))
+    return initial.load(*context_of(config))
 
 
 def created(config, given):
     config, method, ctx = context_of(config)
-    return state.create(method, method.optimizer(config), ctx, given)
+    return state.create(method, method.optimizer(config)[0], ctx, given)
 
 
 @pytest.fixture(scope='module')
@@ -54,7 +49,9 @@ def source():
     _, _, ctx = context_of(config_of())
     r = np.random.default_rng(0)
     variables = jax.tree.map(lambda s: r.uniform(0.5, 1, s.shape).astype('f4'), state.shapes(ctx))
-    return weights.to_reference({'params': variables.params, 'batch_stats': variables.batch_stats})
+    return reference.to_reference(
+        {'params': variables.params, 'batch_stats': variables.batch_stats}
+    )
 
 
 @pytest.fixture(scope='module')
@@ -62,7 +59,7 @@ def backbone_file(source, tmp_path_factory):
     """Its backbone by torchvision's names, with a classifier."""
     path = tmp_path_factory.mktemp('weights') / 'resnet18.npz'
     arrays = {k.removeprefix('resnet_'): v for k, v in source.items() if k.startswith('resnet_')}
-    state_dicts.write(path, arrays | {'fc.weight': np.ones((5, 64)), 'fc.bias': np.ones(5)})
+    weight_files.write(path, arrays | {'fc.weight': np.ones((5, 64)), 'fc.bias': np.ones(5)})
     return path
 
 
@@ -97,7 +94,7 @@ def test_a_backbone_goes_into_student_and_teacher(source, backbone_file, caplog)
 def test_a_reference_checkpoint_gives_its_teachers_backbone_alone(source, tmp_path, caplog):
     teacher = {name: array + 1 for name, array in source.items()}
     tree = {'model': source, 'ema_model': teacher, 'prototypes': np.ones((7, 16))}
-    state_dicts.write(tmp_path / 'reference.npz', tree)
+    weight_files.write(tmp_path / 'reference.npz', tree)
     with caplog.at_level(logging.INFO, 'css_jax'):
         given = load(config_of(model__pretrained=str(tmp_path / 'reference.npz')))
     assert 'found there as ema_model.resnet_*' in caplog.text
@@ -125,24 +122,24 @@ def test_impossible_sources_are_refused(tmp_path):
         load(config_of(model__pretrained=str(tmp_path / 'no.npz')))
     frozen = FrozenConfigDict({'init_from': 'runs/a', 'model': {'pretrained': 'w.npz'}})
     with pytest.raises(ValueError, match=r'init_from=runs/a and model.pretrained=w.npz: expected'):
-        pretrained.load(frozen, None, None)
+        initial.load(frozen, None, None)
     frozen = FrozenConfigDict({'init_from': str(tmp_path)})
     with pytest.raises(FileNotFoundError, match=r'init_from: .*config.json is missing'):
-        pretrained.normalisation(frozen)
+        pixels.normalisation(frozen)
 
 
 @pytest.mark.parametrize(
     ('backbone', 'file', 'mean', 'std'),
     [
-        ('resnet50', '', layouts.IMAGENET_MEAN, layouts.IMAGENET_STD),
+        ('resnet50', '', *IMAGENET),
         ('resnet50', 'gone.pth', (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-        ('mobilenet_v1', '', layouts.IMAGENET_MEAN, layouts.IMAGENET_STD),
+        ('mobilenet_v1', '', *IMAGENET),
         ('mobilenet_v1', 'gone.npz', (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     ],
 )
 def test_pixels_are_normalised_as_the_weights_expect(backbone, file, mean, std):
     config = {'init_from': '', 'model': {'backbone': backbone, 'pretrained': file}}
-    assert pretrained.normalisation(FrozenConfigDict(config)) == (mean, std)
+    assert pixels.normalisation(FrozenConfigDict(config)) == (mean, std)
 
 
 def test_another_normalisation_is_warned_of(backbone_file, caplog):
@@ -156,8 +153,8 @@ def run(tmp_path_factory):
     """A folder as a CSS(mix) run leaves it, every part of its state another, and that state."""
     workdir = tmp_path_factory.mktemp('runs') / 'source'
     config, method, ctx = context_of(config_of())
-    stored.claim(config, workdir)
-    start = state.create(method, method.optimizer(config), ctx)
+    run_folder.claim(config, workdir)
+    start = state.create(method, method.optimizer(config)[0], ctx)
     start = start.replace(
         step=jnp.int32(8),
         teacher=jax.tree.map(lambda x: x + 1, start.teacher),
@@ -195,9 +192,9 @@ def test_heads_and_memory_that_the_source_lacks_are_fresh(run, tmp_path, caplog)
     assert list(given) == ['student', 'teacher'] and 'fresh' not in caplog.text
 
     config, method, ctx = context_of(config_of('supervised'))
-    stored.claim(config, tmp_path / 'sup')
+    run_folder.claim(config, tmp_path / 'sup')
     checkpoints = checkpoint.Checkpoints(tmp_path / 'sup')
-    checkpoints.save(8, state.create(method, method.optimizer(config), ctx), {'split_hash': 'x'})
+    checkpoints.save(8, state.create(method, method.optimizer(config)[0], ctx), {'split_hash': 'x'})
     checkpoints.close()
     caplog.clear()
     with caplog.at_level(logging.INFO, 'css_jax'):
@@ -232,11 +229,11 @@ def test_its_pixels_are_normalised_as_the_source_runs(run, tmp_path):
     file.write_text(json.dumps(values))
     config = configs.default()
     config.init_from = str(tmp_path / 'run')
-    assert pretrained.normalisation(config) == ((0.1, 0.2, 0.3), layouts.IMAGENET_STD)
+    assert pixels.normalisation(config) == ((0.1, 0.2, 0.3), IMAGENET.std)
 
     # A run that has started from it knows them itself.
     begun = config_of(init_from=config.init_from)
-    stored.claim(configs.finalise(begun), tmp_path / 'begun')
+    run_folder.claim(configs.finalise(begun), tmp_path / 'begun')
     shutil.rmtree(tmp_path / 'run')
     assert configs.finalise(begun, tmp_path / 'begun').data.mean == (0.1, 0.2, 0.3)
     begun.init_from += '/another'
@@ -289,7 +286,7 @@ def test_a_sweep_needs_the_source_run_only_to_start(run, tmp_path):
 
     begun = plan()
     for one in begun:
-        stored.claim(one.config, one.folder)
+        run_folder.claim(one.config, one.folder)
     shutil.rmtree(source)
     assert plan() == begun
 
@@ -317,7 +314,7 @@ def test_a_preview_shows_the_weights_that_a_run_would_start_with(
     with pytest.raises(FileNotFoundError, match=r'model.pretrained: .*gone.npz is not there'):
         preview.preview(config, tmp_path / 'new')
     assert not (tmp_path / 'new').exists()
-    stored.claim(configs.finalise(config), tmp_path / 'run')
+    run_folder.claim(configs.finalise(config), tmp_path / 'run')
     (tmp_path / 'run' / 'checkpoints' / '8').mkdir(parents=True)
     with pytest.raises(Created) as created:  # restored, so the file is not needed
         preview.preview(config, tmp_path / 'run')

@@ -10,7 +10,9 @@ import time
 
 import pytest
 
-from css_jax import checkpoint, evaluate, stored
+from css_jax.evaluation import results
+from css_jax.run import checkpoint
+from css_jax.run import folder as run_folder
 from tests import program
 from tests.conftest import ROOT
 
@@ -42,7 +44,7 @@ def runs(tmp_path_factory, flags):
     return folder, {'alone': ends[0][1], 'four': ends[1][1], 'two': two}
 
 
-def scores(workdir, file=evaluate.RESULTS):
+def scores(workdir, file=results.RESULTS):
     """The results, and apart from them what is a sum of floats."""
     results = json.loads((workdir / file).read_text())
     return results, results.pop('loss')
@@ -78,7 +80,7 @@ def test_evaluation_by_two_processes_is_that_of_one(runs, tmp_path):
     folder, _ = runs
     workdir = tmp_path / 'run'
     shutil.copytree(folder / 'alone', workdir)
-    (workdir / evaluate.RESULTS).unlink()
+    (workdir / results.RESULTS).unlink()
     first, second = program.run(workdir, '--mode=evaluate', count=2, devices=2)
     assert scores(workdir)[0] == scores(folder / 'alone')[0]
     assert '| mIoU ' in first and '| mIoU ' not in second
@@ -112,7 +114,7 @@ def test_a_signal_to_one_process_stops_all_and_the_bits_stay(runs, tmp_path, fla
     assert f'stopped by SIGINT after step {step}, which is saved; the same' in other_errors
 
     first, _ = program.run(workdir, *flags, count=2, devices=2)
-    assert f'going on from step {step}' in first
+    assert f'resuming from step {step}' in first
     assert program.steps(workdir) == list(range(1, STEPS + 1))
     assert program.difference(program.arrays(folder / 'two'), program.arrays(workdir))[0] == 0
 
@@ -135,7 +137,7 @@ def test_a_run_goes_on_on_any_number_of_processes(runs, tmp_path, flags):
     (code, output, _), (other_code, _, _) = program.finish(processes)
     assert (code, other_code) == (128 + signal.SIGTERM,) * 2
     step = checkpoint.find(workdir, 'last')
-    assert f'going on from step {last}' in output and last < step < STEPS
+    assert f'resuming from step {last}' in output and last < step < STEPS
 
     # The other process is told where it exchanges data, or by jax where it does not.
     processes = program.start(workdir, *flags, count=2, devices=2, slow=0.1)
@@ -144,13 +146,13 @@ def test_a_run_goes_on_on_any_number_of_processes(runs, tmp_path, flags):
     killed = time.perf_counter()
     (code, output, errors), _ = program.finish(processes)
     assert time.perf_counter() - killed < 30
-    assert code == 1 and f'going on from step {step}' in output
-    assert 'another process has ended, it says why; the same command goes on' in errors
+    assert code == 1 and f'resuming from step {step}' in output
+    assert 'another process has ended, it says why; the same command resumes' in errors
     last = checkpoint.find(workdir, 'last')
     assert last >= step and last >= program.steps(workdir)[-1] - EVERY
 
     (output,) = program.run(workdir, *flags, devices=4)
-    assert f'going on from step {last}' in output
+    assert f'resuming from step {last}' in output
     assert program.steps(workdir) == list(range(1, STEPS + 1))
     worst, where = program.difference(program.arrays(folder / 'alone'), program.arrays(workdir))
     assert worst < 1e-5, where
@@ -191,7 +193,7 @@ def test_what_is_wrong_is_told_in_both_processes(tmp_path, data_dir, runs):
     folder, taken = runs[0] / 'alone', tmp_path / 'taken'
     before = {path: path.stat().st_mtime_ns for path in folder.rglob('*')}
     given = (f'--data={data_dir}', f'--trained={folder}')
-    with stored.lock(taken):
+    with run_folder.lock(taken):
         processes = program.start(tmp_path, *given, count=2, devices=2, script=MISTAKES)
         ends = program.finish(processes)
     assert [code for code, *_ in ends] == [0, 0], ends

@@ -1,16 +1,22 @@
 """Pseudo-label quality: its arithmetic, and that the truth it reads never enters training."""
 
 import json
+import os
 
 import cv2
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
-from css_jax import checkpoint, methods, models, quality, state, stored, train
 from css_jax import config as configs
+from css_jax import methods, models, state, train
+from css_jax.config import file
 from css_jax.data import splits, streams
 from css_jax.methods import css, views
+from css_jax.modes import pseudo_labels
+from css_jax.run import checkpoint
+from css_jax.run import folder as run_folder
 from data_prep import records
 from data_prep.camvid.builder import Builder
 from tests import tiny
@@ -76,19 +82,19 @@ def test_the_truth_of_unlabelled_images_never_enters_training(runs):
     parts = ('student', 'teacher', 'memory')
     true, other = (checkpoint.restore_arrays(run, 3, parts) for run in runs)
     jax.tree.map(np.testing.assert_array_equal, true, other)
-    results = [quality.quality(stored.load(run), run) for run in runs]
+    results = [pseudo_labels.pseudo_labels(run_folder.load(run), run) for run in runs]
     assert results[0]['mix'] != results[1]['mix']  # while its measure does see it
 
 
 def test_iou_and_coverage_are_of_the_labels_that_sampling_leaves(runs, capsys):
-    config = stored.load(runs[0])
+    config = run_folder.load(runs[0])
     config = configs.finalise(config)
-    results = quality.quality(config, runs[0])
+    results = pseudo_labels.pseudo_labels(config, runs[0])
     table = capsys.readouterr().out
     assert json.loads((runs[0] / 'pseudo_labels.json').read_text()) == results
     assert (runs[0] / 'pseudo_labels.md').read_text() in table
     ids = splits.subsets(config.data)
-    assert {key: value for key, value in results.items() if key not in quality.KINDS} == {
+    assert {key: value for key, value in results.items() if key not in pseudo_labels.KINDS} == {
         'step': 3,
         'split_hash': splits.fingerprint(ids),
         'images': 5,
@@ -100,10 +106,10 @@ def test_iou_and_coverage_are_of_the_labels_that_sampling_leaves(runs, capsys):
     ctx = methods.context(config)
     memory = checkpoint.restore_arrays(runs[0], 3, ['memory'])['memory']
     variables = checkpoint.restore_network(runs[0], 3, state.shapes(ctx))
-    data = stored.load(runs[0]).data
-    data.streams.unlabelled.labels = True
+    data = file.read(runs[0]).data
+    data.streams.unlabelled.reads = 'mask'
     batches = streams.train_batches(data, seed=config.seed)
-    rows = {kind: [] for kind in quality.KINDS}
+    rows = {kind: [] for kind in pseudo_labels.KINDS}
     truths = []
     for images in (4, 1):  # 5 unlabelled images in batches of 4
         batch = next(batches)['unlabelled']
@@ -119,7 +125,7 @@ def test_iou_and_coverage_are_of_the_labels_that_sampling_leaves(runs, capsys):
         for kind, labels in left.items():
             rows[kind].append(labels[:images])
     truth = np.concatenate(truths)
-    for kind in quality.KINDS:
+    for kind in pseudo_labels.KINDS:
         labels = np.concatenate(rows[kind])
         kept = (labels >= 0) & (truth != 255)
         np.testing.assert_allclose(results[kind]['coverage'], kept.sum() / (truth != 255).sum())
@@ -134,14 +140,14 @@ def test_iou_and_coverage_are_of_the_labels_that_sampling_leaves(runs, capsys):
 
 
 def test_each_checkpoint_has_files_of_its_own(runs, monkeypatch):
-    config = stored.load(runs[0])
+    config = run_folder.load(runs[0])
     for name in ('pseudo_labels.json', 'pseudo_labels.md'):
         (runs[0] / name).write_text('of the last')
     renamed = []
-    replace = quality.os.replace
-    monkeypatch.setattr(quality.os, 'replace', lambda a, b: renamed.append(b) or replace(a, b))
+    replace = os.replace
+    monkeypatch.setattr(os, 'replace', lambda a, b: renamed.append(b) or replace(a, b))
     for which, name in {'3': 'pseudo_labels_step3', 'best': 'pseudo_labels_best'}.items():
-        results = quality.quality(config, runs[0], which)
+        results = pseudo_labels.pseudo_labels(config, runs[0], which)
         paths = [runs[0] / f'{name}.md', runs[0] / f'{name}.json']
         assert json.loads(paths[1].read_text()) == results
         assert [path for path in renamed if path in paths] == paths  # whole or not at all
@@ -149,14 +155,25 @@ def test_each_checkpoint_has_files_of_its_own(runs, monkeypatch):
         assert (runs[0] / name).read_text() == 'of the last'
 
 
+def test_the_labelled_images_are_not_read(runs, monkeypatch):
+    decoded = []
+    decode = streams._decode
+    monkeypatch.setattr(
+        streams, '_decode', lambda source, i, reads: decoded.append(i) or decode(source, i, reads)
+    )
+    pseudo_labels.pseudo_labels(run_folder.load(runs[0]), runs[0])
+    ids = splits.load(run_folder.load(runs[0]).data)['unlabelled'].ids
+    assert decoded and not {ids[i] for i in decoded} & set(LABELLED)
+
+
 def selective(config):
-    config = stored.configs.ConfigDict(config.to_dict())
+    config = ConfigDict(config.to_dict())
     config.contrastive.similarity_temperature = 0.1
     return config
 
 
 def test_a_method_of_one_space_is_refused(tmp_path):
     config = configs.finalise(tiny.get_config('cutmix'))
-    stored.save(config, tmp_path)
+    run_folder.save(config, tmp_path)
     with pytest.raises(ValueError, match='got cutmix, expected one with a representation space'):
-        quality.quality(config, tmp_path)
+        pseudo_labels.pseudo_labels(config, tmp_path)

@@ -8,10 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from css_jax import checkpoint, evaluate, methods, predict, report, state, stored, train
 from css_jax import config as configs
+from css_jax import evaluate, methods, predict, state, train
+from css_jax.config import file as stored
 from css_jax.data import geometry, sources
+from css_jax.evaluation.results import RESULTS
+from css_jax.modes import report
 from css_jax.ops import metrics
+from css_jax.run import checkpoint
+from css_jax.run import folder as run_folder
 from tests import tiny
 from tests.test_evaluate import mixed_source
 
@@ -24,24 +29,25 @@ def runs(tmp_path_factory, data_dir):
         config = tiny.get_config('supervised')
         config.data.dir, config.seed = data_dir, seed
         config = configs.finalise(config)
-        method = methods.get(config.method)
-        current = state.create(method, method.optimizer(config), methods.context(config))
+        method = methods.METHODS[config.method]
+        current = state.create(method, method.optimizer(config)[0], methods.context(config))
         head = current.student.params['head_logits']
         head['out'] = jax.tree.map(jnp.negative, head['out'])
         workdir = folder / f'seed{seed}'
         workdir.mkdir()
-        stored.save(config, workdir)
+        run_folder.save(config, workdir)
         checkpoints = checkpoint.Checkpoints(workdir)
-        checkpoints.save(2, current, {'split_hash': 'x'}, {'miou': 0.1})
+        checkpoints.save(2, current, {'split_hash': 'x'})
+        checkpoints.score(2, 0.1)
         checkpoints.close()
-        evaluate.evaluate(stored.load(workdir), workdir)
+        evaluate.evaluate(stored.read(workdir), workdir)
     return folder
 
 
 def test_the_run_s_result_is_not_overwritten_by_another(runs, capsys):
     workdir = runs / 'seed0'
-    own = (workdir / evaluate.RESULTS).read_text()
-    config = stored.load(workdir)
+    own = (workdir / RESULTS).read_text()
+    config = stored.read(workdir)
     config.eval.network = 'student'
     results = evaluate.evaluate(config, workdir)
     path = workdir / 'results_network=student.json'
@@ -55,7 +61,7 @@ def test_the_run_s_result_is_not_overwritten_by_another(runs, capsys):
     config.eval.network = 'teacher'
     best = evaluate.evaluate(config, workdir, 'best')
     assert best['loss'] == json.loads(own)['loss'] and (workdir / 'results_best.json').exists()
-    assert (workdir / evaluate.RESULTS).read_text() == own
+    assert (workdir / RESULTS).read_text() == own
     assert json.loads(own)['eval'] == {
         'dataset': 'shapes', 'split': 'val', 'protocol': 'whole', 'pad_to': [0, 0],
         'window': [0, 0], 'flip': False, 'scales': [1.0], 'network': 'teacher',
@@ -63,7 +69,7 @@ def test_the_run_s_result_is_not_overwritten_by_another(runs, capsys):
 
 
 def test_every_view_at_once_on_the_real_network(runs):
-    config = stored.load(runs / 'seed0')
+    config = stored.read(runs / 'seed0')
     config.eval.update({'protocol': 'sliding', 'window': (40, 48), 'flip': True})
     config.eval.scales = (0.5, 1.0)
     results = evaluate.evaluate(config, runs / 'seed0')
@@ -72,7 +78,7 @@ def test_every_view_at_once_on_the_real_network(runs):
         'probability where they overlap, mean probability over scales 0.5, 1.0 and the mirror '
         'image, void pixels left out'
     )
-    own = json.loads((runs / 'seed0' / evaluate.RESULTS).read_text())
+    own = json.loads((runs / 'seed0' / RESULTS).read_text())
     assert np.isfinite(results['loss']) and abs(results['loss'] - own['loss']) < 0.5
     name = 'results_protocol=sliding_window=40,48_flip=True_scales=0.5,1.0.json'
     assert (runs / 'seed0' / name).exists()
@@ -91,7 +97,7 @@ def test_predictions_are_of_the_network_asked_for_at_any_size(runs, data_dir):
         truth = geometry.decode_label(record['label'])
         predicted = teacher.predict(geometry.decode_image(record['image'])[None])[0]
         np.add.at(total, (truth[truth != 255], predicted[truth != 255]), 1)
-    scored = json.loads((runs / 'seed0' / evaluate.RESULTS).read_text())
+    scored = json.loads((runs / 'seed0' / RESULTS).read_text())
     np.testing.assert_allclose(metrics.scores(total)['miou'], scored['miou'], atol=1e-3)
 
 
@@ -101,14 +107,14 @@ def test_report_compares_runs_of_one_protocol(runs):
     height, width = cv2.imread(str(runs / report.PICTURE)).shape[:2]
     assert (height, width) == (18 + 2 * (128 + 3), 4 * (128 + 3))
 
-    config = stored.load(runs / 'seed1')
+    config = stored.read(runs / 'seed1')
     config.eval.protocol = 'whole_exact'
     other = evaluate.evaluate(config, runs / 'seed1')
     name = 'results_protocol=whole_exact.json'
     report.report(runs, 2, name)  # one run has it
     assert other['protocol'] in (runs / report.TABLE).read_text()
 
-    results = runs / 'seed1' / evaluate.RESULTS
+    results = runs / 'seed1' / RESULTS
     own = results.read_text()
     results.write_text((runs / 'seed1' / name).read_text())
     with pytest.raises(ValueError, match=r'different protocols: .*own size'):
@@ -118,14 +124,19 @@ def test_report_compares_runs_of_one_protocol(runs):
 
 def test_the_picture_shows_images_of_several_sizes(runs, monkeypatch):
     """Nothing is enlarged or cut: each image stands in the corner of a cell for the largest."""
-    results = {'seed0': {'step': 2, 'eval': {
-        'dataset': 'mixed', 'split': 'val', 'protocol': 'whole_exact', 'network': 'student',
-    }}}  # fmt: skip
+    results = {
+        'seed0': {
+            'step': 2,
+            'split': 'mixed:val',
+            'iou': dict.fromkeys(map(str, range(7))),
+            'eval': {'protocol': 'whole_exact', 'network': 'student'},
+        }
+    }
     source, drawn = mixed_source(), {}
     monkeypatch.setattr(sources, 'load', lambda *_: source)
     monkeypatch.setattr(report.pictures, 'write_grid', lambda path, columns: drawn.update(columns))
     monkeypatch.setattr(predict.Predictor, 'predict', lambda self, x: x[..., 0] % 7)
-    report._picture(runs, results, examples=2)  # 20x33 and 17x40
+    report._pictures(runs, results, examples=2)  # 20x33 and 17x40
     assert list(drawn) == ['image', 'truth', 'seed0']
     assert {x.shape for x in drawn.values()} == {(2, 20, 40, 3)}
     first = geometry.decode_image(source.records[0]['image'])
@@ -135,21 +146,21 @@ def test_the_picture_shows_images_of_several_sizes(runs, monkeypatch):
 
 
 def test_training_goes_on_under_one_protocol_alone(runs):
-    config = stored.load(runs / 'seed1')
+    config = stored.read(runs / 'seed1')
     config.eval.flip = True
-    before = (runs / 'seed1' / stored.FILE).read_text()
+    before = (runs / 'seed1' / run_folder.FILE).read_text()
     with pytest.raises(ValueError, match=r'eval\.flip: False there.*--mode evaluate scores it'):
         train.train(config, runs / 'seed1')
-    assert (runs / 'seed1' / stored.FILE).read_text() == before
+    assert (runs / 'seed1' / run_folder.FILE).read_text() == before
 
 
 def test_weights_from_elsewhere_are_not_trained_in_place(data_dir, tmp_path):
     config = tiny.get_config('supervised')
     config.data.dir = data_dir
     config = configs.finalise(config)
-    method = methods.get(config.method)
-    stored.save(config, tmp_path)
-    current = state.create(method, method.optimizer(config), methods.context(config))
+    method = methods.METHODS[config.method]
+    run_folder.save(config, tmp_path)
+    current = state.create(method, method.optimizer(config)[0], methods.context(config))
     checkpoints = checkpoint.Checkpoints(tmp_path)
     checkpoints.save(10_000, current, {'split_hash': None})
     checkpoints.close()

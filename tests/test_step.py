@@ -9,8 +9,9 @@ import pytest
 
 from benchmarks import traffic
 from css_jax import config as configs
-from css_jax import cost, methods, parallel, state
+from css_jax import methods, parallel, state
 from css_jax import step as steps
+from css_jax.parallel import cost
 from tests import tiny
 
 RNG = np.random.default_rng(0)
@@ -28,8 +29,8 @@ def setup(axis=None):
     config = tiny.get_config()
     config.optimizer.learning_rate = LEARNING_RATE
     config = configs.finalise(config)
-    method = methods.get(config.method)
-    tx = method.optimizer(config)
+    method = methods.METHODS[config.method]
+    tx = method.optimizer(config)[0]
     ctx = methods.context(config, axis)
     return (
         method,

@@ -14,8 +14,11 @@ import time
 import pytest
 
 from configs import tables
-from css_jax import evaluate, overrides, stored, sweep
+from css_jax.config import command_line
 from css_jax.data import splits
+from css_jax.evaluation import results
+from css_jax.modes import sweep
+from css_jax.run import folder as run_folder
 from tests.conftest import ROOT
 
 QUICKSTART = str(ROOT / 'configs' / 'quickstart.py')
@@ -37,8 +40,8 @@ def pretend(calls, fail=()):
         (run.folder / sweep.OUTPUT).write_text('step 1\nerror: no luck\n(--help lists the flags)\n')
         if calls[-1] in fail:
             return 1
-        stored.save(run.config, run.folder)
-        results = {
+        run_folder.save(run.config, run.folder)
+        left = {
             'miou': SCORES[run.config.seed],
             'step': run.config.steps,
             'split': 'shapes/64:val',
@@ -46,7 +49,7 @@ def pretend(calls, fail=()):
             'iou': {},
             'eval': {key: run.config.eval[key] for key in ('split', 'pad_to', 'flip', 'scales')},
         }
-        (run.folder / evaluate.RESULTS).write_text(json.dumps(results))
+        (run.folder / results.RESULTS).write_text(json.dumps(left))
         return 0
 
     return execute
@@ -157,10 +160,10 @@ def test_damaged_results_are_named(tmp_path):
     run = plan(tmp_path, 5, QUICKSTART)[0]
     pretend([])(run)
     assert sweep.finished(run)
-    results = run.folder / evaluate.RESULTS
+    path = run.folder / results.RESULTS
     for text in ('', '{"step": 900', '{"step": 900}', '[]'):
-        results.write_text(text)
-        with pytest.raises(ValueError, match=f'{results} is not the results of a run'):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=f'{path} is not the results of a run'):
             sweep.finished(run)
 
 
@@ -323,7 +326,7 @@ def test_a_sweep_that_was_stopped_goes_on(tmp_path, data_dir, monkeypatch):
     )
     changes = {'data.dir': data_dir, 'steps': '60'}
     given = command('--table=3', f'--config={family}', '--seeds=0', f'--workdir={tmp_path}')
-    given += overrides.arguments(changes)
+    given += command_line.arguments(changes)
     monkeypatch.setenv('JAX_NUM_CPU_DEVICES', '1')
     monkeypatch.chdir(ROOT)
     metrics = tmp_path / 'css_mix' / 'seed0' / 'metrics.jsonl'
@@ -336,14 +339,14 @@ def test_a_sweep_that_was_stopped_goes_on(tmp_path, data_dir, monkeypatch):
     said, _ = first.communicate()
     assert first.returncode == 130, said
     assert 'run 1 of 1: css_mix/seed0 · elapsed 00:00' in said
-    assert 'the same command goes on' in said
+    assert 'the same command resumes' in said
     log = metrics.with_name(sweep.OUTPUT)
     assert '  the run saves its step; Ctrl-C again' in said
     step = re.search(r'stopped by SIGINT after step (\d+), which is saved', log.read_text())[1]
     assert '| CSS (mix) | - |' in (tmp_path / 'table3.md').read_text()
 
     text = sweep.sweep(tmp_path, 3, config=str(family), seeds=(0,), changes=changes)
-    assert f'going on from step {step}\n' in log.read_text()
+    assert f'resuming from step {step}\n' in log.read_text()
     results = json.loads(metrics.with_name('results.json').read_text())
     assert results['step'] == 60
     row = f'| CSS (mix) | {100 * results["miou"]:.2f} (1) | 74.02 | 76.93 | 77.94 | 79.62 |'

@@ -15,9 +15,13 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from css_jax import checkpoint, evaluate, methods, models, monitor, predict, state, stored, train
 from css_jax import config as configs
+from css_jax import evaluate, methods, models, predict, state, train
+from css_jax.config import file as stored
 from css_jax.data import streams
+from css_jax.evaluation import results
+from css_jax.run import checkpoint, metrics, progress
+from css_jax.run import folder as run_folder
 from tests import tiny
 from tests.conftest import ROOT
 from tests.small import small
@@ -26,7 +30,8 @@ from tests.small import small
 # at milliseconds a step takes longer than the steps), or as soon as a save has been started.
 DRIVER = """
 import os, pathlib, signal, sys, time
-from css_jax import checkpoint, main, models, monitor
+from css_jax import main, models
+from css_jax.run import checkpoint, metrics
 from tests.small import small
 if os.environ['NETWORK'] == 'small':
     models.build = small
@@ -43,11 +48,11 @@ def saved(done):
         time.sleep(0.05)
     return done == step
 if kind == 'step':
-    monitor.Writer.write = killed_after(monitor.Writer.write, saved)
+    metrics.Writer.write = killed_after(metrics.Writer.write, saved)
 if kind == 'interrupt':
     signal.signal(signal.SIGINT, signal.default_int_handler)  # may have come ignored
     os.kill = lambda pid, number: signal.raise_signal(signal.SIGINT)
-    monitor.Writer.write = killed_after(monitor.Writer.write, lambda done: done == step)
+    metrics.Writer.write = killed_after(metrics.Writer.write, lambda done: done == step)
 if kind == 'save':
     save = checkpoint.Checkpoints.save
     checkpoint.Checkpoints.save = killed_after(save, lambda done: done == step)
@@ -66,9 +71,9 @@ def run(workdir, *flags, kill=('never', 0), network='small'):
 
 def restore(workdir):
     """The whole state of the latest checkpoint."""
-    config = stored.load(workdir)
-    method = methods.get(config.method)
-    like = state.create(method, method.optimizer(config), methods.context(config))
+    config = stored.read(workdir)
+    method = methods.METHODS[config.method]
+    like = state.create(method, method.optimizer(config)[0], methods.context(config))
     checkpoints = checkpoint.Checkpoints(workdir)
     restored = checkpoints.restore(like)
     checkpoints.close()
@@ -90,21 +95,21 @@ def test_a_killed_run_ends_with_the_same_bits(network, tmp_path, data_dir, monke
         broken, *train_on, kill=('step', 5), network=network
     )  # after a checkpoint of step 3
     assert code == -signal.SIGKILL, output
-    assert [r['step'] for r in monitor.read(broken)] == [1, 2, 3, 4, 5]
-    (broken / monitor.METRICS).open('a').write('{"step": 6, "lo')  # as a kill cuts a line off
+    assert [r['step'] for r in metrics.read(broken)] == [1, 2, 3, 4, 5]
+    (broken / metrics.METRICS).open('a').write('{"step": 6, "lo')  # as a kill cuts a line off
 
     code, output = run(broken, *train_on, kill=('save', 6), network=network)
     assert code == -signal.SIGKILL, output
-    assert 'going on from step 3' in output
+    assert 'resuming from step 3' in output
     assert list((broken / checkpoint.FOLDER).glob('6.*tmp*')), 'the save was over before the kill'
 
     code, output = run(broken, *train_on, network=network)
     assert code == 0, output
-    assert 'going on from step 3' in output
+    assert 'resuming from step 3' in output
     jax.tree.map(np.testing.assert_array_equal, restore(whole), restore(broken))
 
     for folder in (whole, broken):
-        assert [r['step'] for r in monitor.read(folder)] == [1, 2, 3, 4, 5, 6, 7, 8]
+        assert [r['step'] for r in metrics.read(folder)] == [1, 2, 3, 4, 5, 6, 7, 8]
         events = [
             event.step
             for path in sorted(folder.glob('events.*'))
@@ -113,13 +118,13 @@ def test_a_killed_run_ends_with_the_same_bits(network, tmp_path, data_dir, monke
             if value.tag == 'loss'
         ]
         assert events == [1, 2, 3, 4, 5, 6, 7, 8]
-    losses = [[r['loss'] for r in monitor.read(folder)] for folder in (whole, broken)]
+    losses = [[r['loss'] for r in metrics.read(folder)] for folder in (whole, broken)]
     assert losses[0] == losses[1]
 
     code, output = run(whole, '--mode=evaluate', network=network)  # computes the same again
     assert code == 0, output
-    scores = json.loads((whole / evaluate.RESULTS).read_text())
-    assert scores['miou'] == json.loads((broken / evaluate.RESULTS).read_text())['miou']
+    scores = json.loads((whole / results.RESULTS).read_text())
+    assert scores['miou'] == json.loads((broken / results.RESULTS).read_text())['miou']
     # Single keys can be set without --config: they go over the configuration in the folder.
     code, output = run(whole, '--mode=evaluate', '--config.eval.split=fresh', network=network)
     assert code == 0, output
@@ -150,17 +155,17 @@ def trained(tmp_path_factory, data_dir):
 def test_evaluation_computes_from_the_weights(trained, tmp_path):
     workdir = tmp_path / 'copy'
     shutil.copytree(trained, workdir)
-    path = workdir / evaluate.RESULTS
+    path = workdir / results.RESULTS
     before = json.loads(path.read_text())
 
     path.write_text(json.dumps({**before, 'miou': 0.999}))
-    again = evaluate.evaluate(stored.load(workdir), workdir)
+    again = evaluate.evaluate(stored.read(workdir), workdir)
     assert again['miou'] == before['miou'] and again['iou'] == before['iou']
     assert json.loads(path.read_text())['miou'] == before['miou']
 
-    config = configs.finalise(stored.load(workdir))
-    method = methods.get(config.method)
-    like = state.create(method, method.optimizer(config), methods.context(config))
+    config = configs.finalise(stored.read(workdir))
+    method = methods.METHODS[config.method]
+    like = state.create(method, method.optimizer(config)[0], methods.context(config))
     checkpoints = checkpoint.Checkpoints(workdir)
     current = checkpoints.restore(like)
     meta = checkpoints.meta(4)
@@ -171,21 +176,21 @@ def test_evaluation_computes_from_the_weights(trained, tmp_path):
     checkpoints = checkpoint.Checkpoints(workdir)
     checkpoints.save(4, current, meta)
     checkpoints.close()
-    changed = evaluate.evaluate(stored.load(workdir), workdir)
+    changed = evaluate.evaluate(stored.read(workdir), workdir)
     assert changed['miou'] != before['miou']
     assert sum(v > 0 for v in changed['iou'].values()) == 1  # all pixels are of class 2 now
 
 
 def test_a_finished_run_is_evaluated_again_not_trained(trained):
-    before = (trained / monitor.METRICS).read_text()
-    scores = json.loads((trained / evaluate.RESULTS).read_text())
-    again = train.train(stored.load(trained), trained)
+    before = (trained / metrics.METRICS).read_text()
+    scores = json.loads((trained / results.RESULTS).read_text())
+    again = train.train(stored.read(trained), trained)
     assert again['miou'] == scores['miou']
-    assert (trained / monitor.METRICS).read_text() == before
+    assert (trained / metrics.METRICS).read_text() == before
 
 
 def test_another_configuration_does_not_overwrite_a_run(trained):
-    config = stored.load(trained)
+    config = stored.read(trained)
     config.optimizer.learning_rate = 0.2
     before = {p: p.stat().st_mtime_ns for p in pathlib.Path(trained).rglob('*')}
     with pytest.raises(ValueError, match=r'optimizer\.learning_rate: 0\.05 there, 0\.2 now'):
@@ -194,11 +199,11 @@ def test_another_configuration_does_not_overwrite_a_run(trained):
 
 
 def test_evaluation_refuses_another_network(trained):
-    config = stored.load(trained)
+    config = stored.read(trained)
     config.model.width = 0.25
     with pytest.raises(ValueError, match=r'configuration \(model\.width: 0\.125 there, 0\.25 now'):
         evaluate.evaluate(config, trained)
-    config = stored.load(trained)
+    config = stored.read(trained)
     config.seed = 7  # would be written to results.json as the run's
     with pytest.raises(ValueError, match='seed: 0 there, 7 now'):
         evaluate.evaluate(config, trained)
@@ -206,7 +211,7 @@ def test_evaluation_refuses_another_network(trained):
 
 def test_a_checkpoint_that_is_not_there_is_named_with_those_that_are(trained):
     with pytest.raises(FileNotFoundError, match=r"checkpoint '7' .* steps \[3, 4\]"):
-        evaluate.evaluate(stored.load(trained), trained, '7')
+        evaluate.evaluate(stored.read(trained), trained, '7')
     with pytest.raises(FileNotFoundError, match='no checkpoint in'):
         checkpoint.find(trained / 'nowhere', 'last')
 
@@ -233,39 +238,39 @@ def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, data_dir
     assert kept.step > 0
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(kept.student.params))
     # The step's numbers are in the record, after the last good one.
-    assert monitor.read(tmp_path)[-1]['step'] > kept.step
+    assert metrics.read(tmp_path)[-1]['step'] > kept.step
 
 
 def test_a_run_of_an_older_version_gets_the_defaults_it_does_not_know(trained, tmp_path):
-    values = json.loads((trained / stored.FILE).read_text())
+    values = json.loads((trained / run_folder.FILE).read_text())
     del values['model']['remat'], values['data']['streams']['labelled']['pad']
-    (tmp_path / stored.FILE).write_text(json.dumps(values))
-    assert stored.diff(stored.load(trained), stored.load(tmp_path)) == []
+    (tmp_path / run_folder.FILE).write_text(json.dumps(values))
+    assert run_folder.diff(run_folder.load(trained), run_folder.load(tmp_path)) == []
 
 
 def test_progress_leaves_out_compilation_and_its_step():
-    progress = monitor.Progress(0, 100)
-    with progress.pause(steps=1):
+    clock = progress.Progress(0, 100)
+    with clock.pause(steps=1):
         time.sleep(0.2)
     time.sleep(0.1)
-    values = progress.update(11, images_per_step=8)
+    values = clock.update(11, images_per_step=8)
     assert 8 * 10 / 0.2 < values['images_per_second'] <= 8 * 10 / 0.1
 
 
 def test_a_burn_in_reads_and_counts_the_labelled_images_alone(tmp_path, data_dir, monkeypatch):
     monkeypatch.setattr(models, 'build', small)
-    asked, update, open_ = [], monitor.Progress.update, streams.train_batches
+    asked, update, open_ = [], progress.Progress.update, streams.train_batches
 
     def opened(data, seed, step, *processes, names):
         asked.append((step, sorted(names)))
         return open_(data, seed, step, *processes, names=names)
 
-    def counted(progress, step, images_per_step):
+    def counted(clock, step, images_per_step):
         asked.append((step, images_per_step))
-        return update(progress, step, images_per_step)
+        return update(clock, step, images_per_step)
 
     monkeypatch.setattr(streams, 'train_batches', opened)
-    monkeypatch.setattr(monitor.Progress, 'update', counted)
+    monkeypatch.setattr(progress.Progress, 'update', counted)
     config = tiny.get_config()
     config.update_from_flattened_dict({'steps': 3, 'burn_in_steps': 2, 'data.dir': data_dir})
     train.train(config, tmp_path)

@@ -16,7 +16,7 @@ def get_config(method: str = 'css_mix') -> ConfigDict:
     common = {'batch_size': 4, 'crop': (32, 32)}
     c.data.streams.labelled = configs.stream('shapes', count=8, resize=(0.5, 1.5), **common)
     c.data.streams.unlabelled = configs.stream(
-        'shapes', labels=False, exclude='labelled', resize=(1.0, 1.0), pad='reflect', **common
+        'shapes', exclude='labelled', resize=(1.0, 1.0), pad='reflect', **common
     )
     c.augment.jitter_prob = 0.8
     c.augment.blur_prob = 0.5

@@ -20,7 +20,7 @@ def groups(
     pad_to: tuple[int, int] = (0, 0),
     window: tuple[int, int] = (0, 0),
 ) -> dict[tuple[int, int], list[int]]:
-    """Sorts the images of a source by the height and width they are evaluated at.
+    """Sort the images of a source by the height and width they are evaluated at.
 
     Args:
         source: the images.
@@ -49,7 +49,7 @@ def groups(
 
 
 def eval_size(source: Source, size: tuple[int, int]) -> tuple[int, int]:
-    """Gives the height and width that every image of a source is padded to.
+    """Return the height and width that every image of a source is padded to.
 
     Args:
         source: the images.
@@ -69,7 +69,7 @@ def eval_size(source: Source, size: tuple[int, int]) -> tuple[int, int]:
 
 
 def batch_count(images: Mapping[tuple[int, int], Sequence[int]], batch_size: int) -> int:
-    """Gives the number of batches of `eval_batches`."""
+    """Return the number of batches of `eval_batches`."""
     return sum(-(-len(indices) // batch_size) for indices in images.values())
 
 
@@ -82,7 +82,7 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Gives images in batches of one size each, one size after the other.
+    """Return images in batches of one size each, one size after the other.
 
     Images are padded right and bottom by reflection, labels by 255. The last batch of a size is
     filled up with blank images whose labels are all 255, so that they count nowhere and a size
@@ -132,7 +132,7 @@ def eval_batches(
 def example(
     source: Source, index: int, size: tuple[int, int] = (0, 0), crop: bool = False
 ) -> dict[str, np.ndarray]:
-    """Decodes one image and its label, padded as `eval_batches` says.
+    """Decode one image and its label, padded as `eval_batches` says.
 
     Args:
         source: the images.

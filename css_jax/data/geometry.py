@@ -12,13 +12,13 @@ cv2.setNumThreads(0)  # the caller's threads work on different images; more with
 
 
 def decode_image(encoded: bytes) -> np.ndarray:
-    """Decodes a PNG or JPEG to uint8 [H, W, 3], RGB."""
+    """Decode a PNG or JPEG to uint8 [H, W, 3], RGB."""
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION  # as labels know no orientation
     return cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
 
 
 def decode_label(encoded: bytes) -> np.ndarray:
-    """Decodes an 8-bit grey PNG to uint8 [H, W]."""
+    """Decode an 8-bit grey PNG to uint8 [H, W]."""
     return cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
 
 
@@ -32,10 +32,11 @@ def random_crop(
     fill: tuple[int, int, int] = (0, 0, 0),
     resampling: str = 'cv2',
 ) -> dict[str, np.ndarray]:
-    """Resizes at random, pads up to the crop and crops at random: image and label alike.
+    """Resize at random, pad up to the crop and crop at random: image and label alike.
 
     Args:
-        arrays: 'image' uint8 [H, W, 3] and perhaps 'label' uint8 [H, W].
+        arrays: 'image' uint8 [H, W, 3]; perhaps 'label' uint8 [H, W], 'valid' bool [H, W]; what
+            else there is, is passed on.
         rng: where scale and place come from; the draws do not depend on the pixels.
         crop: height and width of the result.
         scale: range of the factor, drawn uniformly; the resized size is (int(H s), int(W s)).
@@ -45,7 +46,8 @@ def random_crop(
         resampling: 'cv2' or 'pil', see `resize`.
 
     Returns:
-        The same names, 'image' uint8 [*crop, 3] and perhaps 'label' uint8 [*crop].
+        The same names, 'image' uint8 [*crop, 3], 'label' uint8 [*crop], 'valid' bool [*crop],
+        false where the image is padded.
     """
     image, label = arrays['image'], arrays.get('label')
     factor = rng.uniform(*scale)
@@ -57,15 +59,18 @@ def random_crop(
 
     # Cut, then padded: a side that is padded is not cut, so nothing is copied to be thrown away.
     image = resize(image, size, resampling)[window]
-    result = {'image': np.ascontiguousarray(pad_to(image, crop, pad, fill))}
+    result = arrays | {'image': np.ascontiguousarray(pad_to(image, crop, pad, fill))}
     if label is not None:
         label = resize_label(label, size, resampling)[window]
         result['label'] = np.ascontiguousarray(pad_to(label, crop, 'constant', 255))
+    if 'valid' in arrays:  # padding is right and below
+        result['valid'] = np.zeros(crop, bool)
+        result['valid'][: image.shape[0], : image.shape[1]] = True
     return result
 
 
 def resize(image: np.ndarray, size: tuple[int, int], resampling: str = 'cv2') -> np.ndarray:
-    """Resizes an image.
+    """Resize an image.
 
     Args:
         image: uint8 [H, W, 3].
@@ -86,7 +91,7 @@ def resize(image: np.ndarray, size: tuple[int, int], resampling: str = 'cv2') ->
 
 
 def resize_label(label: np.ndarray, size: tuple[int, int], resampling: str = 'cv2') -> np.ndarray:
-    """Resizes a label map uint8 [H, W] to `size` (height, width), nearest at pixel centres."""
+    """Resize a label map uint8 [H, W] to `size` (height, width), nearest at pixel centres."""
     if label.shape == tuple(size):
         return label
     if resampling == 'pil':
@@ -98,7 +103,7 @@ def resize_label(label: np.ndarray, size: tuple[int, int], resampling: str = 'cv
 def pad_to(
     array: np.ndarray, size: tuple[int, int], mode: str, value: int | tuple[int, ...] = 0
 ) -> np.ndarray:
-    """Pads right and bottom where the array is smaller than `size`.
+    """Pad right and bottom where the array is smaller than `size`.
 
     Args:
         array: uint8 [H, W] or [H, W, 3].

@@ -45,7 +45,7 @@ class Source:
 
 
 def class_names(dataset: str) -> tuple[str, ...]:
-    """Gives a dataset's class names in the order of the label values; prepares nothing.
+    """Return a dataset's class names in the order of the label values; prepares nothing.
 
     Args:
         dataset: name in `DATASETS`, with '/config' where it has several.
@@ -61,7 +61,7 @@ def class_names(dataset: str) -> tuple[str, ...]:
 
 
 def load(dataset: str, split: str, data_dir: str = '') -> Source:
-    """Opens one split of a dataset, and prepares the dataset where that needs nothing.
+    """Open one split of a dataset, and prepares the dataset where that needs nothing.
 
     Args:
         dataset: name in `DATASETS`, with '/config' where it has several.
@@ -105,7 +105,7 @@ def load(dataset: str, split: str, data_dir: str = '') -> Source:
 
 
 def _find(dataset: str) -> tuple[types.ModuleType, str]:
-    """Gives a dataset's module and the name of its configuration (the first if none is named)."""
+    """Return a dataset's module and the name of its configuration (the first if none is named)."""
     name, _, config = dataset.partition('/')
     if name not in DATASETS:
         raise ValueError(f'there is no dataset {name!r}; there are {_list(name, DATASETS)}')
@@ -118,7 +118,7 @@ def _find(dataset: str) -> tuple[types.ModuleType, str]:
 
 
 def _how_to_prepare(dataset: str, config: str, data_dir: str, missing: str) -> str:
-    """Says which command prepares a dataset, and from what."""
+    """Say which command prepares a dataset, and from what."""
     name = dataset.partition('/')[0]
     command = f'python -m data_prep.{name} --source FOLDER --config {config}'
     command += f' --data_dir {data_dir}' if data_dir else ''
@@ -127,6 +127,6 @@ def _how_to_prepare(dataset: str, config: str, data_dir: str, missing: str) -> s
 
 
 def _list(name: str, known: Iterable[str]) -> str:
-    """Lists the known names, the one nearest to `name` first."""
+    """List the known names, the one nearest to `name` first."""
     nearest = sorted(known, key=lambda other: -difflib.SequenceMatcher(None, name, other).ratio())
     return ', '.join(nearest)

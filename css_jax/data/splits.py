@@ -23,7 +23,7 @@ _RARE = 5  # a class in fewer images is named at start-up
 
 
 def subsets(data: ConfigDict) -> dict[str, tuple[str, ...]]:
-    """Gives every stream's ids in record order, as `streams.train_batches` uses them.
+    """Return every stream's ids in record order, as `streams.train_batches` uses them.
 
     Args:
         data: `config.data`.
@@ -40,7 +40,7 @@ def subsets(data: ConfigDict) -> dict[str, tuple[str, ...]]:
 
 
 def load(data: ConfigDict) -> dict[str, Source]:
-    """Opens the source of every stream, once their settings are known to make sense.
+    """Open the source of every stream, once their settings are known to make sense.
 
     Raises:
         ValueError: they do not, or streams exclude each other in a circle.
@@ -55,7 +55,7 @@ def load(data: ConfigDict) -> dict[str, Source]:
 
 
 def subset(name: str, streams: Mapping, loaded: Mapping[str, Source]) -> tuple[str, ...]:
-    """Chooses the images of one stream; the same settings always choose the same.
+    """Choose the images of one stream; the same settings always choose the same.
 
     Args:
         name: the stream's name.
@@ -83,7 +83,7 @@ def subset(name: str, streams: Mapping, loaded: Mapping[str, Source]) -> tuple[s
 
 
 def _draw(key: str, config: ConfigDict, source: Source, available: np.ndarray) -> np.ndarray:
-    """Draws `count` of the available images until every class is in `min_per_class` of them."""
+    """Draw `count` of the available images until every class is in `min_per_class` of them."""
     count, least = config.count, config.min_per_class
     check(count <= len(available), f'{key}.count', count, f'at most {len(available)} images')
     present = source.pixels > 0  # [N, C]
@@ -103,7 +103,7 @@ def _draw(key: str, config: ConfigDict, source: Source, available: np.ndarray) -
 
 
 def _read_ids(key: str, path: str, source: Source) -> set[str]:
-    """Reads a list, see `data_prep.splits.lists.read`, and finds every image in the source."""
+    """Read a list, see `data_prep.splits.lists.read`, and finds every image in the source."""
     wanted = 'a list of images, one a line (python -m data_prep.splits fetches the published ones)'
     check(Path(path).is_file(), key, path, wanted)
     try:
@@ -123,7 +123,7 @@ def _read_ids(key: str, path: str, source: Source) -> set[str]:
 
 
 def fingerprint(ids: Mapping[str, tuple[str, ...]]) -> str:
-    """Gives a short hash of the images of every stream: 12 hexadecimal digits of a SHA-256.
+    """Return a short hash of the images of every stream: 12 hexadecimal digits of a SHA-256.
 
     Args:
         ids: stream name -> ids, as from `subsets`.
@@ -136,7 +136,7 @@ def fingerprint(ids: Mapping[str, tuple[str, ...]]) -> str:
 
 
 def record(data: ConfigDict, ids: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
-    """Describes the training images as it is stored with checkpoints and results.
+    """Describe the training images as it is stored with checkpoints and results.
 
     Args:
         data: `config.data`.
@@ -158,7 +158,7 @@ def record(data: ConfigDict, ids: Mapping[str, tuple[str, ...]]) -> dict[str, An
 
 
 def report(data: ConfigDict, ids: Mapping[str, tuple[str, ...]]) -> list[str]:
-    """Says which images are trained on, in lines for the log.
+    """Say which images are trained on, in lines for the log.
 
     Args:
         data: `config.data`.
@@ -173,7 +173,7 @@ def report(data: ConfigDict, ids: Mapping[str, tuple[str, ...]]) -> list[str]:
     for name, chosen in ids.items():
         config, source = data.streams[name], loaded[name]
         lines.append(f'stream {name}: {_describe(config, source, len(chosen))}')
-        if config.labels:
+        if config.reads[:4] != 'none':
             counts = coverage(source, chosen)
             shown = ', '.join(f'{known} {count}' for known, count in counts.items())
             lines.append(f'  images that show each class: {shown}')
@@ -189,14 +189,14 @@ def report(data: ConfigDict, ids: Mapping[str, tuple[str, ...]]) -> list[str]:
 
 
 def coverage(source: Source, ids: Collection[str]) -> dict[str, int]:
-    """Gives for each class, by name, in how many of these images it appears."""
+    """Return for each class, by name, in how many of these images it appears."""
     row = {image_id: index for index, image_id in enumerate(source.ids)}
     shown = (source.pixels[[row[image_id] for image_id in ids]] > 0).sum(axis=0)
     return dict(zip(source.class_names, shown.tolist(), strict=True))
 
 
 def changed(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Says what differs between the training images of a checkpoint and those of today.
+    """Say what differs between the training images of a checkpoint and those of today.
 
     Args:
         saved: what is stored with the checkpoint, as from `record`.
@@ -217,7 +217,7 @@ def changed(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def changed_since(saved: Mapping[str, Any], data: ConfigDict) -> str:
-    """Says whether the training images are still those of a checkpoint, where they can be read.
+    """Say whether the training images are still those of a checkpoint, where they can be read.
 
     Evaluating does not need them, so that they may be gone.
 
@@ -239,7 +239,7 @@ def changed_since(saved: Mapping[str, Any], data: ConfigDict) -> str:
 
 
 def check(good: bool, key: str, came: object, expected: str) -> None:
-    """Makes sure that a setting is good.
+    """Make sure that a setting is good.
 
     Raises:
         ValueError: it is not; names the setting's key, what came and what was expected.
@@ -249,7 +249,7 @@ def check(good: bool, key: str, came: object, expected: str) -> None:
 
 
 def _describe(config: ConfigDict, source: Source, images: int) -> str:
-    """Says in words which images of a source a stream holds."""
+    """Say in words which images of a source a stream holds."""
     total = len(source)
     parts = [f'{source.dataset}:{source.split}']
     if config.ids_file:  # its folder names it: every list of the field is a 'labeled.txt'
@@ -265,7 +265,7 @@ def _describe(config: ConfigDict, source: Source, images: int) -> str:
 
 
 def _check_settings(name: str, streams: Mapping) -> None:
-    """Raises ValueError where a stream's choice of images makes no sense whatever the records."""
+    """Raise ValueError where a stream's choice of images makes no sense whatever the records."""
     config, key = streams[name], f'data.streams.{name}'
     check(config.count >= 0, f'{key}.count', config.count, '0 (all) or more')
     both = config.count > 0 and config.ids_file != ''
@@ -283,5 +283,5 @@ def _check_settings(name: str, streams: Mapping) -> None:
 
 
 def _dataset(name: str) -> str:
-    """Gives a dataset's name without '/config': ids are the same in all of its configs."""
+    """Return a dataset's name without '/config': ids are the same in all of its configs."""
     return name.partition('/')[0]

@@ -10,10 +10,11 @@ import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 
 import grain
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from css_jax.data import geometry, splits
+from css_jax.data import geometry, sources, splits
 from css_jax.data.sources import Source
 from css_jax.data.splits import check
 
@@ -28,7 +29,7 @@ def train_batches(
     process_count: int = 1,
     names: Collection[str] = (),
 ) -> Iterator[dict[str, dict[str, np.ndarray]]]:
-    """Gives an endless iterator of training batches.
+    """Return an endless iterator of training batches.
 
     Args:
         data: `config.data`.
@@ -39,8 +40,9 @@ def train_batches(
         names: streams that are read, with the batches they have in any company; (): all.
 
     Returns:
-        Iterator of stream name -> {'image': uint8 [B/P, H, W, 3], RGB, and 'label': uint8
-        [B/P, H, W], 255 = ignore}; no 'label' in a stream with labels=False.
+        Iterator of stream name -> {'image': uint8 [B/P, H, W, 3], RGB, and what the stream reads:
+        'label': uint8 [B/P, H, W], 255 = ignore; 'classes': bool [B/P, C], those in the whole
+        image; 'valid': bool [B/P, H, W], true where a pixel is of the image, not of the padding}.
 
     Raises:
         ValueError: a setting makes no sense, or no images answer to it (see `splits.subset`).
@@ -71,10 +73,30 @@ def train_batches(
     return iter(steps.to_iter_dataset(options))
 
 
+def batch_shapes(
+    data: ConfigDict, names: Collection[str]
+) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+    """Return the shapes of the global batches that `train_batches` gives, of these streams."""
+    found = {}
+    for name in names:
+        config = data.streams[name]
+        what, _, valid = config.reads.partition('+')
+        size = (config.batch_size, *config.crop)
+        found[name] = {'image': jax.ShapeDtypeStruct((*size, 3), np.uint8)}
+        if what == 'mask':
+            found[name]['label'] = jax.ShapeDtypeStruct(size, np.uint8)
+        if what == 'classes':
+            count = len(sources.class_names(config.dataset))
+            found[name]['classes'] = jax.ShapeDtypeStruct((config.batch_size, count), bool)
+        if valid:
+            found[name]['valid'] = jax.ShapeDtypeStruct(size, bool)
+    return found
+
+
 def _examples(
     name: str, data: ConfigDict, loaded: Mapping[str, Source], seed: int
 ) -> grain.MapDataset:
-    """Gives one stream's endless sequence of cropped examples."""
+    """Return one stream's endless sequence of cropped examples."""
     config, source = data.streams[name], loaded[name]
     row = {image_id: index for index, image_id in enumerate(source.ids)}
     indices = [row[image_id] for image_id in splits.subset(name, data.streams, loaded)]
@@ -94,11 +116,11 @@ def _examples(
     stream_seed = _stream_seed(seed, name)
     record = _shuffled(indices, stream_seed)
     dataset = grain.MapDataset.range(_STEPS * config.batch_size).seed(stream_seed)
-    return dataset.map(lambda place: _decode(source, record(place), config.labels)).random_map(crop)
+    return dataset.map(lambda place: _decode(source, record(place), config.reads)).random_map(crop)
 
 
 def _shuffled(indices: list[int], seed: int) -> Callable[[int], int]:
-    """Gives the function from a place in an endless stream to the index of the record there.
+    """Return the function from a place in an endless stream to the index of the record there.
 
     Every pass over the indices has a permutation of its own. (grain's `shuffle` would compute one
     index at a time, which for 16 images costs several times the decoding.)
@@ -115,22 +137,27 @@ def _shuffled(indices: list[int], seed: int) -> Callable[[int], int]:
     return record
 
 
-def _decode(source: Source, index: int, labels: bool) -> dict[str, np.ndarray]:
-    """Decodes one record: its image and, if `labels`, its mask."""
+def _decode(source: Source, index: int, reads: str) -> dict[str, np.ndarray]:
+    """Decode one record: its image, and what else `config.reads` names."""
     record = source.records[index]
+    what, _, valid = reads.partition('+')
     example = {'image': geometry.decode_image(record['image'])}
-    if labels:
+    if what == 'mask':
         example['label'] = geometry.decode_label(record['label'])
+    if what == 'classes':  # noted when the records were written: the mask is not opened
+        example['classes'] = source.pixels[index] > 0
+    if valid:
+        example['valid'] = np.ones(example['image'].shape[:2], bool)
     return example
 
 
 def _stream_seed(seed: int, name: str) -> int:
-    """Mixes the run's seed with the stream's name, so that no two streams run in step."""
+    """Mix the run's seed with the stream's name, so that no two streams run in step."""
     return int.from_bytes(hashlib.sha256(f'{seed} {name}'.encode()).digest()[:4])
 
 
 def _check_data(data: ConfigDict) -> None:
-    """Raises ValueError, in words, where `config.data` makes no sense whatever the records."""
+    """Raise ValueError, in words, where `config.data` makes no sense whatever the records."""
     check(len(data.streams) > 0, 'data.streams', 'none', 'at least one stream')
     check(data.resampling in ('cv2', 'pil'), 'data.resampling', data.resampling, 'cv2 or pil')
     check(data.threads >= 0, 'data.threads', data.threads, '0 or more')

@@ -1,75 +1,65 @@
-"""One file per published method; a method is a module of functions.
-
-- `outputs(config)` -> dict head name -> channels: the heads the network gets.
-- `targets(state, batch, keys, ctx)` -> (prepared, teacher's batch_stats): all without gradient.
-  Every array of prepared is [B, ...], one entry an example: micro-batches are cut from it.
-- `loss(params, state, prepared, keys, ctx)` -> (terms, (batch_stats, statistics, metrics)): all
-  that is differentiated, of a micro-batch. Terms is a dict name -> `css_jax.ops.losses.Term`, this
-  device's sums: the step adds up devices and micro-batches, divides, weighs, and logs 'loss' and
-  'loss_NAME'. A term never psums what depends on the parameters. Metrics are equal on all devices.
-- `update_memory(memory, statistics, ctx)` -> memory: once a step, by the statistics of all
-  micro-batches, stacked [k, ...].
-- `STREAMS`: the streams of `config.data.streams` it asks for, with whether each has labels.
-- `DEFAULTS`: configuration key -> its value where nobody sets it, or a function of the
-  configuration that gives it.
-- `CHOICES`: configuration key -> the values it knows; others are refused.
-
-What a method leaves out is taken from `css_jax.methods.default`.
-"""
+"""The methods by name. A method is one file and one entry here; see `css_jax.methods.method`."""
 
 from collections.abc import Mapping
-from types import SimpleNamespace
 
 from ml_collections import ConfigDict
 
 from css_jax import models
-from css_jax.methods import (
-    baseline,
-    css,
-    css_cross,
-    css_mix,
-    cutmix,
-    default,
-    mean_teacher,
-    supervised,
-)
+from css_jax.methods import css, mean_teacher, supervised
+from css_jax.methods.method import Evaluation, Method
 from css_jax.state import Context
 
-METHODS = {
-    'supervised': supervised,
-    'mean_teacher': mean_teacher,
-    'cutmix': cutmix,
-    'baseline': baseline,
-    'css_cross': css_cross,
-    'css_mix': css_mix,
-    'css': css,
+METHODS: dict[str, Method] = {
+    'supervised': supervised.METHOD,
+    'mean_teacher': mean_teacher.METHOD,
+    'cutmix': mean_teacher.CUTMIX,
+    'baseline': css.BASELINE,
+    'css_cross': css.CROSS,
+    'css_mix': css.MIX,
+    'css': css.METHOD,
 }
 
+__all__ = ['METHODS', 'Evaluation', 'Method', 'context', 'phases']
 
-def get(name: str) -> SimpleNamespace:
-    """Gives the functions of the method `name`, with the defaults for those it leaves out.
+
+def phases(config: ConfigDict) -> list[tuple[int, Method]]:
+    """Return [(until step, method)] of a run: what `config.method` runs before, and itself.
+
+    Args:
+        config: finalised.
 
     Raises:
-        KeyError: no such method.
+        ValueError: the phases do not follow one another, or read a stream that the method does
+            not.
     """
-    return SimpleNamespace(**{**vars(default), **vars(METHODS[name])})
-
-
-def burn_in() -> SimpleNamespace:
-    """Gives the method of the first `config.burn_in_steps` steps of any other."""
-    return get('supervised')
+    method = METHODS[config.method]
+    found = [*method.phases(config), (config.steps, method)]
+    untils = [until for until, _ in found]
+    if untils != sorted(untils) or untils[0] < 0:
+        raise ValueError(
+            f'method {config.method}: its phases end at steps {untils}, expected numbers that grow '
+            f'up to steps={config.steps}'
+        )
+    for until, phase in found:
+        for stream, reads in phase.streams.items():
+            if method.streams.get(stream) != reads:
+                raise ValueError(
+                    f'method {config.method}: its phase until step {until} reads {reads!r} of '
+                    f'stream {stream!r}, expected one of its own streams, {dict(method.streams)}'
+                )
+    return found
 
 
 def context(
     config: ConfigDict, axis: str | None = None, images: Mapping[str, int] | None = None
 ) -> Context:
-    """Gives the network of `config.method`, with the configuration, as methods take them.
+    """Return the network of `config.method`, with the configuration, as methods take them.
 
     Args:
         config: finalised.
         axis: name of the device axis, or None.
         images: stream -> how many images it has; training needs it, evaluation does not.
     """
-    outputs = get(config.method).outputs(config)
+    outputs = METHODS[config.method].outputs(config)
     module = models.build(config.model, config.num_classes, outputs, axis_name=axis)
     return Context(module, config, axis, images or {})

@@ -1,45 +1,74 @@
 """Supervised only: L_s on the labelled images; the EMA teacher is what is evaluated.
 
-The 'Sup.' rows of Table 1, and the burn-in of every other method: it trains whatever heads the
+The 'Sup.' rows of Table 1, and the burn-in of CSS and its baselines: it trains whatever heads the
 network has through the logits alone and leaves the memory as it is.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from jax import Array
 from ml_collections import ConfigDict
 
 from css_jax import parallel
-from css_jax.methods import teacher, views
+from css_jax.keys import Key
+from css_jax.methods import css_follow, teacher, views
+from css_jax.methods.method import Method
 from css_jax.ops.losses import Term
 from css_jax.state import Context, TrainState, Variables
 
-STREAMS = {'labelled': True}
+KEYS = {**css_follow.KEYS, **views.SUPERVISED, **views.AUGMENT, **teacher.KEYS}
+# Of methods that burn in.
+BURN_IN = {
+    'burn_in_steps': Key(
+        0, 'first steps that run the supervised method with the EMA teacher', range=(0, 10**9)
+    ),
+}
+
+
+class Targets(NamedTuple):
+    """What a step trains on: images [B, H, W, 3] normalised, labels [B, H, W] int32, -1: ignore."""
+
+    images: Array
+    labels: Array
 
 
 def outputs(config: ConfigDict) -> dict[str, int]:
-    """Heads and their channels."""
+    """Return the one head, the logits."""
     return {'logits': config.num_classes}
 
 
 def targets(
     state: TrainState, batch: dict, keys: parallel.Keys, ctx: Context
-) -> tuple[dict[str, Array], Any]:
-    """The labelled view; the teacher sees it too, as its BatchNorm has nothing else to learn from.
+) -> tuple[Targets, Any]:
+    """Make the labelled view.
 
-    Returns:
-        {'images' [B, H, W, 3], 'labels' [B, H, W]} and the teacher's batch_stats.
+    The teacher sees it too, as its BatchNorm has nothing else to learn from.
     """
     images, labels = views.labelled(batch['labelled'], keys, ctx)
     _, taught = teacher.run(state.teacher, images, ctx)
-    return {'images': images, 'labels': labels}, taught.batch_stats
+    return Targets(images, labels), taught.batch_stats
 
 
 def loss(
-    params: Any, state: TrainState, prepared: dict, keys: parallel.Keys, ctx: Context
+    params: Any, state: TrainState, prepared: Targets, keys: parallel.Keys, ctx: Context
 ) -> tuple[dict[str, Term], tuple]:
-    """L = L_s."""
+    """Compute L = L_s (Eq. 7)."""
     del keys
-    out, batch_stats = ctx.train(Variables(params, state.student.batch_stats), prepared['images'])
-    terms = {'supervised': Term(*views.supervised_loss(out['logits'], prepared['labels'], ctx))}
+    out, batch_stats = ctx.train(Variables(params, state.student.batch_stats), prepared.images)
+    terms = {'supervised': Term(*views.supervised_loss(out['logits'], prepared.labels, ctx))}
     return terms, (batch_stats, {}, {})
+
+
+METHOD = Method(
+    streams={'labelled': 'mask'},
+    outputs=outputs,
+    targets=targets,
+    loss=loss,
+    keys=KEYS,
+    defaults=css_follow.DEFAULTS,
+)
+
+
+def burn_in(config: ConfigDict) -> list[tuple[int, Method]]:
+    """Run the first `config.burn_in_steps` steps by the labels alone; see `Method.phases`."""
+    return [(config.burn_in_steps, METHOD)] if config.burn_in_steps else []

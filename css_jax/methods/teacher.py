@@ -14,18 +14,46 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from css_jax.keys import Key
 from css_jax.ops import schedules
 from css_jax.state import Context, TrainState, Variables
 
+KEYS = {
+    'teacher.decay': Key(0.99, 'EMA of the parameters, min(1 - 1/(t+1), decay)', range=(0, 1)),
+    'teacher.batch_norm': Key(
+        'own',
+        "own: trains on its batches | ema: follows the student's",
+        choices=('own', 'ema'),
+    ),
+}
+# Of methods whose teacher may see the labelled batch: only statistics of its own would feel it.
+LABELLED_PASS = {
+    'teacher.labelled_pass': Key(
+        lambda c: c.teacher.batch_norm == 'own', 'it sees the labelled batch too', like=True
+    ),
+}
 
-def init(student: Variables, ctx: Context) -> Variables:
-    """The teacher starts as a copy of the student."""
-    del ctx
+
+def copy(student: Variables, key: Array, ctx: Context) -> Variables:
+    """Start the teacher as a copy of the student."""
+    del key, ctx
     return jax.tree.map(jnp.copy, student)
 
 
+def none(student: Variables, key: Array, ctx: Context) -> Variables:
+    """Start without a teacher: one without arrays; for methods that evaluate the student."""
+    del student, key, ctx
+    return Variables({}, {})
+
+
+def keep(state: TrainState, student: Variables, batch_stats: Any, ctx: Context) -> Variables:
+    """Leave the teacher as it is."""
+    del student, batch_stats, ctx
+    return state.teacher
+
+
 def run(teacher: Variables, images: Array, ctx: Context) -> tuple[dict[str, Array], Variables]:
-    """Runs the teacher on normalised images [B, H, W, 3].
+    """Run the teacher on normalised images [B, H, W, 3].
 
     Returns:
         Head name -> [B, h, w, channels], and the teacher with the statistics the pass has left.
@@ -37,7 +65,7 @@ def run(teacher: Variables, images: Array, ctx: Context) -> tuple[dict[str, Arra
 
 
 def update(state: TrainState, student: Variables, batch_stats: Any, ctx: Context) -> Variables:
-    """EMA of the parameters, with decay min(1 - 1/(t+1), decay): the first update copies.
+    """Move the parameters' EMA, with decay min(1 - 1/(t+1), decay): the first update copies.
 
     A teacher taken from another run (`config.init_from`) is no copy, so its decay is constant.
 

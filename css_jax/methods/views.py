@@ -1,29 +1,92 @@
-"""The views of spec section 3 and the supervised loss, as the methods share them."""
+"""The views of images and the pixel losses, as CSS and its baselines share them.
+
+Each group of keys here is of the functions that read it; a method takes the groups it needs.
+"""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from css_jax import parallel
+from css_jax.keys import Key, ascending
 from css_jax.ops import augment, losses
+from css_jax.ops.losses import Term
 from css_jax.state import Context
 
 
+def _ohem(config: Any) -> bool:
+    return config.supervised.loss == 'ohem'
+
+
+# Of `supervised_loss`.
+SUPERVISED = {
+    'supervised.loss': Key('ce', 'ce | ohem (hard pixels only)', choices=('ce', 'ohem')),
+    'supervised.ohem_threshold': Key(
+        0.7,
+        'pixels whose true class has at most this probability are hard',
+        range=(0, 1),
+        only=_ohem,
+    ),
+    'supervised.ohem_kept': Key(
+        50_000,
+        'pixels an image kept at least, times the batch of one device',
+        range=(1, 10**9),
+        only=_ohem,
+    ),
+}
+# Of `labelled` and `strong`: colour, blur and flip, on the device.
+AUGMENT = {
+    'augment.jitter_prob': Key(
+        0.8, "probability that an image's colours are jittered", range=(0, 1)
+    ),
+    'augment.brightness': Key(0.25, 'factors in [1-x, 1+x]', range=(0, 1)),
+    'augment.contrast': Key(0.25, 'likewise', range=(0, 1)),
+    'augment.saturation': Key(0.25, 'likewise', range=(0, 1)),
+    'augment.hue': Key(0.25, 'shift in turns, [-x, x]', range=(0, 0.5)),
+    'augment.blur_prob': Key(0.5, 'probability of a Gaussian blur', range=(0, 1)),
+    'augment.blur_sigma': Key((0.15, 1.15), 'its deviation in pixels', expected=ascending),
+    'augment.flip_prob': Key(0.5, 'probability of the mirror image', range=(0, 1)),
+}
+# Of `strong` and `stored_indicators`.
+STRONG = {
+    'augment.resize': Key((0.5, 1.5), "the strong view's random scale", expected=ascending),
+    'augment.mixing': Key(
+        'cutmix', 'with the next image: cutmix | classmix | cutout | none', choices=augment.MIXING
+    ),
+    'slips': Key(
+        False,
+        "the reference program's slips: indicators rounded down to 255ths, as it keeps them "
+        "as images, and mixing partners of the first device's images alone",
+    ),
+}
+# Of `unsupervised_loss` and `confidence_metrics`.
+UNSUPERVISED = {
+    'unsupervised.loss': Key(
+        'weighted',
+        'weighted by the confident share | thresholded (Eq. 8)',
+        choices=('weighted', 'thresholded'),
+    ),
+    'unsupervised.weight': Key(1.0, 'of L_u', range=(0, 1e3)),
+    'unsupervised.threshold': Key(0.97, 'delta_u', range=(0, 1)),
+}
+
+
 def host_labels(labels: Array) -> Array:
-    """Turns the records' uint8 labels (255: void) into int32 labels (-1: ignore)."""
+    """Turn the records' uint8 labels (255: void) into int32 labels (-1: ignore)."""
     return jnp.where(labels == 255, -1, labels.astype(jnp.int32))
 
 
 def normalise(images: Array, ctx: Context) -> Array:
-    """Standardises uint8 RGB images [B, H, W, 3] by `config.data.mean` and `std`."""
+    """Standardise uint8 RGB images [B, H, W, 3] by `config.data.mean` and `std`."""
     data = ctx.config.data
     return augment.normalise(augment.to_float(images), data.mean, data.std)
 
 
 def labelled(batch: Mapping[str, Array], keys: parallel.Keys, ctx: Context) -> tuple[Array, Array]:
-    """The labelled view: colour jitter, blur and flip of what the host cropped.
+    """Make the labelled view: colour jitter, blur and flip of what the host cropped.
 
     Returns:
         images [B, H, W, 3] normalised, labels [B, H, W] int32 with -1 for ignore.
@@ -46,7 +109,7 @@ def strong(
     ctx: Context,
     lead: str = 'label',
 ) -> tuple[Array, dict[str, Array]]:
-    """The strong view of the unlabelled images, with their pseudo-labels and indicators.
+    """Make the strong view of the unlabelled images, with their pseudo-labels and indicators.
 
     Args:
         images: [B, H, W, 3] uint8, the weak view.
@@ -58,7 +121,8 @@ def strong(
     Returns:
         images [B, H, W, 3] normalised, and the maps moved alike.
     """
-    partner = {'next': parallel.next_example, 'first_device': parallel.next_of_first_device}
+    # One of device 0's images is the reference's slip; on one device it is the same.
+    partner = parallel.next_of_first_device if ctx.config.slips else parallel.next_example
     images, maps = augment.strong_view(
         keys('unlabelled', 'strong'),
         augment.to_float(images),
@@ -68,31 +132,31 @@ def strong(
         num_classes=ctx.config.num_classes,
         mean=ctx.config.data.mean,
         std=ctx.config.data.std,
-        next_example=lambda tree: partner[ctx.config.augment.partner](tree, ctx.axis),
+        next_example=lambda tree: partner(tree, ctx.axis),
     )
     return jax.lax.stop_gradient((images, maps))
 
 
 def _augment(ctx: Context) -> augment.Augment:
-    values = {k: v for k, v in ctx.config.augment.items() if k != 'partner'}
-    return augment.Augment(**values)
+    # A method without a strong view has no resize and no mixing of its own.
+    return augment.Augment(**{'resize': (1.0, 1.0), 'mixing': 'none', **ctx.config.augment})
 
 
 def stored_indicators(maps: dict[str, Array], ctx: Context) -> dict[str, Array]:
-    """Rounds indicators down to 255ths if so configured: the reference keeps them as images.
+    """Round indicators down to 255ths with `config.slips`: the reference keeps them as images.
 
     Args:
         maps: name -> [B, H, W]; labels, which are integers, stay.
         ctx: configuration.
     """
-    if not ctx.config.eight_bit_indicators:
+    if not ctx.config.slips:
         return maps
     floats = {k for k, v in maps.items() if jnp.issubdtype(v.dtype, jnp.floating)}
     return {k: jnp.floor(v * 255) / 255 if k in floats else v for k, v in maps.items()}
 
 
 def supervised_loss(logits: Array, labels: Array, ctx: Context) -> tuple[Array, Array]:
-    """L_s (Eq. 7) of logits [B, h, w, C] against labels [B, H, W]: (sum, count)."""
+    """Return L_s (Eq. 7) of logits [B, h, w, C] against labels [B, H, W]: (sum, count)."""
     c = ctx.config.supervised
     if c.loss == 'ohem':
         kept = c.ohem_kept * labels.shape[0]
@@ -103,7 +167,7 @@ def supervised_loss(logits: Array, labels: Array, ctx: Context) -> tuple[Array, 
 def unsupervised_loss(
     logits: Array, labels: Array, indicator: Array, ctx: Context
 ) -> tuple[Array, Array]:
-    """L_u of logits [B, h, w, C] against pseudo-labels [B, H, W], unweighted: (sum, count)."""
+    """Return L_u of logits [B, h, w, C] against pseudo-labels [B, H, W]: (sum, count)."""
     c = ctx.config.unsupervised
     loss = {
         'weighted': losses.weighted_unsupervised,
@@ -112,8 +176,8 @@ def unsupervised_loss(
     return loss(logits, labels, indicator, c.threshold)
 
 
-def confidence_metrics(labels: Array, indicator: Array, ctx: Context) -> dict[str, Array]:
-    """Shares for the log, over pixels of all devices.
+def confidence_metrics(labels: Array, indicator: Array, ctx: Context) -> dict[str, Term]:
+    """Return shares for the log.
 
     'confident' is the share of pixels that have a pseudo-label and indicator >= delta_u,
     'confident_foreground' the part of these whose class is not 0 (the background, or whatever
@@ -121,23 +185,21 @@ def confidence_metrics(labels: Array, indicator: Array, ctx: Context) -> dict[st
     """
     confident = (indicator >= ctx.config.unsupervised.threshold) & (labels >= 0)
     return {
-        'confident': fraction(confident, jnp.ones_like(confident), ctx),
-        'confident_foreground': fraction(confident & (labels > 0), confident, ctx),
+        'confident': share(confident, jnp.ones_like(confident)),
+        'confident_foreground': share(confident & (labels > 0), confident),
     }
 
 
-def mean(values: Array, ctx: Context) -> Array:
-    """Gives the mean of an array of every example, [B, ...], over all devices."""
-    sums = values.sum(dtype=jnp.float32), jnp.float32(values.size)
-    return losses.mean(*parallel.psum(sums, ctx.axis))
+def share(part: Array, whole: Array) -> Term:
+    """Return how much of the mask `whole` the mask `part`, inside it, is; for the log."""
+    return Term(part.sum(dtype=jnp.float32), whole.sum(dtype=jnp.float32))
 
 
-def fraction(part: Array, whole: Array, ctx: Context) -> Array:
-    """Gives how much of the mask `whole` the mask `part`, inside it, is; over all devices."""
-    sums = part.sum(dtype=jnp.float32), whole.sum(dtype=jnp.float32)
-    return losses.mean(*parallel.psum(sums, ctx.axis))
+def mean(values: Array) -> Term:
+    """Return the mean of an array of every example, [B, ...]; for the log."""
+    return Term(values.sum(dtype=jnp.float32), jnp.float32(values.size))
 
 
-def steps_per_pass(stream: str, ctx: Context) -> int:
-    """Gives the full batches in a stream's images, at least 1, as the reference counts passes."""
-    return max(1, ctx.images[stream] // ctx.config.data.streams[stream].batch_size)
+def steps_per_pass(images: int, batch_size: int) -> int:
+    """Return the full batches in so many images, at least 1, as the reference counts passes."""
+    return max(1, images // batch_size)

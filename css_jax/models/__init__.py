@@ -1,23 +1,36 @@
 """Networks: `build` makes the one that a configuration describes."""
 
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from css_jax.models import atrous, deeplab, mobilenet, remat, resnet
+from css_jax.keys import Key
+from css_jax.models import deeplab
+from css_jax.models.backbones import BACKBONES
 from css_jax.models.layers import check_choice
 
-# Name -> constructor: (config.model, axis_name) -> module, (images [B, H, W, 3], train) ->
-# (low-level features [B, h, w, c], features [B, h', w', C]); the heads work at h x w.
-BACKBONES = {
-    'resnet18': partial(resnet.build, resnet.BasicBlock, (2, 2, 2, 2)),
-    'resnet34': partial(resnet.build, resnet.BasicBlock, (3, 4, 6, 3)),
-    'resnet50': partial(resnet.build, resnet.Bottleneck, (3, 4, 6, 3)),
-    'resnet101': partial(resnet.build, resnet.Bottleneck, (3, 4, 23, 3)),
-    'mobilenet_v1': mobilenet.build,
+__all__ = ['BACKBONES', 'FAMILIES', 'KEYS', 'Family', 'build']
+
+
+class Family(NamedTuple):
+    """Networks of one design.
+
+    Attributes:
+        keys: what `config.model` has of them: path -> its declaration.
+        build: (config.model, outputs, axis_name) -> module, (images [B, H, W, 3] float32
+            normalised, train) -> head name -> [B, h, w, channels] float32.
+    """
+
+    keys: Mapping[str, Key]
+    build: Callable[[Any, Mapping[str, int], str | None], nn.Module]
+
+
+FAMILIES = {'deeplab': Family(deeplab.KEYS, deeplab.build)}
+KEYS = {
+    'model.family': Key('deeplab', 'deeplab (DeepLabV3+)', choices=FAMILIES),
+    **{name: key for family in FAMILIES.values() for name, key in family.keys.items()},
 }
 
 
@@ -27,19 +40,19 @@ def build(
     outputs: dict[str, int] | None = None,
     axis_name: str | None = None,
 ) -> nn.Module:
-    """Makes DeepLabV3+ (spec section 2) as `config` describes it.
+    """Make the network that `config` describes.
 
     `module.apply(variables, images [B, H, W, 3] float32 normalised, train=False)` gives head name
-    -> [B, h, w, channels] float32, at the stride of the backbone's low-level features (4). With
+    -> [B, h, w, channels] float32, at the stride of the backbone's 'stride4' features. With
     train=True apply with mutable=['batch_stats'].
 
     Args:
-        config: config.model, or a dict or object with its keys: backbone, stem, output_stride,
-            width, representation_dim, dtype; may have stem_ceil_mode (False), atrous ('auto'),
-            remat (()).
+        config: config.model, or a dict or object with the keys of its family (`FAMILIES`;
+            'deeplab' if it names none). DeepLab needs backbone, stem, output_stride, width, dtype;
+            it may have stem_ceil_mode (False), atrous ('auto'), remat (()).
         num_classes: channels of the 'logits' head, if `outputs` does not say.
         outputs: head name -> channels; by default logits: num_classes, representation:
-            representation_dim. Heads that are not in it are not built.
+            config.representation_dim. Heads that are not in it are not built.
         axis_name: of the devices whose BatchNorm statistics are shared; None: each its own.
 
     Returns:
@@ -50,12 +63,8 @@ def build(
     """
     if isinstance(config, dict):
         config = ConfigDict(config)
-    check_choice('backbone', config.backbone, BACKBONES)
-    check_choice('dtype', config.dtype, ('float32', 'bfloat16'))
-    form = getattr(config, 'atrous', 'auto')
-    check_choice('atrous', form, ('auto', *atrous.FORMS))
-    if not config.width > 0:
-        raise ValueError(f'width is {config.width!r}; expected a number above 0')
+    family = getattr(config, 'family', 'deeplab')
+    check_choice('family', family, FAMILIES)
     if outputs is None:
         outputs = {'logits': num_classes, 'representation': config.representation_dim}
     for name, count in outputs.items():
@@ -63,15 +72,4 @@ def build(
             raise ValueError(f'head {name!r} has {count!r} channels; expected a positive integer')
     if not outputs:
         raise ValueError('outputs is empty; expected head name -> channels, one head or more')
-
-    rate = round(96 / config.output_stride)  # ASPP: 12, 24, 36 at stride 8; 6, 12, 18 at 16
-    return deeplab.DeepLab(
-        backbone=BACKBONES[config.backbone](config, axis_name),
-        outputs=tuple(outputs.items()),
-        rates=(rate, 2 * rate, 3 * rate),
-        atrous=form,
-        width=config.width,
-        dtype=jnp.dtype(config.dtype),
-        axis_name=axis_name,
-        remat=remat.stages(getattr(config, 'remat', ())),
-    )
+    return FAMILIES[family].build(config, outputs, axis_name)

@@ -44,17 +44,17 @@ AUTO = {
     # Layers in space to batch are no faster, and slower by a factor where the grids are smaller
     # than a kernel.
     'cpu': Forms('dilated', 'products'),
-    # Not measured. XLA's dilated convolutions were reported 15 to 23 times slower than PyTorch's
-    # (https://github.com/openxla/xla/pull/32231, which hands the forward ones to cuDNN); and by the
-    # benchmark's estimate products are ahead of a convolution that is as fast as they are.
-    'gpu': Forms('space_to_batch', 'products'),
+    # Not measured, so the form that XLA is given is the plain one. Its dilated convolutions were
+    # reported 15 to 23 times slower than PyTorch's there (https://github.com/openxla/xla/pull/32231
+    # hands the forward ones to cuDNN): 'space_to_batch' is the form to try first.
+    'gpu': Forms('dilated', 'dilated'),
     # Not measured, and no report known: a window's dilation is part of XLA's own convolution there.
     'tpu': Forms('dilated', 'dilated'),
 }
 
 
 def forms(atrous: str) -> Forms:
-    """Gives the forms that `config.model.atrous` stands for on this process's default platform.
+    """Return the forms that `config.model.atrous` stands for on this process's default platform.
 
     Args:
         atrous: 'auto' or a key of FORMS.
@@ -65,7 +65,7 @@ def forms(atrous: str) -> Forms:
 
 
 def regrid(x: jax.Array, before: int, after: int) -> jax.Array:
-    """Rearranges a map from one space-to-batch layout to another.
+    """Rearrange a map from one space-to-batch layout to another.
 
     In layout d image (b, r, s) of a batch [B, d, d] has the pixels (d i + r, d j + s) of image b.
 
@@ -92,7 +92,7 @@ def regrid(x: jax.Array, before: int, after: int) -> jax.Array:
 
 
 def regrids(form: str, size: Sequence[int], largest: int, images: Sequence[int]) -> bool:
-    """Says whether a backbone's dilated layers run in space-to-batch layout.
+    """Say whether a backbone's dilated layers run in space-to-batch layout.
 
     They do where `form` asks for it and both sides of the map divide by the largest dilation. Where
     they do not, that is logged, once a process and size of images (as debug from the fourth on).
@@ -113,7 +113,7 @@ def regrids(form: str, size: Sequence[int], largest: int, images: Sequence[int])
 
 @functools.cache
 def _say(images: tuple[int, int], size: tuple[int, int], largest: int) -> None:
-    """Logs that images of a size are not rearranged, the first time that it is called with it."""
+    """Log that images of a size are not rearranged, the first time that it is called with it."""
     few = _say.cache_info().currsize < 3  # an evaluation may have hundreds of sizes
     LOG.log(
         logging.INFO if few else logging.DEBUG,
@@ -126,7 +126,7 @@ def _say(images: tuple[int, int], size: tuple[int, int], largest: int) -> None:
 
 
 def within(block: Callable[[], Any], before: int, after: int) -> Callable[[], Callable]:
-    """Gives a block that is handed a map in one layout and works in another, see `regrid`.
+    """Return a block that is handed a map in one layout and works in another, see `regrid`.
 
     Args:
         block: makes the module, (x, train) -> x.
@@ -156,7 +156,7 @@ class Zone(NamedTuple):
 
 
 def zones(size: int, taps: int, dilation: int) -> list[Zone]:
-    """Divides the rows of a map by the taps that read them, those left out that meet padding only.
+    """Divide the rows of a map by the taps that read them, those left out that meet padding only.
 
     Args:
         size: number of rows.
@@ -246,7 +246,7 @@ products.defvjp(_forward, _backward)
 
 
 def _placed(part: jax.Array, places: dict[int, tuple[slice, int]]) -> jax.Array:
-    """Pads with zeros: axis -> (where `part` belongs, size of the result) for those that grow."""
+    """Pad with zeros: axis -> (where `part` belongs, size of the result) for those that grow."""
     padding = [(0, 0, 0)] * part.ndim
     for axis, (place, size) in places.items():
         padding[axis] = (place.start, size - place.stop, 0)

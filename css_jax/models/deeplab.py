@@ -1,5 +1,6 @@
 """DeepLabV3+ (Chen et al., arXiv 1802.02611) as the reference has it, with any number of heads."""
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -7,9 +8,43 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from css_jax.keys import Key
 from css_jax.models import atrous, remat
-from css_jax.models.layers import BatchNorm, Conv, channels
+from css_jax.models.backbones import BACKBONES
+from css_jax.models.layers import BatchNorm, Conv, channels, check_choice
 from css_jax.ops import resize
+
+
+def _expected_stages(names: Any) -> str:
+    known = (*remat.STAGES, remat.ALL)
+    return '' if set(names) <= set(known) else f'stages out of {", ".join(known)}'
+
+
+# The paper's values are the defaults.
+KEYS = {
+    'model.backbone': Key('resnet101', 'resnet18 | 34 | 50 | 101 | mobilenet_v1',
+                          choices=BACKBONES),
+    'model.stem': Key('conv7', "conv7 (torchvision's) | deep (three 3x3)",
+                      choices=('conv7', 'deep')),
+    'model.output_stride': Key(8, '8 | 16', choices=(8, 16)),
+    'model.width': Key(1.0, 'multiplies every channel count', range=(1e-3, 1e3)),
+    'model.dtype': Key(
+        'float32', 'of the computation; parameters and statistics are always float32',
+        choices=('float32', 'bfloat16'),
+    ),
+    'model.stem_ceil_mode': Key(
+        False, "deep stem: the reference's max-pool, which rounds up",
+        only=lambda c: c.model.stem == 'deep',
+    ),
+    'model.atrous': Key(
+        'auto', 'dilated | space_to_batch, the same sums; auto: see docs/speed.md',
+        choices=('auto', *atrous.FORMS),
+    ),
+    'model.remat': Key(
+        (), 'stages computed anew in the backward pass, or all: see docs/memory.md',
+        like=('layer3', 'layer4'), any_length=True, expected=_expected_stages,
+    ),
+}  # fmt: skip
 
 
 class ASPP(nn.Module):
@@ -23,7 +58,7 @@ class ASPP(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Concatenates 1x1, three atrous 3x3 and the image's mean; projects by 1x1."""
+        """Concatenate 1x1, three atrous 3x3 and the image's mean; projects by 1x1."""
         products = atrous.forms(self.atrous).pyramid == 'products'
         conv = partial(self.conv, atrous=atrous.products if products else None)
         branches = []
@@ -48,7 +83,7 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Applies the head; float32 comes out."""
+        """Apply the head; float32 comes out."""
         x = self.conv(self.features, 3, name='conv')(x)
         x = nn.relu(self.norm(name='bn')(x, train))
         return self.conv(self.outputs, 1, use_bias=True, name='out')(x).astype(jnp.float32)
@@ -57,10 +92,10 @@ class Head(nn.Module):
 class DeepLab(nn.Module):
     """The network; images [B, H, W, 3] -> head name -> [B, h, w, channels].
 
-    h, w are whatever the backbone's first output has: H/4, W/4, rounded up, for a ResNet.
+    h, w are whatever the backbone's 'stride4' features have: H/4, W/4, rounded up, for a ResNet.
 
     Attributes:
-        backbone: module, (images, train) -> (low_level [B, h, w, c], features [B, h', w', C]).
+        backbone: module, (images, train) -> 'stride4' [B, h, w, c] and 'last' [B, h', w', C].
         outputs: pairs (head name, channels).
         rates: ASPP's dilations.
         atrous: form of ASPP's convolutions, see `css_jax.models.atrous.forms`; the backbone has its
@@ -83,7 +118,7 @@ class DeepLab(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> dict[str, jax.Array]:
-        """Applies the network.
+        """Apply the network.
 
         Args:
             images: [B, H, W, 3] float, normalised.
@@ -107,10 +142,10 @@ class DeepLab(nn.Module):
         def decode(module, low_level, x):
             return module._decode(low_level, x, train, conv, norm)
 
-        low_level, x = self.backbone(images, train)
+        found = self.backbone(images, train)
         aspp = partial(ASPP, features, self.rates, self.atrous, conv, norm, name='aspp')
-        x = remat.chain(self, 'aspp', [aspp], x, train)
-        return remat.run(self, 'decoder', decode, low_level, x)
+        x = remat.chain(self, 'aspp', [aspp], found['last'], train)
+        return remat.run(self, 'decoder', decode, found['stride4'], x)
 
     def _decode(
         self, low_level: jax.Array, x: jax.Array, train: bool, conv: Any, norm: Any
@@ -125,3 +160,28 @@ class DeepLab(nn.Module):
             name: Head(features, count, conv, norm, name=f'head_{name}')(x, train)
             for name, count in self.outputs
         }
+
+
+def build(config: Any, outputs: Mapping[str, int], axis_name: str | None) -> DeepLab:
+    """Make the DeepLabV3+ that `config` (config.model) describes; see `css_jax.models.build`.
+
+    Raises:
+        ValueError: a value that there is not, with what was expected.
+    """
+    check_choice('backbone', config.backbone, BACKBONES)
+    check_choice('dtype', config.dtype, ('float32', 'bfloat16'))
+    form = getattr(config, 'atrous', 'auto')
+    check_choice('atrous', form, ('auto', *atrous.FORMS))
+    if not config.width > 0:
+        raise ValueError(f'width is {config.width!r}; expected a number above 0')
+    rate = round(96 / config.output_stride)  # ASPP: 12, 24, 36 at stride 8; 6, 12, 18 at 16
+    return DeepLab(
+        backbone=BACKBONES[config.backbone](config, axis_name),
+        outputs=tuple(outputs.items()),
+        rates=(rate, 2 * rate, 3 * rate),
+        atrous=form,
+        width=config.width,
+        dtype=jnp.dtype(config.dtype),
+        axis_name=axis_name,
+        remat=remat.stages(getattr(config, 'remat', ())),
+    )

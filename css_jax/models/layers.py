@@ -15,12 +15,12 @@ torch_uniform = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')  # 
 
 
 def channels(count: int, width: float) -> int:
-    """Gives a layer's number of channels: `count` times `width`, rounded, at least 8."""
+    """Return a layer's number of channels: `count` times `width`, rounded, at least 8."""
     return max(8, round(count * width))
 
 
 def check_choice(argument: str, value: Any, choices: Iterable[Any]) -> None:
-    """Raises a ValueError that names argument, value and choices, unless value is one of them."""
+    """Raise a ValueError that names argument, value and choices, unless value is one of them."""
     choices = list(choices)
     if value in choices:
         return
@@ -32,7 +32,7 @@ def check_choice(argument: str, value: Any, choices: Iterable[Any]) -> None:
 
 
 def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int = 1) -> jax.Array:
-    """Convolves with torch's symmetric padding dilation (k-1)/2, k odd.
+    """Convolve with torch's symmetric padding dilation (k-1)/2, k odd.
 
     A 1x1 kernel is a matrix product: of a convolution XLA on CPU computes the kernel's gradient as
     one whose window is the map, which takes a multiple of the time.
@@ -105,7 +105,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Convolves x in `dtype`; the parameters are float32."""
+        """Convolve x in `dtype`; the parameters are float32."""
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         kernel = self.param('kernel', self.kernel_init, shape)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
@@ -138,7 +138,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Normalises x [..., C]; `train` uses the batch's statistics and moves the running ones.
+        """Normalise x [..., C]; `train` uses the batch's statistics and moves the running ones.
 
         Raises:
             ValueError: `train` with one value per channel, of which there is no variance.
@@ -159,7 +159,7 @@ class BatchNorm(nn.Module):
         return y.astype(self.dtype)
 
     def _batch_statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array, int]:
-        """Gives mean [C], biased variance [C] and the number of values over all devices."""
+        """Return mean [C], biased variance [C] and the number of values over all devices."""
         axes = tuple(range(x.ndim - 1))
         devices = 1 if self.axis_name is None else lax.axis_size(self.axis_name)
         n = devices * (x.size // x.shape[-1])

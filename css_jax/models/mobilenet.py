@@ -21,7 +21,7 @@ BLOCKS = (
 
 
 def depthwise(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.Array:
-    """Convolves each channel on its own, with TensorFlow's 'SAME' padding.
+    """Convolve each channel on its own, with TensorFlow's 'SAME' padding.
 
     As a sum of shifted products, in float32: on a CPU its gradients took a half to a twentieth of
     the time of `feature_group_count`'s.
@@ -104,7 +104,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Applies the block."""
+        """Apply the block."""
         x = self.conv(0, 3, self.stride, self.dilation, name='depthwise')(x, train)
         return self.conv(self.features, 1, 1, 1, name='pointwise')(x, train)
 
@@ -132,8 +132,12 @@ class MobileNetV1(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Gives features at stride 4 [B, h, w, c] and at the output stride [B, h', w', C]."""
+    def __call__(self, x: jax.Array, train: bool) -> dict[str, jax.Array]:
+        """Apply the backbone.
+
+        Returns:
+            'stride4' [B, h, w, c]; 'last', at the output stride [B, h', w', C].
+        """
         # Keras's eps for these weights; momentum stays that of the other networks here.
         norm = partial(BatchNorm, axis_name=self.axis_name, eps=1e-3, dtype=self.dtype)
         conv = partial(Conv, norm=norm, dtype=self.dtype)
@@ -164,15 +168,15 @@ class MobileNetV1(nn.Module):
         for stage, blocks in stages.items():
             x = remat.chain(self, stage, blocks, x, train)
             if stage == 'layer1':
-                low_level = x
-        return low_level, atrous.regrid(x, layout, 1)
+                stride4 = x
+        return {'stride4': stride4, 'last': atrous.regrid(x, layout, 1)}
 
     def _channels(self, count: int) -> int:
         return max(8, int(count * self.width))
 
 
 def build(config: Any, axis_name: str | None) -> MobileNetV1:
-    """Makes the network that `config` (config.model) describes.
+    """Make the network that `config` (config.model) describes.
 
     Args:
         config: has stem, output_stride, width, dtype; may have atrous, remat.

@@ -26,7 +26,7 @@ ALL = 'all'
 
 
 def stages(names: Any) -> tuple[str, ...]:
-    """Gives the stages that `config.model.remat` names.
+    """Return the stages that `config.model.remat` names.
 
     Args:
         names: a tuple of STAGES, or with ALL.
@@ -48,7 +48,7 @@ def stages(names: Any) -> tuple[str, ...]:
 
 
 def run(module: nn.Module, stage: str, function: Callable, *arrays: jax.Array) -> Any:
-    """Calls `function` on the arrays; what it computes is not kept if `module.remat` has the stage.
+    """Call `function` on the arrays; what it computes is not kept if `module.remat` has the stage.
 
     Args:
         module: in whose `__call__` this is.
@@ -67,7 +67,7 @@ def chain(
     x: jax.Array,
     train: bool,
 ) -> jax.Array:
-    """Applies the blocks of a stage one after the other, as runs if `module.remat` has the stage.
+    """Apply the blocks of a stage one after the other, as runs if `module.remat` has the stage.
 
     Args:
         module: in whose `__call__` this is.

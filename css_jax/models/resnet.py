@@ -27,7 +27,7 @@ class BasicBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Applies the block."""
+        """Apply the block."""
         y = self.conv(self.planes, 3, self.stride, self.dilations[0], name='conv1')(x)
         y = nn.relu(self.norm(name='bn1')(y, train))
         y = self.conv(self.planes, 3, 1, self.dilations[1], name='conv2')(y)
@@ -49,7 +49,7 @@ class Bottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Applies the block."""
+        """Apply the block."""
         y = nn.relu(self.norm(name='bn1')(self.conv(self.planes, 1, name='conv1')(x), train))
         y = self.conv(self.planes, 3, self.stride, self.dilations[0], name='conv2')(y)
         y = nn.relu(self.norm(name='bn2')(y, train))
@@ -59,7 +59,7 @@ class Bottleneck(nn.Module):
 
 
 def _shortcut(block: nn.Module, x: jax.Array, shape: Sequence[int], train: bool) -> jax.Array:
-    """Gives x itself or, where channels or stride change, its 1x1 projection to `shape`."""
+    """Return x itself or, where channels or stride change, its 1x1 projection to `shape`."""
     if x.shape[-1] == shape[-1] and block.stride == 1:
         return x
     x = block.conv(shape[-1], 1, block.stride, name='downsample_conv')(x)
@@ -67,7 +67,7 @@ def _shortcut(block: nn.Module, x: jax.Array, shape: Sequence[int], train: bool)
 
 
 class ResNet(nn.Module):
-    """The backbone; images [B, H, W, 3] -> (layer1's output, layer4's output).
+    """The backbone; images [B, H, W, 3] -> features by name.
 
     Attributes:
         block: BasicBlock or Bottleneck.
@@ -94,8 +94,13 @@ class ResNet(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Gives features at stride 4 [B, h, w, c] and at the output stride [B, h', w', C]."""
+    def __call__(self, x: jax.Array, train: bool) -> dict[str, jax.Array]:
+        """Apply the backbone.
+
+        Returns:
+            'stride4': layer1's output [B, h, w, c]; 'layer3' and 'last': layer3's and layer4's, at
+            the output stride [B, h', w', C].
+        """
         conv = partial(Conv, kernel_init=he_normal, dtype=self.dtype)
         norm = partial(BatchNorm, axis_name=self.axis_name, dtype=self.dtype)
         images = x.shape[1:3]
@@ -126,8 +131,10 @@ class ResNet(nn.Module):
                 blocks.append(atrous.within(block, before, layout))
             x = remat.chain(self, f'layer{k + 1}', blocks, x, train)
             if k == 0:
-                low_level = x
-        return low_level, atrous.regrid(x, layout, 1)
+                features = {'stride4': x}
+            if k == 2:
+                features['layer3'] = atrous.regrid(x, layout, 1)
+        return features | {'last': atrous.regrid(x, layout, 1)}
 
     def _stem(self, x: jax.Array, train: bool, conv: Any, norm: Any) -> jax.Array:
         """[B, H, W, 3] -> [B, H/4, W/4, 64 (conv7) or 128 (deep)]."""
@@ -146,7 +153,7 @@ class ResNet(nn.Module):
         return max_pool(x, padding)
 
     def _strides_and_dilations(self) -> tuple[list[int], list[int], list[int]]:
-        """Gives per layer the stride, the dilation of its first 3x3 and that of all others.
+        """Return per layer the stride, the dilation of its first 3x3 and that of all others.
 
         A layer that gives up its stride dilates instead, from behind the convolution that had it:
         that one keeps the dilation of the layer before (torchvision; thus the features at stride 8,
@@ -162,7 +169,7 @@ class ResNet(nn.Module):
 def build(
     block: Any, depths: tuple[int, int, int, int], config: Any, axis_name: str | None
 ) -> ResNet:
-    """Makes the ResNet of these blocks that `config` (config.model) describes.
+    """Make the ResNet of these blocks that `config` (config.model) describes.
 
     Args:
         block: BasicBlock or Bottleneck.

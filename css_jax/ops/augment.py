@@ -64,12 +64,12 @@ class Augment:
 
 
 def to_float(images: jax.Array) -> jax.Array:
-    """Maps uint8 images to float32 in [0, 1]."""
+    """Map uint8 images to float32 in [0, 1]."""
     return images.astype(jnp.float32) / 255
 
 
 def normalise(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
-    """Standardises images [B, H, W, 3] in [0, 1] by the mean and deviation of each channel."""
+    """Standardise images [B, H, W, 3] in [0, 1] by the mean and deviation of each channel."""
     return (images - jnp.asarray(mean, images.dtype)) / jnp.asarray(std, images.dtype)
 
 
@@ -85,7 +85,7 @@ def strong_view(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> tuple[jax.Array, Maps]:
-    """Makes the student's view of an unlabelled batch: resize and crop, mixing, photometry.
+    """Make the student's view of an unlabelled batch: resize and crop, mixing, photometry.
 
     The paper leaves this view to its predecessors; order and laws are the reference program's.
 
@@ -136,7 +136,7 @@ def photometric(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> tuple[jax.Array, Maps]:
-    """Jitters, blurs, flips and standardises: all that happens on the device to a labelled batch.
+    """Jitter, blurs, flips and standardises: all that happens on the device to a labelled batch.
 
     Args:
         keys: [B] typed keys, one an example.
@@ -169,7 +169,7 @@ def photometric(
 def resize_crop(
     keys: jax.Array, images: jax.Array, maps: Maps, scale_range: Sequence[float]
 ) -> tuple[jax.Array, Maps]:
-    """Resizes each example by its own random scale, then pads or crops it back to its size.
+    """Resize each example by its own random scale, then pads or crops it back to its size.
 
     Images are resized bilinearly, antialiased when they shrink (the triangle filter of PIL and of
     torchvision's antialias=True); maps by the nearest pixel centre. What is missing is padded at
@@ -219,7 +219,7 @@ def mix(
     num_classes: int,
     fill: Sequence[float],
 ) -> tuple[jax.Array, Maps]:
-    """Replaces a part of each example by the same part of the next one, or by nothing.
+    """Replace a part of each example by the same part of the next one, or by nothing.
 
     'cutmix' replaces a box of half the area, 'classmix' the pixels of all but half (rounded down)
     of the values in the example's own map `label`, where ignore counts as a value, 'cutout' erases
@@ -262,7 +262,7 @@ def mix(
 
 
 def flip(keys: jax.Array, images: jax.Array, maps: Maps, *, prob: float) -> tuple[jax.Array, Maps]:
-    """Mirrors images [B, H, W, C] and maps [B, H, W] left to right with probability `prob`.
+    """Mirror images [B, H, W, C] and maps [B, H, W] left to right with probability `prob`.
 
     Raises:
         ValueError: the shapes do not go together.
@@ -276,7 +276,7 @@ def flip(keys: jax.Array, images: jax.Array, maps: Maps, *, prob: float) -> tupl
 def _resample(
     length: int, scale: jax.Array, draw: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Resizes, pads or crops one axis back to its length.
+    """Resize, pads or crops one axis back to its length.
 
     Returns:
         The nearest input pixel of each output pixel [B, length], whether the output pixel lies on
@@ -299,7 +299,7 @@ def _resample(
 
 
 def _box(keys: jax.Array, height: int, width: int) -> jax.Array:
-    """Draws CutMix's boxes [B, H, W]: half the area, any width over W/2, anywhere inside."""
+    """Draw CutMix's boxes [B, H, W]: half the area, any width over W/2, anywhere inside."""
     if height < 2 or width < 3:
         raise ValueError(f'images are {height} x {width}; a box needs at least 2 x 3 pixels')
     drawn = draws.uniform(keys, 'mix', 3)
@@ -315,7 +315,7 @@ def _box(keys: jax.Array, height: int, width: int) -> jax.Array:
 
 
 def _half_of_classes(keys: jax.Array, labels: jax.Array, num_classes: int) -> jax.Array:
-    """Marks the pixels [B, H, W] of half the values in each label map, drawn uniformly."""
+    """Mark the pixels [B, H, W] of half the values in each label map, drawn uniformly."""
     present = (labels[..., None] == jnp.arange(-1, num_classes)).any((1, 2))  # [B, C + 1]
     drawn = jnp.where(present, draws.uniform(keys, 'mix', num_classes + 1), 2.0)  # absent ones last
     rank = jnp.argsort(jnp.argsort(drawn, axis=1), axis=1)
@@ -324,7 +324,7 @@ def _half_of_classes(keys: jax.Array, labels: jax.Array, num_classes: int) -> ja
 
 
 def _unknown(name: str, values: jax.Array) -> int | float:
-    """Gives what a map holds where nothing is known: ignore for labels, 0 for indicators."""
+    """Return what a map holds where nothing is known: ignore for labels, 0 for indicators."""
     if jnp.issubdtype(values.dtype, jnp.signedinteger):
         return -1
     if jnp.issubdtype(values.dtype, jnp.floating):

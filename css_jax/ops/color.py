@@ -22,7 +22,7 @@ def color(
     saturation: float,
     hue: float,
 ) -> jax.Array:
-    """Jitters brightness, contrast, saturation and hue in a random order (torchvision's law).
+    """Jitter brightness, contrast, saturation and hue in a random order (torchvision's law).
 
     The first three move a pixel away from (factor > 1) or towards (factor < 1) black, the image's
     mean grey and the pixel's own grey; the last shifts the hue in HSV. Values are clipped to
@@ -60,7 +60,7 @@ def color(
 
 
 def blur(keys: jax.Array, images: jax.Array, *, prob: float, sigma: Sequence[float]) -> jax.Array:
-    """Blurs with a Gaussian of random width, cut at 3.5 of the largest sigma, borders reflected.
+    """Blur with a Gaussian of random width, cut at 3.5 of the largest sigma, borders reflected.
 
     Args:
         keys: [B] typed keys, one an example.
@@ -97,7 +97,7 @@ def blur(keys: jax.Array, images: jax.Array, *, prob: float, sigma: Sequence[flo
 
 
 def _turn_hue(rgb: jax.Array, turns: jax.Array) -> jax.Array:
-    """Shifts the hue of [3, B, H, W] at constant value and chroma."""
+    """Shift the hue of [3, B, H, W] at constant value and chroma."""
     red, green, blue = rgb
     value = jnp.maximum(jnp.maximum(red, green), blue)
     chroma = value - jnp.minimum(jnp.minimum(red, green), blue)

@@ -29,7 +29,7 @@ _PROBABILITY_UNITS = 2**23
 def order_pixels(
     labels: jax.Array, hard: jax.Array, num_classes: int, segments: Sequence[int] = ()
 ) -> tuple[jax.Array, jax.Array]:
-    """Orders the pixels by (class, hard before easy, index); pixels of no class come last.
+    """Order the pixels by (class, hard before easy, index); pixels of no class come last.
 
     Args:
         labels: [N] int; pixels outside [0, num_classes) are not valid.
@@ -61,7 +61,7 @@ def order_pixels(
 
 
 def draw(key: jax.Array, counts: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Draws whole numbers uniformly from [0, counts), with replacement: floor(u * counts).
+    """Draw whole numbers uniformly from [0, counts), with replacement: floor(u * counts).
 
     Args:
         key: random key.
@@ -79,7 +79,7 @@ def draw(key: jax.Array, counts: jax.Array, shape: tuple[int, ...]) -> jax.Array
 def log_class_probabilities(
     prototypes: jax.Array, present: jax.Array, temperature: float
 ) -> jax.Array:
-    """Gives log p(c'|c), the law of the negatives' classes: softmax(cos(rho_c, rho_c') / tau).
+    """Return log p(c'|c), the law of the negatives' classes: softmax(cos(rho_c, rho_c') / tau).
 
     Args:
         prototypes: [C, D].
@@ -99,7 +99,7 @@ def log_class_probabilities(
 def draw_negatives(
     key: jax.Array, log_probabilities: jax.Array, counts: jax.Array, shape: tuple[int, ...]
 ) -> jax.Array:
-    """Draws positions in the pixels' order: a class by its probability, then one of its pixels.
+    """Draw positions in the pixels' order: a class by its probability, then one of its pixels.
 
     Args:
         key: random key.
@@ -119,7 +119,7 @@ def draw_negatives(
 
 
 def locate(ranks: jax.Array, counts: jax.Array, rank: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Finds pixels by their place among the pixels of a class on all devices.
+    """Find pixels by their place among the pixels of a class on all devices.
 
     A class's pixels are ordered: hard pixels of all devices, segment by segment and device after
     device, then the easy ones likewise. That is the order of one device with the whole batch.
@@ -161,7 +161,7 @@ def loss(
     psum: Callable[[jax.Array], jax.Array] | None = None,
     rank: jax.Array | int = 0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Gives L_c (Eq. 9, whose printed numerator lacks its temperature) and what is logged of it.
+    """Return L_c (Eq. 9, whose printed numerator lacks its temperature) and what is logged of it.
 
     For each present class c (one with a valid pixel): anchors z drawn uniformly from its hard
     pixels, the positive rho_c, and for each anchor M negatives, each a class c' != c drawn from
@@ -279,7 +279,7 @@ def loss(
 
 
 def _bank_loss(temperature, anchors, streamed, bank):
-    """Weighted sum of one class's losses: anchors [A, D], bank [C, K, D]."""
+    """Return weighted sum of one class's losses: anchors [A, D], bank [C, K, D]."""
     weights, positive, log_weights = streamed
     dot = partial(jnp.einsum, precision='highest')
     positive = dot('ad,d->a', anchors, positive) / temperature
@@ -289,7 +289,7 @@ def _bank_loss(temperature, anchors, streamed, bank):
 
 
 def _sampled_loss(temperature, num_negatives, anchors, streamed, shared):
-    """Weighted sum of the losses of some anchors [a, D] of one class."""
+    """Return weighted sum of the losses of some anchors [a, D] of one class."""
     weights, positive, log_probabilities, key = streamed
     pixels, inverse_norms, order, counts = shared
     dot = partial(jnp.einsum, precision='highest')
@@ -304,7 +304,7 @@ def _sampled_loss(temperature, num_negatives, anchors, streamed, shared):
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _streamed(chunk_loss, skip, anchors, streamed, shared):
-    """Sums chunk_loss(anchors[i], streamed[i], shared) over i; differentiable by anchors alone.
+    """Sum chunk_loss(anchors[i], streamed[i], shared) over i; differentiable by anchors alone.
 
     With `skip` no gradient is computed where all weights, the first of `streamed`, are 0.
     """

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 
 def uniform(keys: jax.Array, purpose: str, count: int) -> jax.Array:
-    """Draws numbers in [0, 1) from each example's key folded with the purpose.
+    """Draw numbers in [0, 1) from each example's key folded with the purpose.
 
     Args:
         keys: [B] typed keys, one an example.
@@ -27,17 +27,17 @@ def uniform(keys: jax.Array, purpose: str, count: int) -> jax.Array:
 
 
 def integer(draw: jax.Array, count: int | jax.Array) -> jax.Array:
-    """Maps draws from [0, 1) to int32 in 0 ... count - 1."""
+    """Map draws from [0, 1) to int32 in 0 ... count - 1."""
     return jnp.minimum((draw * count).astype(jnp.int32), count - 1)  # the product may round up
 
 
 def between(draw: jax.Array, bounds: Sequence[float]) -> jax.Array:
-    """Maps draws from [0, 1) to [low, high)."""
+    """Map draws from [0, 1) to [low, high)."""
     low, high = bounds
     return low + (high - low) * draw
 
 
 def check_range(name: str, bounds: Sequence[float]) -> None:
-    """Raises ValueError unless the bounds named `name` are two numbers, 0 < low <= high."""
+    """Raise ValueError unless the bounds named `name` are two numbers, 0 < low <= high."""
     if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1]:
         raise ValueError(f'{name} is {bounds}; expected two numbers, 0 < low <= high')

@@ -24,7 +24,7 @@ _TINY = jnp.finfo(jnp.float32).tiny  # log(0) would make the loss of a pixel inf
 
 
 def mirrored(predict: Predict, images: Array) -> Array:
-    """Averages over an image and its mirror image, left and right exchanged.
+    """Average over an image and its mirror image, left and right exchanged.
 
     Args:
         predict: images [2B, H, W, 3] -> logits [2B, H, W, C].
@@ -39,7 +39,7 @@ def mirrored(predict: Predict, images: Array) -> Array:
 
 
 def multi_scale(predict: Predict, images: Array, scales: Sequence[float]) -> Array:
-    """Averages over an image at several scales.
+    """Average over an image at several scales.
 
     Images are resized bilinearly, antialiased when they shrink (as the strong view is); logits are
     resized back bilinearly.
@@ -63,7 +63,7 @@ def multi_scale(predict: Predict, images: Array, scales: Sequence[float]) -> Arr
 
 
 def starts(length: int, window: int, stride: int) -> list[int]:
-    """Gives where the windows begin along an axis; the last is moved back to end at the border.
+    """Return where the windows begin along an axis; the last is moved back to end at the border.
 
     Args:
         length: of the axis, at least `window`.
@@ -75,7 +75,7 @@ def starts(length: int, window: int, stride: int) -> list[int]:
 
 
 def default_stride(window: tuple[int, int]) -> tuple[int, int]:
-    """Gives ceil(2/3 window) for each axis: neighbours overlap by a third (spec section 8)."""
+    """Return ceil(2/3 window) for each axis: neighbours overlap by a third."""
     return -(-2 * window[0] // 3), -(-2 * window[1] // 3)
 
 
@@ -86,7 +86,7 @@ def sliding(
     stride: tuple[int, int],
     batch_size: int,
 ) -> Array:
-    """Predicts windows that cover an image, and averages where they overlap.
+    """Predict windows that cover an image, and averages where they overlap.
 
     Windows of one shape go through the network `batch_size` at a time, and are added up one after
     the other in a map as large as the images, the only one that is kept.
@@ -145,7 +145,7 @@ def sliding(
 
 
 def _log_mean(logits: Sequence[Array]) -> Array:
-    """Gives the logarithm of the mean softmax; a single one's logits unchanged, bit for bit."""
+    """Return the logarithm of the mean softmax; a single one's logits unchanged, bit for bit."""
     if len(logits) == 1:
         return logits[0]
     return _log(sum(jax.nn.softmax(part.astype(jnp.float32)) for part in logits) / len(logits))

@@ -1,6 +1,6 @@
 """Pixel losses. Each returns (sum, count), so that a mean over devices is psum(sum)/psum(count).
 
-Source for all: spec section 4 of CSS (arXiv 2307.09755, Eq. 7 and 8, and the authors' program).
+Source for all: CSS (arXiv 2307.09755, Eq. 7 and 8) and its authors' program.
 """
 
 from typing import NamedTuple
@@ -13,12 +13,13 @@ from css_jax.ops import resize
 
 
 def mean(total: Array, count: Array) -> Array:
-    """Gives total / count, and 0 where there is nothing to count."""
-    return total / jnp.maximum(count, 1)
+    """Return total / count, and 0 where there is nothing to count; a soft count may be below 1."""
+    # The inner where keeps the branch that is not taken, and its gradient, finite.
+    return jnp.where(count > 0, total / jnp.where(count > 0, count, 1), 0.0)
 
 
 def pixel_cross_entropy(logits: Array, labels: Array, ignore: int = -1) -> Array:
-    """Softmax cross-entropy of each pixel, in float32.
+    """Return softmax cross-entropy of each pixel, in float32.
 
     Args:
         logits: [..., C] scores of any float dtype; a map [B, h, w, C] smaller than the labels is
@@ -60,24 +61,33 @@ def _pixel_cross_entropy(logits: Array, labels: Array, ignore: int) -> Array:
 
 
 class Term(NamedTuple):
-    """A part of a loss: weight times the mean, total / count, of all that the sums are over.
+    """A mean: total / count, of all that the sums are over.
 
     Sums are added up over devices and micro-batches before they are divided: a mean of means
-    would be another number where these hold different numbers of pixels.
+    would be another number where these hold different numbers of pixels. A term's weight in the
+    loss is the method's (`css_jax.methods.method.Method.weights`), as no micro-batch decides it.
 
     Attributes:
-        total: [] float32, what is differentiated.
+        total: [] float32, of a loss what is differentiated.
         count: [] float32.
-        weight: of the mean in the loss; a number, or [].
     """
 
     total: Array
     count: Array | float
-    weight: Array | float = 1.0
+
+
+class Total(NamedTuple):
+    """A sum for the log, added up over devices and micro-batches and not divided.
+
+    Attributes:
+        total: [] float32.
+    """
+
+    total: Array
 
 
 def cross_entropy(logits: Array, labels: Array, ignore: int = -1) -> tuple[Array, Array]:
-    """Cross-entropy over the labelled pixels (Eq. 7).
+    """Return cross-entropy over the labelled pixels (Eq. 7).
 
     Args:
         logits: [..., C], or a smaller map, see `pixel_cross_entropy`.
@@ -94,7 +104,7 @@ def cross_entropy(logits: Array, labels: Array, ignore: int = -1) -> tuple[Array
 def ohem_cross_entropy(
     logits: Array, labels: Array, threshold: float = 0.7, min_kept: int = 50_000, ignore: int = -1
 ) -> tuple[Array, Array]:
-    """Cross-entropy over the hard pixels: online hard example mining, as for Cityscapes.
+    """Return cross-entropy over the hard pixels: online hard example mining, as for Cityscapes.
 
     A valid pixel is kept if the probability of its true class is at most
     max(threshold, the min_kept-th smallest such probability in the batch). With fewer than

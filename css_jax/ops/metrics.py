@@ -6,7 +6,7 @@ from jax import Array
 
 
 def confusion(labels: Array, predictions: Array, num_classes: int, ignore: int = -1) -> Array:
-    """Counts of (true class, predicted class) over one batch.
+    """Return counts of (true class, predicted class) over one batch.
 
     Args:
         labels: [...] integer truth, or `ignore`.
@@ -24,7 +24,7 @@ def confusion(labels: Array, predictions: Array, num_classes: int, ignore: int =
 
 
 def scores(matrix: np.ndarray) -> dict[str, float | list[float | None]]:
-    """Scores of a confusion matrix.
+    """Return scores of a confusion matrix.
 
     Args:
         matrix: [C, C] integer counts, rows true.

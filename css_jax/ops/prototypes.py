@@ -8,7 +8,7 @@ _SMALLEST_NORM = 1e-8
 
 
 def inverse_norm(vectors: jax.Array) -> jax.Array:
-    """Gives 1 / |v| along the last axis, and 0 (with zero gradient) for a zero vector.
+    """Return 1 / |v| along the last axis, and 0 (with zero gradient) for a zero vector.
 
     Args:
         vectors: [..., D], any float type.
@@ -23,12 +23,12 @@ def inverse_norm(vectors: jax.Array) -> jax.Array:
 
 
 def normalise(vectors: jax.Array) -> jax.Array:
-    """Gives vectors [..., D] divided by their lengths, float32; zero vectors stay zero."""
+    """Return vectors [..., D] divided by their lengths, float32; zero vectors stay zero."""
     return vectors.astype(jnp.float32) * inverse_norm(vectors)[..., None]
 
 
 def cosine(representations: jax.Array, prototypes: jax.Array) -> jax.Array:
-    """Gives the cosine similarity of each representation with each prototype (Eq. 4).
+    """Return the cosine similarity of each representation with each prototype (Eq. 4).
 
     The prototypes are normalised before the product and the representations after it, so that no
     second copy of the representation map is made.
@@ -64,7 +64,7 @@ def class_sums(
     num_classes: int,
     mask: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Gives the sum of the raw representations of each class and its pixels (Eq. 2).
+    """Return the sum of the raw representations of each class and its pixels (Eq. 2).
 
     Over several devices both are summed before they are divided, never the means.
 
@@ -102,7 +102,7 @@ def update(
     counts: jax.Array,
     decay: float = 0.99,
 ) -> tuple[jax.Array, jax.Array]:
-    """Moves each class's prototype towards its mean of this iteration (Eq. 3).
+    """Move each class's prototype towards its mean of this iteration (Eq. 3).
 
     Args:
         prototypes: [C, D] float32.
@@ -123,7 +123,7 @@ def update(
 
 
 def mean_cosine(prototypes: jax.Array, seen: jax.Array) -> jax.Array:
-    """Gives the mean cosine over the pairs of different classes seen, for the log.
+    """Return the mean cosine over the pairs of different classes seen, for the log.
 
     Args:
         prototypes: [C, D].
@@ -139,7 +139,7 @@ def mean_cosine(prototypes: jax.Array, seen: jax.Array) -> jax.Array:
 
 
 def check_pixels(representations: jax.Array, **arrays: jax.Array) -> None:
-    """Raises ValueError, in words, if an array is not [...] for representations [..., D]."""
+    """Raise ValueError, in words, if an array is not [...] for representations [..., D]."""
     for name, array in arrays.items():
         if array.shape != representations.shape[:-1]:
             raise ValueError(

@@ -9,7 +9,7 @@ from css_jax.ops import resize
 
 
 def from_logits(logits: Array, size: tuple[int, int]) -> tuple[Array, Array]:
-    """Pseudo-labels of the logit space (Eq. 1).
+    """Return pseudo-labels of the logit space (Eq. 1).
 
     Args:
         logits: [B, h, w, C] of the teacher.
@@ -29,7 +29,7 @@ def from_prototypes(
     seen: Array | None = None,
     ignore: int = -1,
 ) -> tuple[Array, Array]:
-    """Pseudo-labels of the representation space: the nearest prototype (Eq. 4, 5).
+    """Return pseudo-labels of the representation space: the nearest prototype (Eq. 4, 5).
 
     Args:
         representations: [B, h, w, D] of the teacher.
@@ -67,7 +67,7 @@ def mix(first: Array, second: Array, ignore: int = -1) -> Array:
 
 
 def _most_likely(scores: Array) -> tuple[Array, Array]:
-    """Arg-max and largest softmax value of [..., C] scores, without the softmax of the others."""
+    """Return arg-max and largest softmax value of [..., C] scores, not the softmax of others."""
     scores = scores.astype(jnp.float32)
     indicator = jnp.exp(scores.max(-1) - jax.nn.logsumexp(scores, axis=-1))
     return scores.argmax(-1).astype(jnp.int32), indicator

@@ -14,7 +14,7 @@ _BYTES_AT_ONCE = 64 * 2**20
 
 
 def bilinear(x: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Resizes feature maps bilinearly with align_corners=True (spec section 2).
+    """Resize feature maps bilinearly with align_corners=True.
 
     Output row i reads the input at i (h-1) / (H-1): first and last rows map onto each other, which
     `jax.image.resize` cannot do. No antialiasing. Two interpolation matrices are applied, so that
@@ -45,7 +45,7 @@ def bilinear(x: jax.Array, size: tuple[int, int]) -> jax.Array:
 def map_bilinear(
     function: Callable[..., Any], x: jax.Array, size: tuple[int, int], *maps: jax.Array
 ) -> Any:
-    """Gives function(bilinear(x, size), *maps) without holding all of the resized array at once.
+    """Return function(bilinear(x, size), *maps) without holding all of the resized array at once.
 
     Where that array is large it is made for a few images at a time, and once more in the backward
     pass, so that only `x` and what the function gives live as a whole: with 150 classes, 16 images
@@ -82,7 +82,7 @@ def map_bilinear(
 
 
 def nearest(x: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Resizes maps by torch's *nearest*: output i reads input floor(i h / H).
+    """Resize maps by torch's *nearest*: output i reads input floor(i h / H).
 
     This is not `jax.image.resize(..., 'nearest')`, which reads pixel centres (*nearest-exact*).
 
@@ -111,7 +111,7 @@ def _checked(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def _interpolation(n: int, out: int) -> np.ndarray:
-    """Gives the [out, n] float32 matrix of align_corners=True along one axis."""
+    """Return the [out, n] float32 matrix of align_corners=True along one axis."""
     matrix = np.zeros((out, n), np.float32)
     rows = np.arange(out)
     # Position i (n-1) / (out-1) in whole numbers: lower neighbour and remainder are exact.

@@ -9,7 +9,7 @@ from jax import Array
 def poly(
     base: float, steps: int, power: float = 0.9, floor: float = 0.0, warmup_steps: int = 0
 ) -> Callable[[Array | int], Array]:
-    """Poly learning rate, base · (1 - t/T)^power, never under `floor`.
+    """Return poly learning rate, base · (1 - t/T)^power, never under `floor`.
 
     Args:
         base: learning rate at step 0.
@@ -31,12 +31,12 @@ def poly(
 
 
 def ema_decay(step: Array | int, limit: float) -> Array:
-    """Decay of the teacher, min(1 - 1/(t+1), limit), t from 0: the first update copies."""
+    """Return decay of the teacher, min(1 - 1/(t+1), limit), t from 0: the first update copies."""
     return jnp.minimum(1.0 - 1.0 / (step + 1.0), limit)
 
 
 def rampdown(step: Array | int, steps: int) -> Array:
-    """Factor of lambda_c, exp(-5 (t/T)^2): the reference's curve, laid over the whole run."""
+    """Return lambda_c's factor, exp(-5 (t/T)^2): the reference's curve, laid over the whole run."""
     return jnp.exp(-5.0 * (step / steps) ** 2)
 
 

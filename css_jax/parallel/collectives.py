@@ -15,12 +15,12 @@ from jax import Array, lax
 
 
 def psum(tree: Any, axis: str | None) -> Any:
-    """Sums every leaf over the devices of `axis`."""
+    """Sum every leaf over the devices of `axis`."""
     return tree if axis is None else lax.psum(tree, axis)
 
 
 def gather(x: Array, axis: str | None) -> Array:
-    """Stacks every device's x [...] to [P, ...], in device order; for small arrays.
+    """Stack every device's x [...] to [P, ...], in device order; for small arrays.
 
     A sum of arrays that are zero elsewhere, as only of sums it is known that they are equal on all
     devices: they may go into the state.
@@ -36,12 +36,12 @@ def rank(axis: str | None) -> Array | int:
 
 
 def size(axis: str | None) -> int:
-    """How many devices `axis` has, 1 without one."""
+    """Return how many devices `axis` has, 1 without one."""
     return 1 if axis is None else lax.axis_size(axis)
 
 
 def varying(tree: Any, axis: str | None) -> Any:
-    """Marks replicated parameters as this device's own, so that their gradients stay local.
+    """Mark replicated parameters as this device's own, so that their gradients stay local.
 
     Without it shard_map sums the gradients over devices itself, and the step's own psum makes
     them P times too large, silently.
@@ -52,7 +52,7 @@ def varying(tree: Any, axis: str | None) -> Any:
 
 
 def next_example(tree: Any, axis: str | None) -> Any:
-    """Gives each example the one after it in the global batch, the last one the first.
+    """Return each example the one after it in the global batch, the last one the first.
 
     Args:
         tree: arrays [B, ...], this device's contiguous block of the batch.
@@ -74,7 +74,7 @@ def next_example(tree: Any, axis: str | None) -> Any:
 
 
 def next_of_first_device(tree: Any, axis: str | None) -> Any:
-    """Gives each example i of a device the example i+1 of the first device's block, wrapping.
+    """Return each example i of a device the example i+1 of the first device's block, wrapping.
 
     The reference's choice of mixing partner on several devices; on one it is `next_example`.
 
@@ -106,24 +106,24 @@ class Keys:
     count: int = 1
 
     def __call__(self, stream: str, purpose: str) -> Array:
-        """Gives [B] keys, one per example of `stream`, folded from (step, stream, purpose, i)."""
+        """Return [B] keys, one per example of `stream`, folded from (step, stream, purpose, i)."""
         size = self.sizes[stream] // self.count
         key = _fold_name(_fold_name(self.key, stream), purpose)
         index = (self.rank * self.count + self.index) * size + jnp.arange(size)
         return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
 
     def shared(self, purpose: str) -> Array:
-        """Gives one key, equal on all devices; micro-batches have different ones."""
+        """Return one key, equal on all devices; micro-batches have different ones."""
         key = _fold_name(self.key, purpose)
         return key if self.count == 1 else jax.random.fold_in(key, self.index)
 
     def part(self, index: Array | int, count: int) -> 'Keys':
-        """Gives the keys of one of `count` micro-batches."""
+        """Return the keys of one of `count` micro-batches."""
         return dataclasses.replace(self, index=index, count=count)
 
 
 def step_keys(key: Array, step: Array, batch: Mapping[str, Mapping], axis: str | None) -> Keys:
-    """Gives the keys of one step.
+    """Return the keys of one step.
 
     Args:
         key: the run's key; nothing but the step changes what is drawn from it.

@@ -17,7 +17,7 @@ MODES = ('jit', 'pmap')
 
 
 def compile(function: Callable, sharding: Any = None) -> Callable:
-    """Compiles a function of arrays; nothing is given away.
+    """Compile a function of arrays; nothing is given away.
 
     Args:
         function: pure.
@@ -57,11 +57,11 @@ class Layout:
 
     @functools.cached_property
     def local(self) -> int:
-        """How many of the devices are this process's."""
+        """Return how many of the devices are this process's."""
         return sum(device.process_index == jax.process_index() for device in self.devices)
 
     def shares(self, key: str, batch_size: int, parts: int = 1) -> tuple[int, int]:
-        """Gives how many images of a global batch a process and a device get.
+        """Return how many images of a global batch a process and a device get.
 
         Args:
             key: of the batch size, for the error.
@@ -86,7 +86,7 @@ class Layout:
         return batch_size // count * self.local, batch_size // count
 
     def place(self, batch: Any) -> Any:
-        """Puts this process's block of a batch, host arrays [B/P, ...], on its devices."""
+        """Put this process's block of a batch, host arrays [B/P, ...], on its devices."""
         sharding = NamedSharding(self.mesh, PartitionSpec(AXIS))
 
         def put(x: np.ndarray) -> Array:
@@ -97,30 +97,50 @@ class Layout:
         return jax.tree.map(put, batch)
 
     def shapes(self, tree: Any) -> Any:
-        """Gives the shapes of arrays that every device is to have whole."""
+        """Return the shapes of arrays that every device is to have whole."""
         return jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.replicated), tree
         )
 
-    def compile_step(self, step: Callable, state: Any, batch: Any) -> jax.stages.Compiled:
-        """Compiles `step(state, batch) -> (state, metrics)`; the state's buffers are given away.
+    def placed(self, shapes: Any) -> Any:
+        """Return the shapes of a batch as `place` gives it, of those of a global batch."""
+
+        def put(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            if self.mode == 'pmap':
+                each = x.shape[0] // len(self.devices)
+                return jax.ShapeDtypeStruct((self.local, each, *x.shape[1:]), x.dtype)
+            return x
+
+        return jax.tree.map(put, shapes)
+
+    def program(self, step: Callable) -> Callable:
+        """Return `step(state, batch) -> (state, metrics)` over the devices, not yet compiled.
+
+        It gives the state's buffers away. `jax.eval_shape` traces it, `.lower(...)` for the same
+        shapes takes that trace.
 
         Args:
             step: of one device, with the axis `AXIS`.
-            state: an example of what it gets, or shapes with shardings.
-            batch: likewise, as `place` gives it.
         """
         if self.mode == 'pmap':
             axes = {'in_axes': (None, 0), 'out_axes': (None, None)}
-            mapped = jax.pmap(step, AXIS, **axes, donate_argnums=0, devices=self.devices)
-        else:
-            whole, block = PartitionSpec(), PartitionSpec(AXIS)
-            specs = {'in_specs': (whole, block), 'out_specs': (whole, whole)}
-            mapped = jax.jit(jax.shard_map(step, mesh=self.mesh, **specs), donate_argnums=0)
-        return mapped.lower(state, batch).compile()
+            return jax.pmap(step, AXIS, **axes, donate_argnums=0, devices=self.devices)
+        whole, block = PartitionSpec(), PartitionSpec(AXIS)
+        specs = {'in_specs': (whole, block), 'out_specs': (whole, whole)}
+        return jax.jit(jax.shard_map(step, mesh=self.mesh, **specs), donate_argnums=0)
+
+    def compile_step(self, step: Callable, state: Any, batch: Any) -> jax.stages.Compiled:
+        """Compile `program(step)`.
+
+        Args:
+            step: see `program`.
+            state: an example of what it gets, or shapes with shardings.
+            batch: likewise, as `place` gives it.
+        """
+        return self.program(step).lower(state, batch).compile()
 
     def compile_sums(self, function: Callable) -> Callable:
-        """Compiles `function(variables, batch) -> sums`, which are added up over the devices.
+        """Compile `function(variables, batch) -> sums`, which are added up over the devices.
 
         Whatever the mode: a batch is as Layout('jit') places it.
         """

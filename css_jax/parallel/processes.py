@@ -20,7 +20,7 @@ _LEAVING = 3.0  # seconds that one process waits for the others to end
 
 
 def start(address: str | None = None, count: int | None = None, index: int | None = None) -> None:
-    """Joins the other processes of a run; the first thing a program does with jax.
+    """Join the other processes of a run; the first thing a program does with jax.
 
     Without arguments it joins those of the cluster that jax detects (SLURM, Open MPI, Cloud TPU),
     and does nothing on a plain machine.
@@ -63,14 +63,14 @@ def start(address: str | None = None, count: int | None = None, index: int | Non
 
 
 def process() -> tuple[int, int]:
-    """Gives this process's number and how many there are; one that is alone needs no device."""
+    """Return this process's number and how many there are; one that is alone needs no device."""
     if not jax.distributed.is_initialized():
         return 0, 1
     return jax.process_index(), jax.process_count()
 
 
 def primary() -> bool:
-    """Says whether this is the process that writes the files that there are one of."""
+    """Say whether this is the process that writes the files that there are one of."""
     return process()[0] == 0
 
 
@@ -97,7 +97,7 @@ def together() -> Iterator[None]:
 
 
 def on_primary(function: Callable[..., None], *arguments: Any) -> None:
-    """Calls a function in process 0, while the others wait; all raise if it does.
+    """Call a function in process 0, while the others wait; all raise if it does.
 
     Raises:
         ValueError: in the other processes, with the text of what process 0 raises.
@@ -108,7 +108,7 @@ def on_primary(function: Callable[..., None], *arguments: Any) -> None:
 
 
 def from_primary(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Calls a function in process 0 and gives its result, plain JSON data, to every process.
+    """Call a function in process 0 and gives its result, plain JSON data, to every process.
 
     Raises:
         ValueError: see `on_primary`.
@@ -119,7 +119,7 @@ def from_primary(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def agree(what: str, lines: str) -> None:
-    """Makes sure that all processes have the same text: a run's parts must not drift apart.
+    """Make sure that all processes have the same text: a run's parts must not drift apart.
 
     Args:
         what: it is, for the error.
@@ -142,7 +142,7 @@ def agree(what: str, lines: str) -> None:
 
 
 def _texts(text: str) -> list[str]:
-    """Gives every process's text, by process; every process calls it."""
+    """Return every process's text, by process; every process calls it."""
     data = np.frombuffer(text.encode(), np.uint8)
     sizes = np.asarray(multihost_utils.process_allgather(np.int32(data.size))).ravel()
     padded = np.zeros(sizes.max() + 1, np.uint8)
@@ -152,7 +152,7 @@ def _texts(text: str) -> list[str]:
 
 
 def leave(code: int) -> NoReturn:
-    """Ends this process after an error; waits for the others only as long as all end likewise.
+    """End this process after an error; waits for the others only as long as all end likewise.
 
     jax has a process that ends wait for the others, for minutes if one of these waits for it.
 
@@ -171,14 +171,14 @@ def leave(code: int) -> NoReturn:
 
 
 def _exit(code: int) -> NoReturn:
-    """Ends this process without jax's farewell."""
+    """End this process without jax's farewell."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 def stops(step: int, asked: bool) -> bool:
-    """Says whether to stop, in all processes at the same time.
+    """Say whether to stop, in all processes at the same time.
 
     Args:
         step: a number that grows from call to call; every process asks with the same ones.

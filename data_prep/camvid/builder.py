@@ -46,7 +46,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     )
 
     def __init__(self, *, source: str = '', splits: dict[str, int] | None = None, **kwargs):
-        """Initialises.
+        """Initialise.
 
         Args:
             source: folder of the published files; only preparing needs it.
@@ -77,13 +77,13 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def check_source(source: Path) -> None:
-    """Raises as `find_pairs` where the folder lacks a split of `SPLITS`."""
+    """Raise as `find_pairs` where the folder lacks a split of `SPLITS`."""
     for split, count in SPLITS.items():
         find_pairs(source, split, count)
 
 
 def find_pairs(source: Path, split: str, count: int) -> list[tuple[Path, Path]]:
-    """Finds a split's images and their labels.
+    """Find a split's images and their labels.
 
     Args:
         source: folder in either layout of `NEEDED_FROM_USER`.
@@ -119,7 +119,7 @@ def find_pairs(source: Path, split: str, count: int) -> list[tuple[Path, Path]]:
 
 
 def read_pair(image_file: Path, label_file: Path, shrink: int) -> tuple[str, bytes, np.ndarray]:
-    """Reads one image and its label.
+    """Read one image and its label.
 
     Args:
         image_file: JPEG or PNG.

@@ -53,7 +53,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     )
 
     def __init__(self, *, source: str = '', splits: dict[str, int] | None = None, **kwargs):
-        """Initialises.
+        """Initialise.
 
         Args:
             source: folder of the archives; only preparing needs it.
@@ -104,7 +104,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def find_archives(source: Path) -> tuple[Path, Path]:
-    """Finds the archives of the images and of the labels.
+    """Find the archives of the images and of the labels.
 
     Raises:
         FileNotFoundError: one is missing; says where to get it.
@@ -119,7 +119,7 @@ def find_archives(source: Path) -> tuple[Path, Path]:
 
 
 def find_pairs(images: archives.Members, split: str) -> dict[str, tuple[str, str]]:
-    """Finds a split's images, and says where the labels have to be.
+    """Find a split's images, and says where the labels have to be.
 
     Args:
         images: members of the archive of images.
@@ -141,7 +141,7 @@ def find_pairs(images: archives.Members, split: str) -> dict[str, tuple[str, str
 def read_item(
     image_id: str, image: tuple[str, bytes], label: tuple[str, bytes], shrink: int
 ) -> tuple[str, bytes, np.ndarray]:
-    """Reads one image and its label.
+    """Read one image and its label.
 
     Args:
         image_id: handed on.

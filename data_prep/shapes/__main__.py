@@ -7,7 +7,7 @@ from data_prep.shapes.builder import Builder
 
 
 def main() -> None:
-    """Draws the dataset and says what is in it."""
+    """Draw the dataset and says what is in it."""
     parser = argparse.ArgumentParser(prog='python -m data_prep.shapes', description=__doc__)
     configs = [config.name for config in Builder.BUILDER_CONFIGS]
     parser.add_argument('--config', choices=configs, default=configs[0], help='pixels a side')

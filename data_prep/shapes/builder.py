@@ -31,7 +31,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     )
 
     def __init__(self, *, seed: int = 0, splits: dict[str, int] | None = None, **kwargs):
-        """Initialises.
+        """Initialise.
 
         Args:
             seed: of the images; the splits differ whatever it is.

@@ -17,7 +17,7 @@ _REFERENCE_SIZE = 64  # pixels a side at which lengths below are given
 
 
 def draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draws one image and its labels.
+    """Draw one image and its labels.
 
     Args:
         rng: source of everything that varies.
@@ -38,7 +38,7 @@ def draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _background(rng: np.random.Generator, size: int, unit: float) -> np.ndarray:
-    """Draws cloudy colours, a faint texture and small bits of what objects are made of."""
+    """Draw cloudy colours, a faint texture and small bits of what objects are made of."""
     grey = rng.uniform(0.2, 0.8, (4, 4, 1))
     clouds = (grey + rng.uniform(-0.15, 0.15, (4, 4, 3))).astype(np.float32)
     image = cv2.resize(clouds, (size, size), interpolation=cv2.INTER_CUBIC)
@@ -55,7 +55,7 @@ def _background(rng: np.random.Generator, size: int, unit: float) -> np.ndarray:
 def _add_object(
     rng: np.random.Generator, image: np.ndarray, label: np.ndarray, unit: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Lays one object of a random class over the image and its labels."""
+    """Lay one object of a random class over the image and its labels."""
     size = len(image)
     kind = int(rng.integers(1, len(CLASS_NAMES)))
     outlines, relative_size = SHAPES[CLASS_NAMES[kind]]
@@ -82,7 +82,7 @@ def _add_object(
 
 
 def _coverage(outlines: list[np.ndarray], size: int) -> np.ndarray:
-    """Gives the share of each pixel inside the outlines (a hole where two overlap) [size, size]."""
+    """Return each pixel's share inside the outlines (a hole where two overlap), [size, size]."""
     canvas = np.zeros((size * _SUPERSAMPLING,) * 2, np.uint8)
     corners = [np.rint(line * _SUPERSAMPLING).astype(np.int32) for line in outlines]
     cv2.fillPoly(canvas, corners, 1)
@@ -93,7 +93,7 @@ def _coverage(outlines: list[np.ndarray], size: int) -> np.ndarray:
 def _local_grid(
     size: int, centre: np.ndarray, angle: float, stretch: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Gives every pixel centre's place in an object's own axes, in pixels, two [size, size]."""
+    """Return every pixel centre's place in an object's own axes, in pixels, two [size, size]."""
     y, x = np.mgrid[:size, :size] + 0.5
     x, y = x - centre[0], y - centre[1]
     along = np.cos(angle) * x + np.sin(angle) * y
@@ -104,7 +104,7 @@ def _local_grid(
 def _two_colours(
     rng: np.random.Generator, hue: float, saturation: float, dark: float, light: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Gives a texture's dark and light colour, RGB in [0, 1], near the given hue and values."""
+    """Return a texture's dark and light colour, RGB in [0, 1], near the given hue and values."""
     hues = (hue + rng.normal(0, 0.06) + rng.normal(0, 0.03, 2)) % 1.0
     saturations = np.clip(saturation + rng.normal(0, 0.06, 2), 0, 1)
     values = np.clip(np.array([dark, light]) + rng.normal(0, 0.06, 2), 0, 1)
@@ -115,19 +115,19 @@ def _two_colours(
 def _texture(
     rng: np.random.Generator, name: str, x: np.ndarray, y: np.ndarray, unit: float
 ) -> np.ndarray:
-    """Gives a texture's values in [0, 1] at the points (x, y), with random period and phase."""
+    """Return a texture's values in [0, 1] at the points (x, y), with random period and phase."""
     frequency = 2 * np.pi / (rng.uniform(7.0, 11.0) * unit)
     phase = rng.uniform(0, 2 * np.pi, 2)
     return TEXTURES[name](frequency * x + phase[0], frequency * y + phase[1])
 
 
 def _sharpen(wave: np.ndarray) -> np.ndarray:
-    """Turns a wave in [-1, 1] into [0, 1] with steep but not aliased steps."""
+    """Turn a wave in [-1, 1] into [0, 1] with steep but not aliased steps."""
     return 0.5 + 0.5 * np.tanh(3 * wave)
 
 
 def _polygon(*radii: float, corners: int) -> np.ndarray:
-    """Gives a closed outline [corners, 2] whose radii repeat, one after the other, by angle."""
+    """Return a closed outline [corners, 2] whose radii repeat, one after the other, by angle."""
     angles = 2 * np.pi * np.arange(corners) / corners
     radius = np.resize(radii, corners)
     return np.stack([radius * np.cos(angles), radius * np.sin(angles)], axis=-1)

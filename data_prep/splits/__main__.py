@@ -16,7 +16,7 @@ TIMEOUT = 30  # seconds without an answer
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Fetches or copies the lists, prints what came, and writes them if all of them are right."""
+    """Fetch or copies the lists, prints what came, and writes them if all of them are right."""
     parser = argparse.ArgumentParser(
         prog='python -m data_prep.splits',
         description=__doc__,
@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def put(target: Path, source: Path | None = None) -> None:
-    """Writes every list of `lists.sizes` and a record of where each came from.
+    """Write every list of `lists.sizes` and a record of where each came from.
 
     Nothing is written before all lists have come and are right. A list that is in the folder
     already stays if it is the same.
@@ -89,7 +89,7 @@ def _download(url: str) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all."""
+    """Write a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix('.part')
     draft.write_bytes(content)

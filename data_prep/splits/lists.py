@@ -62,7 +62,7 @@ _ENDINGS = ('.png', '.jpg', '.jpeg')
 
 
 def image_id(line: str) -> str:
-    """Gives the id of the image that a line of a list names.
+    """Return the id of the image that a line of a list names.
 
     Args:
         line: an id ('2007_000032') or an image's file ('JPEGImages/2007_000032.jpg',
@@ -79,12 +79,12 @@ def image_id(line: str) -> str:
 
 
 def read(path: str | Path) -> dict[str, int]:
-    """Reads a list, see `parse`; raises FileNotFoundError where there is no such file."""
+    """Read a list, see `parse`; raises FileNotFoundError where there is no such file."""
     return parse(Path(path).read_bytes(), str(path))
 
 
 def parse(content: bytes, place: str) -> dict[str, int]:
-    """Reads a list of images, one a line as `image_id` takes them; blank lines count for nothing.
+    """Read a list of images, one a line as `image_id` takes them; blank lines count for nothing.
 
     Args:
         content: of a text file in UTF-8, its lines ended in any way.
@@ -119,7 +119,7 @@ def parse(content: bytes, place: str) -> dict[str, int]:
 
 
 def sizes() -> dict[str, int]:
-    """Gives every list's name, 'pascal/92/labeled.txt', and how many images it must have."""
+    """Return every list's name, 'pascal/92/labeled.txt', and how many images it must have."""
     expected = {}
     for folder, counts in COUNTS.items():
         for count in counts:
@@ -130,7 +130,7 @@ def sizes() -> dict[str, int]:
 
 
 def check(found: Mapping[str, set[str]]) -> None:
-    """Makes sure that lists are what their names say.
+    """Make sure that lists are what their names say.
 
     Args:
         found: every name of `sizes` -> the ids in that list.

@@ -68,7 +68,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     )
 
     def __init__(self, *, source: str = '', splits: dict[str, int] | None = None, **kwargs):
-        """Initialises.
+        """Initialise.
 
         Args:
             source: folder of the archives; only preparing needs it.
@@ -120,7 +120,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def find_archives(source: Path) -> tuple[Path, Path]:
-    """Finds VOC's archive and one with the labels of SBD; of two of these, SBD's own.
+    """Find VOC's archive and one with the labels of SBD; of two of these, SBD's own.
 
     Raises:
         FileNotFoundError: one is missing; says where to get it.
@@ -136,7 +136,7 @@ def find_archives(source: Path) -> tuple[Path, Path]:
 
 
 def download(folder: Path) -> None:
-    """Fetches the archives that `folder` lacks, SBD's only where its labels are not there as PNG.
+    """Fetch the archives that `folder` lacks, SBD's only where its labels are not there as PNG.
 
     Raises:
         OSError, ValueError: as `archives.download`.
@@ -150,7 +150,7 @@ def download(folder: Path) -> None:
 
 
 def labels_by_split(voc_file: Path, voc: archives.Members, extra_file: Path) -> dict[str, Labels]:
-    """Derives the splits: train and val as VOC lists them, and extra.
+    """Derive the splits: train and val as VOC lists them, and extra.
 
     Args:
         voc_file: VOC's archive.
@@ -177,7 +177,7 @@ def labels_by_split(voc_file: Path, voc: archives.Members, extra_file: Path) -> 
 
 
 def png_labels(file: Path, without: Collection[str]) -> Labels:
-    """Finds SBD's labels as PNG files, SegmentationClassAug/ID.png, but for the ids `without`."""
+    """Find SBD's labels as PNG files, SegmentationClassAug/ID.png, but for the ids `without`."""
     found = {}
     for name, read in archives.members(file).items():
         path = PurePosixPath(name)
@@ -187,7 +187,7 @@ def png_labels(file: Path, without: Collection[str]) -> Labels:
 
 
 def sbd_labels(file: Path, without: Collection[str]) -> Labels:
-    """Reads the labels of SBD's train and val from its release, but for the ids `without`.
+    """Read the labels of SBD's train and val from its release, but for the ids `without`.
 
     The archive is read once, in its own order; labels wait in memory as PNG, about 2 KB each.
 
@@ -218,7 +218,7 @@ def sbd_labels(file: Path, without: Collection[str]) -> Labels:
 
 
 def decode_mat(data: bytes, name: str) -> np.ndarray:
-    """Decodes a label of SBD: the field Segmentation of the MATLAB structure GTcls.
+    """Decode a label of SBD: the field Segmentation of the MATLAB structure GTcls.
 
     Args:
         data: the .mat file.
@@ -249,7 +249,7 @@ def read_item(
     label_name: str,
     read_label: Callable[[], bytes],
 ) -> tuple[str, bytes, np.ndarray]:
-    """Reads one image and its label.
+    """Read one image and its label.
 
     Returns:
         id, JPEG as it is in the archive, label uint8 [H, W].
@@ -264,5 +264,5 @@ def read_item(
 
 
 def _image(image_id: str) -> str:
-    """Gives the name of an image in VOC's archive."""
+    """Return the name of an image in VOC's archive."""
     return f'{_FOLDER}/JPEGImages/{image_id}.jpg'

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from css_jax import config
 from data_prep import records
 from data_prep.camvid.builder import Builder as CamVid
+from tests import filled
 
 CAMVID_SPLITS = {'train': 3, 'val': 2, 'test': 1}
 
@@ -15,15 +15,15 @@ CAMVID_SPLITS = {'train': 3, 'val': 2, 'test': 1}
 @pytest.fixture
 def data(data_dir) -> ConfigDict:
     """`config.data` with a labelled and an unlabelled stream of `shapes`."""
-    data = config.default().data
+    data = filled.data()
     data.dir = data_dir
     data.mean, data.std = (0.5, 0.4, 0.3), (0.2, 0.2, 0.2)
     common = {'batch_size': 4, 'crop': (48, 40)}
-    data.streams.labelled = config.stream(
+    data.streams.labelled = filled.stream(
         'shapes', count=8, min_per_class=2, resize=(0.5, 1.5), **common
     )
-    data.streams.unlabelled = config.stream(
-        'shapes', labels=False, exclude='labelled', resize=(1.0, 1.0), pad='reflect', **common
+    data.streams.unlabelled = filled.stream(
+        'shapes', reads='none', exclude='labelled', resize=(1.0, 1.0), pad='reflect', **common
     )
     return data
 

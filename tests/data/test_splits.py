@@ -7,12 +7,12 @@ import pathlib
 import numpy as np
 import pytest
 
-from css_jax import checkpoint, models, train
-from css_jax import config as configs
+from css_jax import models, train
 from css_jax.data import sources, splits
 from css_jax.data.sources import Source
+from css_jax.run import checkpoint
 from data_prep.splits import lists
-from tests import tiny
+from tests import filled, tiny
 from tests.conftest import ROOT
 from tests.small import small
 
@@ -32,7 +32,7 @@ def fake_source(split, ids, dataset='voc/full', pixels=None):
 
 def choose(loaded, **streams):
     """Subsets of streams whose sources are `loaded`; name -> overrides of a stream's table."""
-    tables = {name: configs.stream('voc', **table) for name, table in streams.items()}
+    tables = {name: filled.stream('voc', **table) for name, table in streams.items()}
     return {name: splits.subset(name, tables, loaded) for name in tables}
 
 

@@ -2,10 +2,11 @@ import itertools
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
-from css_jax.data import geometry, sources, streams
+from css_jax.data import geometry, sources, splits, streams
 
 
 def take(iterator, count):
@@ -36,6 +37,40 @@ def test_stream_without_labels_never_decodes_a_mask(data, monkeypatch):
     data.streams.unlabelled.exclude = ''
     monkeypatch.setattr(geometry, 'decode_label', lambda encoded: pytest.fail('decoded a mask'))
     assert next(streams.train_batches(data, seed=0))['unlabelled'].keys() == {'image'}
+
+
+def test_image_level_labels_are_of_the_whole_image(data, monkeypatch):
+    monkeypatch.setattr(geometry, 'decode_label', lambda encoded: pytest.fail('decoded a mask'))
+    del data.streams['unlabelled']
+    data.streams.labelled.reads = 'classes'
+    (batch,) = take(streams.train_batches(data, seed=0), 1)
+    assert batch['labelled'].keys() == {'image', 'classes'}
+    source = splits.load(data)['labelled']
+    known = {tuple(row) for row in source.pixels > 0}
+    assert batch['labelled']['classes'].shape == (4, 7)
+    assert {tuple(row) for row in batch['labelled']['classes']} <= known
+
+
+def test_valid_is_where_the_image_is(data):
+    data.streams.labelled.update(reads='mask+valid', resize=(0.5, 0.5))  # 32 of 48 x 40 pixels
+    (batch,) = take(streams.train_batches(data, seed=0), 1)
+    valid, image = batch['labelled']['valid'], batch['labelled']['image']
+    assert valid[:, :32, :32].all() and valid.sum() == 4 * 32 * 32
+    fill = np.round(255 * np.array(data.mean)).astype(np.uint8)
+    assert (image[~valid] == fill).all()
+    assert (batch['labelled']['label'][~valid] == 255).all()
+    data.streams.labelled.resize = (1.5, 1.5)
+    (batch,) = take(streams.train_batches(data, seed=0), 1)
+    assert batch['labelled']['valid'].all()
+
+
+def test_shapes_are_those_of_the_batches(data):
+    data.streams.labelled.reads = 'classes+valid'
+    (batch,) = take(streams.train_batches(data, seed=0), 1)
+    expected = streams.batch_shapes(data, data.streams)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), batch) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), expected
+    )
 
 
 def test_resumed_batches_equal_uninterrupted_ones(data):

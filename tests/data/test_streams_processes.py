@@ -12,9 +12,9 @@ from css_jax.data import splits, streams
 def marked(data, monkeypatch):
     """Streams whose pixels are the number of their image."""
 
-    def decode(source, index, labels):
+    def decode(source, index, reads):
         shown = np.full((64, 64, 3), index, np.uint8)
-        return {'image': shown, **({'label': shown[..., 0]} if labels else {})}
+        return {'image': shown, **({'label': shown[..., 0]} if reads == 'mask' else {})}
 
     monkeypatch.setattr(streams, '_decode', decode)
     for stream in data.streams.values():

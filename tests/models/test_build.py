@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from css_jax import config as defaults
 from css_jax import models
 from css_jax.models import resnet
 from css_jax.models.layers import he_normal, torch_uniform
+from tests import filled
 from tests.small import drawn
 
 SMALL = {
@@ -43,7 +43,7 @@ def backbone_shapes(config, x):
     outputs, _ = jax.eval_shape(
         lambda key: backbone.init_with_output(key, x, train=False), jax.random.key(0)
     )
-    return [y.shape[1:] for y in outputs]
+    return [outputs[name].shape[1:] for name in ('stride4', 'last')]
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -74,10 +74,10 @@ def test_outputs_have_the_stride_of_layer1():
 
 
 def test_defaults_of_the_table_build_the_papers_network():
-    module = models.build(defaults.model(), 21)
+    module = models.build(filled.model(), 21)
     x = jnp.zeros((1, 64, 64, 3))
     shapes = jax.eval_shape(module.init, jax.random.key(0), x)
-    assert output_shapes(defaults.model(), x)['representation'] == (1, 16, 16, 256)
+    assert output_shapes(filled.model(), x)['representation'] == (1, 16, 16, 256)
     params = shapes['params']
     assert params['aspp']['project_conv']['kernel'].shape == (1, 1, 1280, 256)
     assert params['head_logits']['conv']['kernel'].shape == (3, 3, 304, 256)
@@ -108,7 +108,8 @@ def test_dilation_stands_in_for_the_stride(variables):
     def features(output_stride):
         config = SimpleNamespace(**(TINY | {'output_stride': output_stride}))
         backbone = models.BACKBONES['tiny'](config, None)
-        return jax.jit(lambda v, x: backbone.apply(v, x, train=False)[1])(backbone_variables, x)
+        apply = jax.jit(lambda v, x: backbone.apply(v, x, train=False)['last'])
+        return apply(backbone_variables, x)
 
     fine, coarse = features(8), features(16)
     assert coarse.shape[1:3] == (3, 4)
@@ -197,7 +198,7 @@ def test_backbone_of_any_stride(monkeypatch):
         @nn.compact
         def __call__(self, x, train):
             x = nn.Conv(12, (14, 14), (14, 14), padding='VALID')(x)
-            return x, x
+            return {'stride4': x, 'last': x}
 
     monkeypatch.setitem(models.BACKBONES, 'patches', lambda config, axis_name: Patches())
     config = SMALL | {'backbone': 'patches', 'output_stride': 14}

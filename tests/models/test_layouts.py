@@ -8,7 +8,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from css_jax import models
-from css_jax.models import layouts, weights
+from css_jax.weights import layouts, reference
 
 CONFIG = {
     'backbone': 'resnet50',
@@ -139,7 +139,9 @@ def test_values_and_axes():
 def small():
     """A resnet18 of few channels: its shapes here, and a file of it."""
     shapes = backbone_shapes(backbone='resnet18', width=0.125)
-    names = {name: path for name, path in weights.reference_table(shapes).items() if path in shapes}
+    names = {
+        name: path for name, path in reference.reference_table(shapes).items() if path in shapes
+    }
     file = {
         name.removeprefix('resnet_'): np.zeros(np.array(shapes[path].shape)[_order(shapes[path])])
         for name, path in names.items()

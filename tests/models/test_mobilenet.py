@@ -9,8 +9,10 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from css_jax import models
-from css_jax.models import layouts, mobilenet
+from css_jax.models import mobilenet
+from css_jax.models.backbones import PIXELS
 from css_jax.models.layers import BatchNorm
+from css_jax.weights import layouts
 
 SHARED = pathlib.Path(__file__).parents[3] / 'shared'
 FILE = SHARED / 'weights' / 'mobilenet_v1_0.75_224.npz'
@@ -100,9 +102,8 @@ def test_features_are_kerass():
     x = np.random.default_rng(1).uniform(-1, 1, (2, 64, 32, 3))
     expected = keras_forward(arrays, x)
     with jax.default_matmul_precision('highest'):
-        low_level, features = jax.jit(module.apply, static_argnums=2)(
-            variables, x.astype(np.float32), False
-        )
+        found = jax.jit(module.apply, static_argnums=2)(variables, x.astype(np.float32), False)
+    low_level, features = found['stride4'], found['last']
     # Block 3 is the last at stride 4.
     assert low_level.shape == (2, 16, 8, 32) and expected[3].shape == (2, 8, 4, 64)
     np.testing.assert_allclose(low_level, expected[2], atol=1e-4)
@@ -119,7 +120,7 @@ def test_dilation_in_place_of_a_stride_keeps_the_features():
         module = mobilenet.MobileNetV1(output_stride=stride, width=0.25)
         variables, _ = imported(module, arrays)
         with jax.default_matmul_precision('highest'):
-            out[stride] = jax.jit(module.apply, static_argnums=2)(variables, x, False)[1]
+            out[stride] = jax.jit(module.apply, static_argnums=2)(variables, x, False)['last']
     assert {s: y.shape[1:3] for s, y in out.items()} == {8: (8, 12), 16: (4, 6), 32: (2, 3)}
     # A strided 'SAME' window of an even size is centred on the second of each pair.
     np.testing.assert_allclose(out[8][:, 1::2, 1::2], out[16], atol=1e-4)
@@ -212,9 +213,9 @@ def test_published_weights_see_a_traffic_light():
     assert ignored == ['conv_preds/kernel', 'conv_preds/bias']
     image = cv2.imread(str(FRAME))[:, 60:420, ::-1]
     image = cv2.resize(image, (224, 224), interpolation=cv2.INTER_AREA)
-    x = (image / 255 - layouts.KERAS.mean) / layouts.KERAS.std
+    x = (image / 255 - PIXELS['mobilenet_v1'].mean) / PIXELS['mobilenet_v1'].std
     x = jnp.asarray(x[None], jnp.float32)
-    _, features = jax.jit(module.apply, static_argnums=2)(variables, x, False)
+    features = jax.jit(module.apply, static_argnums=2)(variables, x, False)['last']
     scores = (
         features.mean((0, 1, 2)) @ arrays['conv_preds/kernel'][0, 0] + arrays['conv_preds/bias']
     )

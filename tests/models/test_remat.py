@@ -211,5 +211,5 @@ def test_what_is_no_tuple_of_stages_is_refused(backbone, value, message):
 def test_a_configuration_is_refused_before_anything_is_built(value):
     table = quickstart.get_config().to_dict()
     table['model']['remat'] = value
-    with pytest.raises(ValueError, match=r'^model\.remat is .* expected'):
+    with pytest.raises(ValueError, match=r'^model\.remat: got .* expected'):
         configs.finalise(ConfigDict(table))

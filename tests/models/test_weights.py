@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from css_jax import models
-from css_jax.models import weights
+from css_jax.weights import reference
 
 FIXTURE = Path(__file__).parents[1] / 'fixtures' / 'reference_small.npz'
 CONFIG = {
@@ -40,12 +40,12 @@ def state_dict_of(config, num_classes=5):
     module = models.build(config, num_classes)
     shapes = jax.eval_shape(module.init, jax.random.key(0), np.zeros((1, 33, 33, 3), np.float32))
     zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
-    return {name: stored(name, a.shape) for name, a in weights.to_reference(zeros).items()}
+    return {name: stored(name, a.shape) for name, a in reference.to_reference(zeros).items()}
 
 
 def test_outputs_are_the_references():
     golden = np.load(FIXTURE)
-    variables = weights.from_reference(state_dict_of(CONFIG, num_classes=21))
+    variables = reference.from_reference(state_dict_of(CONFIG, num_classes=21))
     images = golden['deeplab_x_nchw'].transpose(0, 2, 3, 1)
     with jax.default_matmul_precision('highest'):
         outputs = jax.jit(models.build(CONFIG, 21).apply)(variables, images)
@@ -76,12 +76,12 @@ def test_round_trip_is_exact(backbone, stem, blocks, first):
         assert f'resnet_layer{layer}.{depth}.conv2.weight' not in state_dict
     noise = {f'module.{name}': array for name, array in state_dict.items()}
     noise['module.resnet_bn1.num_batches_tracked'] = np.array(0)
-    variables = weights.from_reference(noise)
+    variables = reference.from_reference(noise)
     expected = jax.eval_shape(
         models.build(config, 5).init, jax.random.key(0), np.zeros((1, 33, 33, 3), np.float32)
     )
     assert jax.tree.map(np.shape, variables) == jax.tree.map(np.shape, expected)
-    back = weights.to_reference(variables)
+    back = reference.to_reference(variables)
     assert back.keys() == state_dict.keys()
     for name, array in state_dict.items():
         np.testing.assert_array_equal(back[name], array)
@@ -107,7 +107,7 @@ def small():
 )
 def test_missing_entry_is_named(small, name):
     with pytest.raises(ValueError, match=f'missing.*{name}'):
-        weights.from_reference({k: v for k, v in small.items() if k != name})
+        reference.from_reference({k: v for k, v in small.items() if k != name})
 
 
 @pytest.mark.parametrize(
@@ -115,25 +115,25 @@ def test_missing_entry_is_named(small, name):
 )
 def test_unknown_entry_is_named(small, name):
     with pytest.raises(ValueError, match=f'not known.*{name}'):
-        weights.from_reference(small | {name: np.zeros(3, np.float32)})
+        reference.from_reference(small | {name: np.zeros(3, np.float32)})
 
 
 def test_empty_and_misshapen_state_dicts_are_refused(small):
     with pytest.raises(ValueError, match='missing'):
-        weights.from_reference({})
+        reference.from_reference({})
     with pytest.raises(ValueError, match=r'project.0.weight has shape \(3, 2\); expected 4'):
-        weights.from_reference(small | {'project.0.weight': np.zeros((3, 2), np.float32)})
+        reference.from_reference(small | {'project.0.weight': np.zeros((3, 2), np.float32)})
 
 
 def test_representation_head_may_be_absent(small):
     without = {k: v for k, v in small.items() if not k.startswith('representation')}
-    variables = weights.from_reference(without)
+    variables = reference.from_reference(without)
     assert 'head_representation' not in variables['params']
-    assert weights.to_reference(variables).keys() == without.keys()
+    assert reference.to_reference(variables).keys() == without.keys()
 
 
 def test_other_heads_have_no_name(small):
-    variables = weights.from_reference(small)
+    variables = reference.from_reference(small)
     variables['params']['head_depth'] = variables['params'].pop('head_logits')
     with pytest.raises(ValueError, match='head_depth'):
-        weights.to_reference(variables)
+        reference.to_reference(variables)

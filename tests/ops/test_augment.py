@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from css_jax.models import layouts
+from css_jax.models.backbones import IMAGENET
 from css_jax.ops import augment, draws
 
-MEAN, STD = layouts.IMAGENET_MEAN, layouts.IMAGENET_STD
+MEAN, STD = IMAGENET
 GREY = np.array([0.299, 0.587, 0.114])
 PAPER = {
     'jitter_prob': 0.8,

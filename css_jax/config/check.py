@@ -1,0 +1,85 @@
+"""What keys have to do with each other; css_jax/config/warnings.py has what is possible but odd.
+
+A value by itself is checked by its key's declaration, where it is filled in (defaults.py).
+"""
+
+import difflib
+
+from ml_collections import ConfigDict
+
+from css_jax import methods
+from css_jax.config import table
+
+
+def known(config: ConfigDict) -> None:
+    """Refuse keys that nothing reads, as a slip in a file of configs/ makes them.
+
+    Raises:
+        ValueError: a key is declared nowhere; names the nearest.
+    """
+    every = table.keys()
+    for path in unknown(config):
+        place, _, leaf = path.rpartition('.')
+        streams = place.startswith('data.streams.')
+        there = [known.rpartition('.') for known in every]
+        names = list(table.STREAM) if streams else [name for at, _, name in there if at == place]
+        names += [] if place else [at.partition('.')[0] for at, _, _ in there if at]
+        near = difflib.get_close_matches(leaf, names, n=1)
+        hint = f'; did you mean {place}.{near[0]}?'.replace(' .', ' ') if near else ''
+        raise ValueError(f'no key {path}{hint}')
+
+
+def unknown(config: ConfigDict) -> list[str]:
+    """List the paths of a configuration's keys that are declared nowhere."""
+    every = table.keys()
+    return [
+        path
+        for path in table.paths(config)
+        if not (path in every or (path.startswith('data.streams.') and table.find(path)))
+    ]
+
+
+def values(config: ConfigDict) -> None:
+    """Refuse values that contradict each other, in a configuration that is filled in.
+
+    Raises:
+        ValueError: a value is impossible; names the key, what came and what was expected.
+    """
+    method = methods.METHODS[config.method]
+    o = config.optimizer
+    if o.floor > o.learning_rate:
+        raise ValueError(
+            f'optimizer.floor: got {o.floor}, expected at most optimizer.learning_rate='
+            f'{o.learning_rate}, which it would raise'
+        )
+    if config.get('burn_in_steps', 0) > config.steps:
+        raise ValueError(
+            f'burn_in_steps: got {config.burn_in_steps}, expected at most steps={config.steps}'
+        )
+    for name, stream in config.data.streams.items():
+        if stream.batch_size % config.accumulate_steps:
+            raise ValueError(
+                f'data.streams.{name}.batch_size: got {stream.batch_size}, expected a multiple of '
+                f'accumulate_steps={config.accumulate_steps}'
+            )
+    for name, reads in method.streams.items():
+        if config.data.streams[name].reads != reads:
+            raise ValueError(
+                f'data.streams.{name}.reads: got {config.data.streams[name].reads!r}, expected '
+                f'{reads!r} for method {config.method}'
+            )
+    method.check(config)
+
+
+def streams(config: ConfigDict) -> None:
+    """Make sure that the method has all its streams.
+
+    Raises:
+        ValueError: one is missing; names it and those that are there.
+    """
+    for name in methods.METHODS[config.method].streams:
+        if name not in config.data.streams:
+            there = sorted(config.data.streams)
+            raise ValueError(
+                f'data.streams: got {there}, but method {config.method} needs {name!r}'
+            )

@@ -1,0 +1,66 @@
+"""What is possible but unlikely to be meant: warnings at start-up, a sentence each."""
+
+import os
+from collections.abc import Iterator, Mapping
+
+import jax
+from ml_collections import ConfigDict
+
+from css_jax import methods
+from css_jax.config import defaults, table
+from css_jax.keys import at
+
+
+def warnings(given: ConfigDict, config: ConfigDict, images: Mapping[str, int]) -> list[str]:
+    """List them.
+
+    Args:
+        given: as it came, before it was finalised.
+        config: finalised.
+        images: stream -> how many images it has.
+
+    Returns:
+        The sentences.
+    """
+    return [
+        *_random_weights(config),
+        *_undone(config),
+        *_unread(given, config),
+        *methods.METHODS[config.method].warnings(config, images),
+    ]
+
+
+def _random_weights(config: ConfigDict) -> Iterator[str]:
+    dataset = config.eval.dataset.partition('/')[0]
+    if dataset in ('voc', 'cityscapes') and not (config.model.pretrained or config.init_from):
+        yield (
+            "model.pretrained is empty: this run starts from random weights, the paper's from "
+            'ImageNet ones (--config.model.pretrained=FILE)'
+        )
+
+
+def _undone(config: ConfigDict) -> Iterator[str]:
+    kept_apart = 'cse_barrier_expander' in os.environ.get('XLA_FLAGS', '')
+    if config.model.remat and jax.default_backend() == 'cpu' and not kept_apart:
+        yield (
+            'model.remat saves nothing on a CPU, where XLA finds the second computation equal to '
+            'the first; XLA_FLAGS=--xla_disable_hlo_passes=cse_barrier_expander keeps them apart'
+        )
+
+
+def _unread(given: ConfigDict, config: ConfigDict) -> Iterator[str]:
+    """Name keys that somebody has set and that nothing reads in this configuration."""
+    every, own = table.keys(), table.keys(config.method)
+    of_streams = [p for p in table.paths(given) if p.startswith('data.streams.')]
+    for path in [p for p in table.paths(given) if p not in of_streams]:
+        if (value := at(given, path)) is None:
+            continue
+        if path not in own and value != every[path].default:
+            yield f'{path}={value} has no effect: method {config.method} does not read it'
+        elif (
+            path in own
+            and own[path].only
+            and not own[path].only(config)
+            and defaults.departures(config, (path,))
+        ):
+            yield f'{path}={value} has no effect in this configuration'

@@ -1,0 +1,1 @@
+"""Scores of a network: how they are measured, written and shown."""

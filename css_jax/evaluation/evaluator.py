@@ -1,0 +1,218 @@
+"""The evaluator: one confusion matrix over a split, under a protocol.
+
+See `css_jax.evaluation.protocols` for what the network sees of an image.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax
+import jax
+import numpy as np
+from clu import metrics as clu_metrics
+from ml_collections import ConfigDict
+
+from css_jax import methods, parallel
+from css_jax.data import evaluation, sources
+from css_jax.evaluation import protocols
+from css_jax.methods import Evaluation, views
+from css_jax.ops import losses, metrics
+from css_jax.run import progress
+from css_jax.state import TrainState, Variables
+
+LOG = logging.getLogger('css_jax')
+_QUIET = 10.0  # seconds between lines of progress
+
+
+@flax.struct.dataclass
+class Confusion(clu_metrics.Metric):
+    """Confusion matrix [C, C], rows true; merged on the host in int64."""
+
+    matrix: jax.Array | np.ndarray
+
+    @classmethod
+    def from_model_output(cls, labels: jax.Array, logits: jax.Array, **_) -> 'Confusion':
+        """Count one batch: labels [B, H, W] with -1 for void, logits [B, H, W, C]."""
+        return cls(metrics.confusion(labels, logits.argmax(-1), logits.shape[-1]))
+
+    def merge(self, other: 'Confusion') -> 'Confusion':
+        """Add another batch's counts."""
+        return Confusion(np.asarray(self.matrix, np.int64) + np.asarray(other.matrix, np.int64))
+
+    def compute(self) -> dict[str, Any]:
+        """Return mIoU, IoU and pixel accuracy, see `css_jax.ops.metrics.scores`."""
+        return metrics.scores(self.matrix)
+
+
+@flax.struct.dataclass
+class PixelLoss(clu_metrics.Metric):
+    """Mean cross-entropy of the pixels that are not void; summed on the host in float64."""
+
+    total: jax.Array | np.ndarray
+    count: jax.Array | np.ndarray
+
+    @classmethod
+    def from_model_output(cls, labels: jax.Array, logits: jax.Array, **_) -> 'PixelLoss':
+        """Sum one batch: labels [B, H, W] with -1 for void, logits [B, H, W, C]."""
+        return cls(*losses.cross_entropy(logits, labels))
+
+    def merge(self, other: 'PixelLoss') -> 'PixelLoss':
+        """Add another batch's sums."""
+        return PixelLoss(
+            np.float64(self.total) + np.float64(other.total),
+            np.float64(self.count) + np.float64(other.count),
+        )
+
+    def compute(self) -> float:
+        """Return the mean."""
+        return float(self.total / max(self.count, 1))
+
+
+@flax.struct.dataclass
+class Scores(clu_metrics.Collection):
+    """What is measured over a split."""
+
+    confusion: Confusion
+    loss: PixelLoss
+
+
+class Evaluator:
+    """Evaluates networks on one split; compiles once for each size of image.
+
+    Attributes:
+        name: of the split, with its dataset.
+        class_names: of the network's classes.
+        protocol: how the split is scored, in words.
+        network: which of a state's networks it is for.
+    """
+
+    def __init__(self, config: ConfigDict, evaluated: Evaluation):
+        """Open the split.
+
+        Args:
+            config: finalised; `config.eval` says how it is scored.
+            evaluated: one of the method's evaluations.
+
+        Raises:
+            ValueError: an image is larger than `eval.pad_to`, or the split has more classes than
+                the network; see also `css_jax.data.sources.load`.
+        """
+        c = config.eval
+        self.network = evaluated.network
+        self._source = sources.load(evaluated.dataset, evaluated.split, config.data.dir)
+        window = protocols.window(config, evaluated.dataset)
+        self._images = evaluation.groups(
+            self._source, c.protocol, pad_to=tuple(c.pad_to), window=window
+        )
+        # Sliding keeps a map of the whole image, so one image at a time: its windows are the batch.
+        batch_size = 1 if c.protocol == 'sliding' else c.batch_size
+        # A multiple of the devices: what is too many is filled with images that count nowhere.
+        self._layout = parallel.Layout()
+        devices = len(self._layout.devices)
+        self._batch_size = -(-batch_size // devices) * devices
+        self._crop = c.protocol == 'random_crop'
+        self.name = f'{self._source.dataset}:{evaluated.split}'
+        size = next(iter(self._images))
+        self.protocol = protocols.describe(config, size, window, evaluated.network)
+        names, classes = self._source.class_names, evaluated.classes
+        if len(names) > classes:
+            raise ValueError(
+                f'evaluation on {self.name}: the network has {classes} classes, expected at least '
+                f'{len(names)}'
+            )
+        # A network may have more classes than the images: those of another dataset.
+        self.class_names = (*names, *(f'class {i}' for i in range(len(names), classes)))
+        predict = protocols.prediction(config, methods.context(config), evaluated.predict, window)
+
+        def measure(variables: Variables, batch: Mapping[str, jax.Array]) -> Scores:
+            logits, labels = predict(variables, batch['image']), views.host_labels(batch['label'])
+            return Scores.single_from_model_output(labels=labels, logits=logits)
+
+        self._measure = self._layout.compile_sums(measure)
+        if (sizes := len(self._images)) > 1:
+            count = f'{len(self._source)} images of {sizes} sizes, {sizes} compilations'
+            LOG.info('evaluation on %s: %s', self.name, count)
+
+    def check(self, shapes: Variables) -> None:
+        """Trace the evaluation of one batch, so that what it cannot do is known before training.
+
+        Args:
+            shapes: of the network's arrays.
+        """
+        size = next(iter(self._images))
+        batch = {
+            'image': jax.ShapeDtypeStruct((self._batch_size, *size, 3), np.uint8),
+            'label': jax.ShapeDtypeStruct((self._batch_size, *size), np.uint8),
+        }
+        jax.eval_shape(self._measure, shapes, batch)
+
+    def __call__(
+        self, variables: Variables, broken_off: Callable[[], bool] = lambda: False
+    ) -> dict[str, Any] | None:
+        """Return 'miou', 'iou', 'accuracy' in [0, 1] and 'loss' of the variables.
+
+        Args:
+            variables: on all devices, as `css_jax.parallel.Layout.replicated` has them.
+            broken_off: asked before every batch.
+
+        Returns:
+            The scores, None where it was broken off.
+        """
+        index, processes = parallel.process()
+        total, count = None, evaluation.batch_count(self._images, self._batch_size)
+        batches = evaluation.eval_batches(
+            self._source,
+            self._images,
+            batch_size=self._batch_size,
+            crop=self._crop,
+            process_index=index,
+            process_count=processes,
+        )
+        for done, batch in enumerate(batches, start=1):
+            if broken_off():
+                return None
+            part = self._measure(variables, self._layout.place(batch))
+            total = part if total is None else total.merge(part)
+            now = time.perf_counter()
+            if done == 1:  # has compiled: the speed is that of the batches after it
+                start = told = now
+            elif now - told > _QUIET and done < count:
+                to_go = (now - start) / (done - 1) * (count - done)
+                share = f'{100 * done // count}% of {self.name}'
+                LOG.info('evaluated %s · to go %s', share, progress.duration(to_go))
+                told = now
+        values = total.compute()
+        return {**values['confusion'], 'loss': values['loss']}
+
+
+def evaluators(config: ConfigDict) -> dict[str, Evaluator]:
+    """Open all evaluations of the configuration's method, by name.
+
+    Raises:
+        ValueError: see `Evaluator`.
+    """
+    found = methods.METHODS[config.method].evaluations(config)
+    return {name: Evaluator(config, evaluated) for name, evaluated in found.items()}
+
+
+def evaluate(
+    every: Mapping[str, Evaluator],
+    state: TrainState | Mapping[str, Variables],
+    broken_off: Callable[[], bool] = lambda: False,
+) -> dict[str, dict[str, Any]] | None:
+    """Return the scores of all evaluations by name, see `Evaluator`; None if broken off.
+
+    Args:
+        every: from `evaluators`.
+        state: has the networks, by name.
+        broken_off: asked before every batch.
+    """
+    networks = state if isinstance(state, Mapping) else vars(state)
+    scores = {}
+    for name, one in every.items():
+        if (found := one(networks[one.network], broken_off)) is None:
+            return None
+        scores[name] = found
+    return scores

@@ -1,0 +1,66 @@
+"""Pictures of images, label maps and indicators, as PNG files."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import cv2
+import numpy as np
+
+_HEADING = 18  # pixels above each column
+_GAP = 3
+
+
+def palette(num_classes: int) -> np.ndarray:
+    """Return PASCAL VOC's colours, [num_classes, 3] uint8 RGB; class 0 is black."""
+    colours = np.zeros((num_classes, 3), np.uint8)
+    index = np.arange(num_classes)
+    for bit in range(8):
+        for channel in range(3):
+            colours[:, channel] |= (((index >> channel) & 1) << (7 - bit)).astype(np.uint8)
+        index = index >> 3
+    return colours
+
+
+def colourise(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Colour labels [..., H, W] as uint8 RGB [..., H, W, 3]; ignore and void are white."""
+    colours = np.concatenate([palette(num_classes), np.full((1, 3), 255, np.uint8)])
+    known = (labels >= 0) & (labels < num_classes)
+    return colours[np.where(known, labels, num_classes)]
+
+
+def grey(indicator: np.ndarray) -> np.ndarray:
+    """Show an indicator [..., H, W] in [0, 1] as uint8 RGB [..., H, W, 3]."""
+    levels = np.clip(np.asarray(indicator, np.float32) * 255, 0, 255).astype(np.uint8)
+    return np.repeat(levels[..., None], 3, axis=-1)
+
+
+def denormalise(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """Turn standardised images [..., 3] back to uint8 RGB."""
+    rgb = np.asarray(images) * np.asarray(std) + np.asarray(mean)
+    return np.clip(np.rint(rgb * 255), 0, 255).astype(np.uint8)
+
+
+def write_grid(
+    path: str | pathlib.Path, columns: Mapping[str, np.ndarray], cell: int = 128
+) -> None:
+    """Write a PNG with a headed column for each batch and a row for each example.
+
+    Args:
+        path: of the file.
+        columns: heading -> [B, H, W, 3] uint8 RGB; columns may differ in all of B, H, W.
+        cell: height of a row in pixels, about; images are enlarged by a whole number.
+    """
+    sizes = np.array([images.shape[:3] for images in columns.values()])
+    scale = max(1, round(cell / sizes[:, 1].max()))
+    rows = sizes[:, 0].max()
+    height, width = (int(side) * scale + _GAP for side in sizes[:, 1:].max(0))
+    grid = np.full((_HEADING + height * rows, width * len(columns), 3), 255, np.uint8)
+    for j, (heading, images) in enumerate(columns.items()):
+        size = min(0.4, 0.4 * (width - 4) / cv2.getTextSize(heading, 0, 0.4, 1)[0][0])
+        cv2.putText(grid, heading, (j * width + 2, 13), 0, size, (0, 0, 0), 1, cv2.LINE_AA)
+        for i, image in enumerate(images):
+            big = image.repeat(scale, axis=0).repeat(scale, axis=1)
+            y, x = _HEADING + i * height, j * width
+            grid[y : y + big.shape[0], x : x + big.shape[1]] = big
+    if not cv2.imwrite(str(path), grid[..., ::-1]):
+        raise OSError(f'could not write {path}')

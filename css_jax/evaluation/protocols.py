@@ -1,0 +1,113 @@
+"""What the network sees of an image when it is evaluated, and how its views are averaged.
+
+`config.eval.protocol` says what the network sees:
+
+- `whole`: the image, padded right and bottom by reflection to one static size, `eval.pad_to`;
+- `whole_exact`: each image at its own size, a compilation for every size;
+- `sliding`: windows of `eval.window` that overlap by a third, averaged as probabilities;
+- `random_crop`: one crop of `eval.window` an image, the same in every evaluation. The reference
+  program scores Cityscapes so, by mistake; for comparison only.
+
+`eval.flip` and `eval.scales` average over mirrored and resized images. Padding is void, and void
+counts nowhere.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+from ml_collections import ConfigDict
+
+from css_jax import methods
+from css_jax.methods import views
+from css_jax.ops import inference
+from css_jax.state import Context, Variables
+
+# Keys of `config.eval` that decide what a score is of.
+KEYS = ('dataset', 'split', 'protocol', 'pad_to', 'window', 'flip', 'scales', 'network')
+
+
+def window(config: ConfigDict, dataset: str) -> tuple[int, int]:
+    """Return height and width of `eval.window`; (0, 0) stands for a training crop.
+
+    Args:
+        config: finalised.
+        dataset: that is evaluated; the crop is that of its first stream, else of the first one.
+    """
+    if any(config.eval.window):
+        return tuple(config.eval.window)
+    streams = [config.data.streams[name] for name in methods.METHODS[config.method].streams]
+    own = [stream for stream in streams if stream.dataset == dataset]
+    return tuple((own or streams)[0].crop)
+
+
+def prediction(
+    config: ConfigDict,
+    ctx: Context,
+    predict_views: Callable[[Variables, jax.Array, Context], jax.Array],
+    window: tuple[int, int],
+) -> Callable[[Variables, jax.Array], jax.Array]:
+    """Return the function (variables, images) -> logits of the protocol in `config.eval`.
+
+    Args:
+        config: finalised.
+        ctx: network and configuration.
+        predict_views: see `css_jax.methods.Evaluation.predict`.
+        window: see `window`.
+
+    Returns:
+        A pure function of uint8 RGB images [B, H, W, 3] to float32 logits [B, H, W, C].
+    """
+    c = config.eval
+
+    def predict(variables: Variables, images: jax.Array) -> jax.Array:
+        network = functools.partial(predict_views, variables, ctx=ctx)
+        if c.protocol == 'sliding':
+            network = functools.partial(
+                inference.sliding,
+                network,
+                window=window,
+                stride=inference.default_stride(window),
+                batch_size=c.batch_size,
+            )
+        if c.flip:
+            network = functools.partial(inference.mirrored, network)
+        return inference.multi_scale(network, views.normalise(images, ctx), tuple(c.scales))
+
+    return predict
+
+
+def describe(
+    config: ConfigDict, size: tuple[int, int], window: tuple[int, int], network: str
+) -> str:
+    """Say in words how a split is scored.
+
+    Args:
+        config: finalised.
+        size: height and width of the images in the first batch.
+        window: see `window`.
+        network: 'teacher' or 'student'.
+    """
+
+    def sides(pair: tuple[int, int]) -> str:
+        return f'{pair[0]}x{pair[1]}'  # height first, as everywhere
+
+    c, cut = config.eval, window
+    seen = {
+        'whole': f'whole image reflect-padded to {sides(size)}',
+        'whole_exact': 'whole image at its own size',
+        'sliding': f'sliding windows of {sides(cut)} at stride '
+        f'{sides(inference.default_stride(cut))}, mean probability where they overlap',
+        'random_crop': f'one random crop of {sides(cut)} an image',
+    }
+    averaged = [f'scales {", ".join(map(str, c.scales))}'] if tuple(c.scales) != (1.0,) else []
+    averaged += ['the mirror image'] if c.flip else []
+    return ', '.join(
+        [
+            {'teacher': 'EMA teacher', 'student': 'student'}[network],
+            'running statistics',
+            seen[c.protocol],
+            *([f'mean probability over {" and ".join(averaged)}'] if averaged else []),
+            'void pixels left out',
+        ]
+    )

@@ -1,0 +1,35 @@
+"""The backbones by name."""
+
+from functools import partial
+from typing import NamedTuple
+
+from css_jax.models import mobilenet, resnet
+
+# Name -> constructor: (config.model, axis_name) -> module, (images [B, H, W, 3], train) -> name of
+# a feature map -> [B, h, w, C]. Every backbone has 'stride4', which the decoder works at, and
+# 'last'; a head says what else it reads.
+BACKBONES = {
+    'resnet18': partial(resnet.build, resnet.BasicBlock, (2, 2, 2, 2)),
+    'resnet34': partial(resnet.build, resnet.BasicBlock, (3, 4, 6, 3)),
+    'resnet50': partial(resnet.build, resnet.Bottleneck, (3, 4, 6, 3)),
+    'resnet101': partial(resnet.build, resnet.Bottleneck, (3, 4, 23, 3)),
+    'mobilenet_v1': mobilenet.build,
+}
+
+
+class Pixels(NamedTuple):
+    """What the published weights of a backbone expect of RGB in [0, 1].
+
+    Attributes:
+        mean: of each channel, subtracted.
+        std: of each channel, divided by.
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+IMAGENET = Pixels((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+# Backbone -> its pixels, where they are not ImageNet's: Keras's MobileNet takes x / 127.5 - 1 of
+# 8-bit x.
+PIXELS = {'mobilenet_v1': Pixels((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))}

@@ -1,0 +1,143 @@
+"""The record of a run while it trains: metrics.jsonl, TensorBoard events, a profile."""
+
+import json
+import logging
+import math
+import os
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from tensorboardX import SummaryWriter
+
+from css_jax.run import files
+
+LOG = logging.getLogger('css_jax')
+METRICS = 'metrics.jsonl'
+
+
+class Writer:
+    """Writes each step's numbers once, to DIR/metrics.jsonl and to TensorBoard event files.
+
+    metrics.jsonl is the record, a line a step; the event files are made from it. A run that was
+    killed has written steps that the restored checkpoint does not know: opening drops those, and
+    makes the event files anew, so that every step is there once however often the run was killed.
+    """
+
+    def __init__(self, workdir: str | pathlib.Path, step: int, active: bool = True):
+        """Open the record of a run that resumes from `step`.
+
+        Args:
+            workdir: the run's folder; it exists.
+            step: iterations done; later records are dropped.
+            active: False writes nothing, as in all processes of a run but one.
+        """
+        self._active = active
+        if not active:
+            return
+        folder = pathlib.Path(workdir)
+        records = [r for r in read(workdir) if r['step'] <= step]
+        files.write(folder / METRICS, ''.join(_line(record) for record in records))
+        for old in folder.glob('events.out.tfevents.*'):
+            old.unlink()
+        self._events = SummaryWriter(str(folder), flush_secs=5)
+        self._file = (folder / METRICS).open('r+')
+        self._record: dict = {}
+        self._place = self._file.seek(0, os.SEEK_END)  # of the last line, once there is one
+        for record in records:
+            self._add_events(record, record)
+        if records:
+            self._record = records[-1]
+            self._place -= len(_line(self._record))
+        self._events.flush()
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Add numbers of `step`, to its line if it has one; what is written survives a kill."""
+        if not self._active:
+            return
+        values = {name: _plain(value) for name, value in values.items()}
+        if self._record.get('step') == step:
+            self._record |= values  # a longer line, which takes the place of the one before
+        else:
+            self._place = self._file.seek(0, os.SEEK_END)
+            self._record = {'step': step, 'time': round(time.time(), 3), **values}
+        self._file.seek(self._place)
+        self._file.write(_line(self._record))
+        self._file.flush()
+        self._add_events(self._record, values)
+        self._events.flush()
+
+    def close(self) -> None:
+        """Close the files."""
+        if not self._active:
+            return
+        self._file.close()
+        self._events.close()
+
+    def _add_events(self, record: Mapping[str, float], values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            if name not in ('step', 'time') and value is not None:
+                self._events.add_scalar(name, value, record['step'], walltime=record['time'])
+
+
+def _line(record: Mapping[str, float]) -> str:
+    return json.dumps(record) + '\n'
+
+
+def read(workdir: str | pathlib.Path) -> list[dict]:
+    """Read DIR/metrics.jsonl; a last line that a kill has cut off is left out."""
+    path = pathlib.Path(workdir) / METRICS
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+class Profile:
+    """Traces some steps of a run into DIR/profile: TensorBoard opens it, Perfetto its .json.gz."""
+
+    def __init__(self, workdir: str | pathlib.Path, steps: tuple[int, int], active: bool = True):
+        """Start nothing yet.
+
+        Args:
+            workdir: the run's folder.
+            steps: first step, from 0, and the one after the last; (0, 0): none.
+            active: False traces nothing.
+        """
+        self._folder = str(pathlib.Path(workdir) / 'profile')
+        self._steps = range(*steps) if active else range(0)
+        self._running = False
+
+    def before(self, step: int) -> None:
+        """Start the trace if it is the turn of `step`."""
+        if step in self._steps and not self._running:
+            options = jax.profiler.ProfileOptions()
+            options.python_tracer_level = 0  # every Python call would bury, and slow down, the rest
+            jax.profiler.start_trace(
+                self._folder, create_perfetto_trace=True, profiler_options=options
+            )
+            self._running = True
+
+    def after(self, step: int, result: Any) -> None:
+        """End the trace, once the arrays of `result` are there, if `step` is the last in it."""
+        if self._running and step + 1 not in self._steps:
+            jax.block_until_ready(result)
+            self.close()
+
+    def close(self) -> None:
+        """End a trace that is running still."""
+        if self._running:
+            self._running = False
+            jax.profiler.stop_trace()
+            LOG.info('profile written: %s', self._folder)
+
+
+def _plain(value: float) -> float | None:
+    """JSON has no NaN; None stands for it."""
+    value = float(value)
+    return value if math.isfinite(value) else None

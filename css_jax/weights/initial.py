@@ -1,0 +1,155 @@
+"""What a run starts with other than random weights: a backbone's file, or another run.
+
+`config.model.pretrained` names a file of backbone weights, `config.init_from` the folder of a run.
+Both are read before a fresh run writes anything; one that resumes from a checkpoint needs neither
+(but is given the same names: these are part of what it was trained with).
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from css_jax import state
+from css_jax.methods import Method
+from css_jax.models.backbones import IMAGENET, PIXELS, Pixels
+from css_jax.run import checkpoint
+from css_jax.run import folder as run_folder
+from css_jax.state import Context
+from css_jax.weights import files, layouts, reference
+
+LOG = logging.getLogger('css_jax')
+Arrays = dict[str, np.ndarray]
+
+
+def load(config: ConfigDict, method: Method, ctx: Context) -> dict[str, Arrays]:
+    """Read what a fresh run starts with, and say what that is.
+
+    Args:
+        config: finalised.
+        method: the run's.
+        ctx: network and configuration.
+
+    Returns:
+        'student', 'teacher', 'memory' -> path -> array, for `css_jax.state.create`; {} where the
+        run starts from random weights.
+
+    Raises:
+        ValueError: both sources are named; the file or run does not fit this network or its
+            pixels; names the arrays, both shapes and the likely cause.
+        FileNotFoundError: there is no such file or run.
+    """
+    if config.init_from and config.model.pretrained:
+        raise ValueError(
+            f'init_from={config.init_from} and model.pretrained={config.model.pretrained}: '
+            'expected one of them, as the run has a backbone already'
+        )
+    if config.init_from:
+        return _from_run(config, method, ctx)
+    return _from_file(config, ctx) if config.model.pretrained else {}
+
+
+def differences(arrays: Mapping[str, Any], shapes: Mapping[str, Any]) -> list[str]:
+    """Say in words what of a network is missing in `arrays` or has another shape there.
+
+    Args:
+        arrays: path -> array.
+        shapes: path -> what has a shape.
+    """
+    found = []
+    for path, like in shapes.items():
+        if path not in arrays:
+            found.append(f'{path} is missing')
+        elif arrays[path].shape != like.shape:
+            found.append(f'{path} has {arrays[path].shape}, expected {like.shape}')
+    return found
+
+
+def described(config: ConfigDict) -> str:
+    """Name a configuration's network in the words of its keys."""
+    keys = ('backbone', 'stem', 'width', 'representation_dim')
+    model = ', '.join(f'model.{key}={config.model[key]}' for key in keys if key in config.model)
+    return f'method={config.method}, num_classes={config.num_classes}, {model}'
+
+
+def _from_file(config: ConfigDict, ctx: Context) -> dict[str, Arrays]:
+    path, layout = config.model.pretrained, layouts.of(config.model.backbone)
+    files.check(path, 'model.pretrained')
+    shapes = state.flat(state.shapes(ctx))
+    backbone = {name: like for name, like in shapes.items() if '/backbone/' in name}
+    arrays = files.read(path)
+    try:
+        taken, prefix, ignored = layouts.backbone(arrays, backbone, layout)
+    except ValueError as error:
+        m = config.model
+        raise ValueError(
+            f'model.pretrained={path} does not fit the network (backbone={m.backbone}, '
+            f'stem={m.stem}, width={m.width}): {error}'
+        ) from None
+    count = sum(array.size for name, array in taken.items() if name.startswith('params/'))
+    LOG.info('backbone from %s: %d arrays, %s parameters', path, len(taken), f'{count:,}')
+    if prefix:
+        LOG.info('  found there as %s*, among %d arrays', prefix, len(arrays))
+    fresh = {name.split('/')[1] for name in shapes if name not in taken}
+    LOG.info('  not in it, so fresh: %s', ', '.join(sorted(fresh)))
+    if ignored:
+        LOG.info('  in it and not used: %s', reference.listed(ignored))
+    expected = PIXELS.get(config.model.backbone, IMAGENET)
+    if not _same(expected, config):
+        LOG.warning(
+            'warning: data.mean=%s, data.std=%s, but these weights were trained with %s, %s',
+            *(tuple(config.data.mean), tuple(config.data.std), *expected),
+        )
+    return {'student': taken}
+
+
+def _from_run(config: ConfigDict, method: Method, ctx: Context) -> dict[str, Arrays]:
+    workdir, source = config.init_from, run_folder.load(config.init_from)
+    if not _same(Pixels(source.data.mean, source.data.std), config):
+        raise ValueError(
+            f'init_from={workdir} was trained with data.mean={source.data.mean}, '
+            f'data.std={source.data.std}; expected the same here, got {config.data.mean}, '
+            f'{config.data.std} (leave them out to take its own)'
+        )
+    step = checkpoint.find(workdir, 'last')
+    saved = checkpoint.restore_arrays(workdir, step, ('student', 'teacher', 'memory'))
+    given, fresh = {}, set()
+    for part, like in state.networks(method, ctx).items():
+        shapes, arrays = state.flat(like), saved[part]
+        if not arrays and part == 'teacher':
+            fresh.add('teacher (a copy of the student)')
+            continue
+        there = {_module(path) for path in arrays}
+        absent = {m for path in shapes if (m := _module(path)) not in there and m[:5] == 'head_'}
+        shapes = {path: leaf for path, leaf in shapes.items() if _module(path) not in absent}
+        if wrong := differences(arrays, shapes):
+            raise ValueError(
+                f'init_from={workdir}: its {part} is of another network: '
+                f'{reference.listed(wrong)}. There: {described(source)}. Here: {described(config)}'
+            )
+        given[part] = {path: arrays[path] for path in shapes}
+        fresh |= absent
+    memory = state.flat(jax.eval_shape(lambda: method.init_memory(config)))
+    if memory and _shapes(memory) == _shapes(saved['memory']):
+        given['memory'] = saved['memory']
+    elif memory:
+        fresh.add('memory')
+    LOG.info('starting from %s, step %d: %s', workdir, step, ', '.join(given))
+    if fresh:
+        LOG.info('  not in it, so fresh: %s', ', '.join(sorted(fresh)))
+    return given
+
+
+def _shapes(arrays: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {path: leaf.shape for path, leaf in arrays.items()}
+
+
+def _module(path: str) -> str:
+    return path.split('/')[1]
+
+
+def _same(expected: Pixels, config: ConfigDict) -> bool:
+    return bool(np.allclose(expected, (config.data.mean, config.data.std), atol=1e-6))
