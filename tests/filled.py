@@ -20,7 +20,7 @@ def data():
     found = configs.default().data
     for leaf in found:
         key = table.KEYS.get(f'data.{leaf}')
-        if key and key.default is not None:
+        if key and not callable(key.default):
             found[leaf] = key.default
     return found
 

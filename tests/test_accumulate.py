@@ -118,7 +118,7 @@ def test_l_c_is_the_mean_over_micro_batches():
     def part(params, i):
         examples = jax.tree.map(lambda x: x[i], cut)
         terms, _ = method.loss(params, current, examples, keys.part(i, 8), ctx)
-        return terms['contrastive'].total, terms['contrastive'].weight
+        return terms['contrastive'].total, method.weights(current, ctx)['contrastive']
 
     parts = [part(current.student.params, i) for i in range(8)]
     values = np.array([value for (value, _), _ in parts])
@@ -136,6 +136,13 @@ def test_l_c_is_the_mean_over_micro_batches():
     # Each part draws from its own pixels, so this is not the large batch's L_c.
     large = objective((), 1)(EARLY)[0]
     assert not np.isclose(metrics['loss_contrastive'], large['loss_contrastive'], rtol=1e-3)
+
+
+def test_the_log_has_sums_over_micro_batches():
+    one, eight = objective((), 1)(EARLY)[0], objective((), 8)(EARLY)[0]
+    assert eight['anchors'] > 2 * one['anchors'] > 0  # each draws for its own classes
+    for share in ('confident', 'confident_foreground', 'agreement', 'valid'):
+        np.testing.assert_allclose(eight[share], one[share], rtol=1e-6)
 
 
 def test_ohem_keeps_so_many_pixels_of_each_device_and_of_each_micro_batch():

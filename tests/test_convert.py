@@ -52,9 +52,7 @@ def reference(run, tmp_path_factory):
     tree = {}
     for part, name in convert.NETWORKS.items():
         network = getattr(ended, part)
-        arrays = names.to_reference(
-            {'params': network.params, 'batch_stats': network.batch_stats}
-        )
+        arrays = names.to_reference({'params': network.params, 'batch_stats': network.batch_stats})
         norms = [n.removesuffix('running_mean') for n in arrays if n.endswith('running_mean')]
         for i, norm in enumerate(norms):
             arrays[f'{norm}num_batches_tracked'] = np.asarray(np.int64(5 + i))

@@ -227,6 +227,7 @@ def test_a_class_that_is_nowhere_is_left_out(toy, mixed, monkeypatch, capsys, tm
     mixed.records[1]['label'] = png(np.full(SIZES[1], 255, np.uint8))
     two = Variables({'w': jnp.zeros((3, 7)).at[:, 0].set(1.0).at[:, 2:].set(jnp.nan)}, {})
     config = toy(protocol='whole_exact')
+
     def first_two(variables, images, ctx):
         logits = toy_predict(variables, images, ctx)
         return jnp.where(jnp.arange(7) < 2, logits, -1e9)

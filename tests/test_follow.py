@@ -7,6 +7,7 @@ import pytest
 from css_jax import config as configs
 from css_jax import methods
 from css_jax.config import defaults
+from css_jax.keys import Key
 
 COLUMNS = ('default', 'reference', 'paper')
 ALL = {  # key: default, reference, paper
@@ -108,6 +109,28 @@ def test_a_key_of_a_stream_that_is_set_stays_and_is_named():
     assert config.data.streams.labelled.crop == (64, 96)
     assert config.data.streams.unlabelled.crop == (768, 768)
     assert departures(config) == ['data.streams.labelled.crop=(64, 96)']
+
+
+def test_a_stream_s_crop_and_batch_are_of_its_own_dataset():
+    config = resolved('camvid/half', eval__dataset='cityscapes', num_classes=19)
+    for stream in config.data.streams.values():
+        assert (stream.crop, stream.batch_size) == ((512, 512), 16)
+    assert config.data.streams.labelled.resize == (0.5, 1.5)
+    assert config.eval.protocol == 'sliding' and config.steps == 80_000  # of the evaluation
+    config = resolved('cityscapes', eval__dataset='camvid/half', num_classes=19)
+    assert config.data.streams.labelled.crop == (768, 768)
+    assert config.eval.protocol == 'whole' and config.steps == 40_000
+
+
+def test_a_triple_of_numbers_is_a_value(monkeypatch):
+    record = methods.METHODS['supervised']
+    triples = {'data.mean': (0.1, 0.2, 0.3), 'data.std': (1.0, 1.0, 1.0), 'toy.three': (4, 5, 6)}
+    keys = {**record.keys, 'toy.three': Key((1, 2, 3), 'of its own')}
+    toy = record._replace(keys=keys, defaults=triples)
+    monkeypatch.setitem(methods.METHODS, 'toy', toy)
+    for column in COLUMNS:
+        config = resolved(method='toy', follow=column)
+        assert {key: at(config, key) for key in triples} == triples
 
 
 @pytest.mark.parametrize('column', COLUMNS)

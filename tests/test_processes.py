@@ -110,7 +110,7 @@ def test_a_signal_to_one_process_stops_all_and_the_bits_stay(runs, tmp_path, fla
     assert (code, other_code) == (128 + signal.SIGTERM, 128 + signal.SIGINT), (errors, other_errors)
     step = checkpoint.find(workdir, 'last')
     assert 4 <= step < STEPS
-    assert f'stopped by SIGTERM after step {step}, which is saved; the same command goes' in errors
+    assert f'stopped by SIGTERM after step {step}, which is saved; the same com' in errors
     assert f'stopped by SIGINT after step {step}, which is saved; the same' in other_errors
 
     first, _ = program.run(workdir, *flags, count=2, devices=2)
@@ -129,7 +129,7 @@ def test_a_run_goes_on_on_any_number_of_processes(runs, tmp_path, flags):
     last = checkpoint.find(workdir, 'last')
 
     processes = program.start(
-        workdir, *flags, '--config.parallel=pmap', count=2, devices=2, slow=0.4
+        workdir, *flags, '--config.parallel=pmap', count=2, devices=2, slow=0.6
     )
     program.wait_for(processes, lambda: program.steps(workdir)[-1] <= last)  # later ones are gone
     program.wait_for(processes, lambda: program.steps(workdir)[-1] > last)

@@ -55,9 +55,7 @@ def test_every_cell_is_an_argument_that_gives_what_the_paper_ran(number):
     for cell in table.cells:
         config = final(table, cell, ',seed=2')
         found = (config.method, config.get('pseudo_label'), config.get('indicator'))
-        assert found == MEANT[
-            number, cell.row, cell.variant
-        ]
+        assert found == MEANT[number, cell.row, cell.variant]
         labelled = config.data.streams.labelled
         assert config.seed == labelled.subset_seed == 2
         if number in (2, 3):  # the published lists

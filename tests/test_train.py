@@ -1,6 +1,7 @@
 """Whole runs: killed and gone on with, stopped by NaN, evaluated again from what is stored."""
 
 import json
+import logging
 import os
 import pathlib
 import re
@@ -19,7 +20,7 @@ from css_jax import config as configs
 from css_jax import evaluate, methods, models, predict, state, train
 from css_jax.config import file as stored
 from css_jax.data import streams
-from css_jax.evaluation import results
+from css_jax.evaluation import evaluator, results
 from css_jax.run import checkpoint, metrics, progress
 from css_jax.run import folder as run_folder
 from tests import tiny
@@ -246,6 +247,75 @@ def test_a_run_of_an_older_version_gets_the_defaults_it_does_not_know(trained, t
     del values['model']['remat'], values['data']['streams']['labelled']['pad']
     (tmp_path / run_folder.FILE).write_text(json.dumps(values))
     assert run_folder.diff(run_folder.load(trained), run_folder.load(tmp_path)) == []
+
+
+@pytest.fixture
+def older(tmp_path, data_dir, monkeypatch):
+    """A run of six steps whose folder an older version and another one have written."""
+    monkeypatch.setattr(models, 'build', small)
+    config = tiny.get_config()
+    config.data.dir, config.steps = data_dir, 6
+    train.train(config, tmp_path)
+    values = json.loads((tmp_path / run_folder.FILE).read_text())
+    del values['contrastive']['scope'], values['model']['family'], values['data']['threads']
+    for stream in values['data']['streams'].values():
+        del stream['reads']
+        stream['labels'] = True
+    values['augment']['partner'] = 'next'
+    values['contrastive']['more'] = 3
+    (tmp_path / run_folder.FILE).write_text(json.dumps(values))
+    return config, tmp_path
+
+
+def test_a_run_of_another_version_resumes_and_is_evaluated(older, caplog):
+    config, workdir = older
+    scores = json.loads((workdir / results.RESULTS).read_text())
+    with caplog.at_level(logging.INFO, 'css_jax'):
+        again = evaluate.evaluate(stored.read(workdir), workdir)
+    (told,) = {line for line in caplog.messages if 'nothing reads' in line}
+    gone = ['augment.partner', 'contrastive.more', 'labelled.labels', 'unlabelled.labels']
+    assert all(name in told for name in gone) and told.count(', ') == 3
+    assert again['miou'] == scores['miou']
+
+    shutil.rmtree(workdir / checkpoint.FOLDER / '6')
+    assert train.train(config, workdir)['miou'] == scores['miou']  # resumes, by its own file
+    values = json.loads((workdir / run_folder.FILE).read_text())
+    assert values['contrastive']['scope'] == 'global' and 'more' not in values['contrastive']
+    config.contrastive.scope = 'device'
+    with pytest.raises(ValueError, match=r"contrastive\.scope: 'global' there, 'device' now"):
+        train.train(config, workdir)
+
+
+def test_an_evaluation_that_fails_loses_no_step(tmp_path, data_dir, monkeypatch):
+    monkeypatch.setattr(models, 'build', small)
+    config = tiny.get_config('supervised')
+    config.data.dir, config.steps, config.checkpoint_every = data_dir, 6, 100
+    config.eval.every = 2
+    expected = train.train(config, tmp_path / 'whole')
+
+    score = evaluator.Evaluator.__call__
+    with monkeypatch.context() as patch:
+
+        def failing(self, *given):
+            patch.setattr(evaluator.Evaluator, '__call__', fails)
+            return score(self, *given)
+
+        def fails(self, *given):
+            raise RuntimeError('out of memory')
+
+        patch.setattr(evaluator.Evaluator, '__call__', failing)
+        for _ in range(2):  # at step 4, and again where it resumes
+            with pytest.raises(RuntimeError, match='out of memory'):
+                train.train(config, tmp_path / 'run')
+            assert checkpoint.find(tmp_path / 'run', 'last') == 4
+            assert [r['step'] for r in metrics.read(tmp_path / 'run')] == [1, 2, 3, 4]
+            assert 'eval_miou' not in metrics.read(tmp_path / 'run')[-1]
+    assert train.train(config, tmp_path / 'run') == expected
+    whole, run = (
+        [{k: v for k, v in r.items() if k in ('step', 'loss', 'eval_miou')} for r in records]
+        for records in (metrics.read(tmp_path / 'whole'), metrics.read(tmp_path / 'run'))
+    )
+    assert whole == run and [r['step'] for r in run if 'eval_miou' in r] == [2, 4, 6]
 
 
 def test_progress_leaves_out_compilation_and_its_step():

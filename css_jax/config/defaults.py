@@ -36,7 +36,7 @@ def resolve(config: ConfigDict, derived: Mapping[str, Callable[[Any], Any]]) -> 
 
     Returns:
         Path of each key that the method reads -> where its value is from: `SET`, 'method NAME',
-        'dataset NAME', 'what it starts with' (of `derived`) or 'default'.
+        'dataset NAME', 'init_from' (of `derived`) or 'default'.
 
     Raises:
         ValueError: a value is impossible; names the key, what came and what was expected.
@@ -139,7 +139,7 @@ class _Resolver:
     def _sources(self, path: str, given: tuple) -> Iterator[tuple[str, Any]]:
         """Yield (origin, default), the one that comes first first."""
         if path in self._derived:
-            yield 'what it starts with', self._derived[path]
+            yield 'init_from', self._derived[path]
         name = any_stream(path)
         for known in (path, name):
             if known in self._method.defaults:

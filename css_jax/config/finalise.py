@@ -50,9 +50,10 @@ def _finalised(
     check.streams(config)
     _drop(config)
 
+    # Of the run that this one starts with, whatever the method's defaults are.
     derived = {
-        'data.mean': lambda c: pixels.normalisation(c, workdir)[0],
-        'data.std': lambda c: pixels.normalisation(c, workdir)[1],
+        f'data.{name}': lambda c, i=i: pixels.normalisation(c, workdir)[i] if c.init_from else None
+        for i, name in enumerate(('mean', 'std'))
     }
     found = defaults.resolve(config, derived)
     check.values(config)

@@ -4,7 +4,8 @@ import pathlib
 from typing import Any
 
 from css_jax.config import file
-from css_jax.models.backbones import IMAGENET, PIXELS, Pixels
+from css_jax.models import backbones
+from css_jax.models.backbones import Pixels
 
 
 def normalisation(config: Any, workdir: str | pathlib.Path | None = None) -> Pixels:
@@ -24,9 +25,7 @@ def normalisation(config: Any, workdir: str | pathlib.Path | None = None) -> Pix
     if config.init_from:
         data = (_begun(config, workdir) or _source(config.init_from))['data']
         return Pixels(tuple(data['mean']), tuple(data['std']))
-    if config.model.pretrained:
-        return PIXELS.get(config.model.backbone, IMAGENET)
-    return IMAGENET
+    return backbones.pixels(config.model)
 
 
 def _begun(config: Any, workdir: str | pathlib.Path | None) -> dict | None:

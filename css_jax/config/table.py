@@ -14,6 +14,7 @@ from ml_collections.config_dict import placeholder
 from css_jax import methods, models, parallel
 from css_jax.keys import Key, ascending, size_or_none
 from css_jax.methods.method import READS, VALID
+from css_jax.models import backbones
 
 _MANY = 10**9
 _STREAMS = 'data.streams.'
@@ -84,11 +85,13 @@ KEYS = {
     'model.pretrained': Key('', 'file of backbone weights; empty: random ones'),
     'data.dir': Key('', 'of prepared datasets; empty: TFDS_DATA_DIR or ~/tensorflow_datasets'),
     'data.mean': Key(
-        None, 'of RGB in [0, 1]; what the first weights expect', like=(0.485, 0.456, 0.406),
+        lambda c: backbones.pixels(c.model).mean,
+        'of RGB in [0, 1]; what the first weights expect', like=(0.485, 0.456, 0.406),
         expected=_expected_rgb(0.0),
     ),
     'data.std': Key(
-        None, "likewise; without weights ImageNet's", like=(0.229, 0.224, 0.225),
+        lambda c: backbones.pixels(c.model).std,
+        "likewise; without weights ImageNet's", like=(0.229, 0.224, 0.225),
         expected=_expected_rgb(1e-3),
     ),
     'data.resampling': Key(

@@ -1,7 +1,7 @@
 """The backbones by name."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from css_jax.models import mobilenet, resnet
 
@@ -33,3 +33,12 @@ IMAGENET = Pixels((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # Backbone -> its pixels, where they are not ImageNet's: Keras's MobileNet takes x / 127.5 - 1 of
 # 8-bit x.
 PIXELS = {'mobilenet_v1': Pixels((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))}
+
+
+def pixels(config: Any) -> Pixels:
+    """Return what a network's first weights expect: those of `pretrained`, else ImageNet's.
+
+    Args:
+        config: config.model; no file of weights is opened.
+    """
+    return PIXELS.get(config.backbone, IMAGENET) if config.pretrained else IMAGENET

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from css_jax import state
 from css_jax.methods import Method
-from css_jax.models.backbones import IMAGENET, PIXELS, Pixels
+from css_jax.models.backbones import Pixels, pixels
 from css_jax.run import checkpoint
 from css_jax.run import folder as run_folder
 from css_jax.state import Context
@@ -97,7 +97,7 @@ def _from_file(config: ConfigDict, ctx: Context) -> dict[str, Arrays]:
     LOG.info('  not in it, so fresh: %s', ', '.join(sorted(fresh)))
     if ignored:
         LOG.info('  in it and not used: %s', reference.listed(ignored))
-    expected = PIXELS.get(config.model.backbone, IMAGENET)
+    expected = pixels(config.model)
     if not _same(expected, config):
         LOG.warning(
             'warning: data.mean=%s, data.std=%s, but these weights were trained with %s, %s',

@@ -235,3 +235,11 @@ def test_memory_grows_by_the_small_maps_alone(monkeypatch):
     assert few <= 5 * one_image + 4 * (4 * low_resolution + 12 * pixels)
     # Every further image: its logits, their gradients, and maps without an axis of classes.
     assert many - few <= 8 * (4 * low_resolution + 12 * pixels) < 8 * one_image / 2
+
+
+def test_a_soft_count_below_one_divides_as_it_should():
+    assert float(losses.mean(jnp.float32(0.2), jnp.float32(0.4))) == pytest.approx(0.5)
+    assert float(losses.mean(jnp.float32(0.0), jnp.float32(0.0))) == 0
+    # Nothing to count has no gradient either, and none that is not a number.
+    gradient = jax.grad(lambda x: losses.mean(x, 0 * x))(jnp.float32(3.0))
+    assert float(gradient) == 0
