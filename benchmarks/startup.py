@@ -41,7 +41,7 @@ REAL = {
 }
 # Phase -> how the line of the log begins that ends it.
 PHASES = {
-    'imports, data, devices s': 'split hash',
+    'imports, data, devices, tracing s': 'split hash',
     'first weights s': 'batch of',
     'compiling s': 'compiled the step',
     'first step s': 'step 1/',

@@ -1,80 +1,29 @@
 """The training loop, from top to bottom: prepare, loop, finish."""
 
 import contextlib
-import functools
 import logging
 import pathlib
 import signal
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
-from css_jax import config as configs
-from css_jax import methods, parallel, state
-from css_jax import step as steps
+from css_jax import parallel, state
 from css_jax.config import defaults, warnings
 from css_jax.data import splits, streams
 from css_jax.evaluation import evaluator, results
 from css_jax.parallel import cost
+from css_jax.prepare import Run, prepare
 from css_jax.run import checkpoint, metrics, signals
 from css_jax.run import folder as run_folder
 from css_jax.run import progress as progresses
-from css_jax.weights import initial
 
 LOG = logging.getLogger('css_jax')
-
-
-class Phase(NamedTuple):
-    """Steps that run one program.
-
-    Attributes:
-        until: the step after its last.
-        sizes: stream -> images in a batch, of the streams that it reads.
-        program: (state, batch) -> (state, metrics), to be compiled.
-    """
-
-    until: int
-    sizes: Mapping[str, int]
-    program: Callable
-
-
-class Run(NamedTuple):
-    """All that a run needs and that can fail, made before anything is written.
-
-    Attributes:
-        config: finalised.
-        method: what `config.method` names.
-        ids: stream -> its images.
-        split: the training images as they are stored, see `css_jax.data.splits.record`.
-        layout: its devices.
-        batches: lines on what each of them takes.
-        ctx: network and configuration.
-        tx: the optimiser's transformation.
-        rates: name -> schedule, for the log.
-        phases: one after the other.
-        every: evaluation -> its evaluator.
-        resumes: a checkpoint is there.
-        given: what a fresh run starts with, see `css_jax.weights.initial.load`.
-    """
-
-    config: ConfigDict
-    method: methods.Method
-    ids: Mapping[str, tuple[str, ...]]
-    split: Mapping[str, Any]
-    layout: parallel.Layout
-    batches: list[str]
-    ctx: state.Context
-    tx: Any
-    rates: Mapping[str, Callable]
-    phases: list[Phase]
-    every: Mapping[str, evaluator.Evaluator]
-    resumes: bool
-    given: Mapping[str, Any]
 
 
 def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
@@ -95,7 +44,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
         css_jax.run.signals.Stopped: SIGTERM or Ctrl-C came; the last step is saved.
     """
     workdir = pathlib.Path(workdir)
-    run = _prepare(config, workdir)
+    run = prepare(config, workdir)
     lock = contextlib.ExitStack()  # of process 0, held until the end
     parallel.on_primary(_claim, run.config, workdir, lock)
     _announce(run, config)
@@ -198,91 +147,6 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
     return results.report(workdir, config, every, scores, done, run.split, best)
 
 
-def _prepare(config: ConfigDict, workdir: pathlib.Path) -> Run:
-    """Make all that can fail, and write nothing; see `train` for what it raises."""
-    with parallel.together():
-        config = configs.finalise(config, workdir)
-        method = methods.METHODS[config.method]
-        ids = splits.subsets(config.data)
-        split = splits.record(config.data, ids)
-        layout = parallel.Layout(config.parallel)
-        batches = _batches(config, layout)
-        every = evaluator.evaluators(config)
-        images = {name: len(chosen) for name, chosen in ids.items()}
-        ctx = methods.context(config, parallel.AXIS, images)
-        tx, rates = method.optimizer(config)
-        phases = [
-            Phase(until, _sizes(config, phase), layout.program(_step(phase, tx, ctx)))
-            for until, phase in methods.phases(config)
-            if until  # a phase of no step
-        ]
-        _check(config, method, layout, ctx, tx, phases, every)
-        # What resumes from a checkpoint needs neither the file nor the folder it started with.
-        resumes = checkpoint.exists(workdir)
-    parallel.agree('configuration', run_folder.lines(config))
-    parallel.agree('split hash of the training images', split['split_hash'])
-    parallel.agree(f'checkpoints in {workdir}, which all processes need to see', str(resumes))
-    if resumes:
-        run_folder.match(config, workdir)
-        _same_images(workdir, split)
-    with parallel.together():
-        given = {} if resumes else initial.load(config, method, ctx)
-    return Run(
-        config, method, ids, split, layout, batches, ctx, tx, rates, phases, every, resumes, given
-    )
-
-
-def _step(phase: methods.Method, tx: Any, ctx: state.Context) -> Callable:
-    return functools.partial(steps.train_step, method=phase, optimizer=tx, ctx=ctx)
-
-
-def _sizes(config: ConfigDict, phase: methods.Method) -> dict[str, int]:
-    return {name: config.data.streams[name].batch_size for name in phase.streams}
-
-
-def _check(
-    config: ConfigDict,
-    method: methods.Method,
-    layout: parallel.Layout,
-    ctx: state.Context,
-    tx: Any,
-    phases: list[Phase],
-    every: Mapping[str, evaluator.Evaluator],
-) -> None:
-    """Trace every phase's step and every evaluation: what cannot be run says so now.
-
-    Raises:
-        ValueError: says which one, and what went wrong.
-    """
-    what = f'the first state of method {config.method}'
-    try:
-        first = state.shape(method, tx, ctx)
-        for phase in phases:
-            what = f'a step of method {config.method} (until step {phase.until})'
-            batch = layout.placed(streams.batch_shapes(config.data, phase.sizes))
-            after, _ = jax.eval_shape(phase.program, first, batch)
-            _same_state(state.flat(first), state.flat(after))
-        alone = methods.context(config)
-        networks = state.networks(method, alone)
-        for name, one in every.items():
-            what = f'the evaluation {name!r} of method {config.method}, of its {one.network}'
-            one.check(networks[one.network])
-    except Exception as error:  # whatever a method's own code raises
-        reason = f'{type(error).__name__}: {error}'.splitlines()[0]
-        raise ValueError(f'{what} cannot be computed: {reason}') from error
-
-
-def _same_state(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-    """Raise ValueError, with a name, unless a step gives a state of the shapes that it got."""
-    for path in sorted(before.keys() | after.keys()):
-        old, new = (
-            f'{tree[path].dtype}{list(tree[path].shape)}' if path in tree else 'nothing'
-            for tree in (before, after)
-        )
-        if old != new:
-            raise ValueError(f'it makes {path} {new}, expected {old} as before the step')
-
-
 def _announce(run: Run, given: ConfigDict) -> None:
     """Say what is trained on what, and what is odd about it."""
     config, method = run.config, run.method
@@ -338,46 +202,6 @@ def _warn_of_devices(
             len(layout.devices),
             before,
         )
-
-
-def _same_images(workdir: pathlib.Path, split: Mapping[str, Any]) -> None:
-    """Raise ValueError unless the run in DIR was trained on these images."""
-    with contextlib.closing(checkpoint.Checkpoints(workdir, read_only=True)) as checkpoints:
-        saved = checkpoints.meta(checkpoints.latest_step)
-    if saved['split_hash'] is None:
-        raise ValueError(
-            f'{workdir} has weights that were trained elsewhere: expected --mode evaluate, or a '
-            f'new --workdir with --config.init_from={workdir}'
-        )
-    if changed := splits.changed(saved, split):
-        raise ValueError(
-            f'{workdir} was trained on other images: {changed}. Take another --workdir, or the '
-            'images it was trained on.'
-        )
-
-
-def _batches(config: ConfigDict, layout: parallel.Layout) -> list[str]:
-    """Say how many images a step takes, in all and on each process and device.
-
-    Raises:
-        ValueError: a batch cannot be shared out.
-    """
-    kind, (_, processes) = layout.devices[0].device_kind, parallel.process()
-    lines = [
-        f'parallel={config.parallel}, {len(layout.devices)} x {kind} in all, {processes} x '
-        f'process, learning rate {config.optimizer.learning_rate:g}, which no number of devices '
-        'changes'
-    ]
-    parts = config.accumulate_steps
-    for name, stream in config.data.streams.items():
-        key = f'data.streams.{name}.batch_size'
-        process, device = layout.shares(key, stream.batch_size, parts)
-        cut = f', in {parts} micro-batches' if parts > 1 else ''
-        lines.append(
-            f'batch of {name}: {stream.batch_size} images in all, {process} a process, '
-            f'{device} a device{cut}'
-        )
-    return lines
 
 
 def _compile(program: Callable, current: Any, batch: Any) -> Any:

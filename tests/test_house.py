@@ -80,7 +80,7 @@ def test_only_checkpoint_knows_orbax(name):
     assert not any(module.startswith('orbax') for module in imports(FILES[name]))
 
 
-@pytest.mark.parametrize('name', ['step.py', 'train.py', 'state.py'])
+@pytest.mark.parametrize('name', ['step.py', 'train.py', 'prepare.py', 'state.py'])
 def test_the_loop_names_no_method_dataset_head_or_stream(name):
     heads = {'logits', 'representation', 'prototypes', 'labelled', 'unlabelled', 'contrastive'}
     assert not words(FILES[name]) & {*methods.METHODS, *sources.DATASETS, *heads}

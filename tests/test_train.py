@@ -1,5 +1,6 @@
 """Whole runs: killed and gone on with, stopped by NaN, evaluated again from what is stored."""
 
+import collections
 import json
 import logging
 import os
@@ -18,9 +19,11 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 
 from css_jax import config as configs
 from css_jax import evaluate, methods, models, predict, state, train
+from css_jax import step as steps
 from css_jax.config import file as stored
 from css_jax.data import streams
 from css_jax.evaluation import evaluator, results
+from css_jax.ops import inference
 from css_jax.run import checkpoint, metrics, progress
 from css_jax.run import folder as run_folder
 from tests import tiny
@@ -316,6 +319,26 @@ def test_an_evaluation_that_fails_loses_no_step(tmp_path, data_dir, monkeypatch)
         for records in (metrics.read(tmp_path / 'whole'), metrics.read(tmp_path / 'run'))
     )
     assert whole == run and [r['step'] for r in run if 'eval_miou' in r] == [2, 4, 6]
+
+
+def test_what_start_up_traces_is_what_is_compiled(tmp_path, data_dir, monkeypatch):
+    """A second trace would be seconds of every start."""
+    monkeypatch.setattr(models, 'build', small)
+    traced = collections.Counter()
+
+    def counted(function):
+        def wrapped(*args, **kwargs):
+            traced[function.__name__] += 1
+            return function(*args, **kwargs)
+
+        return wrapped
+
+    monkeypatch.setattr(steps, 'train_step', counted(steps.train_step))
+    monkeypatch.setattr(inference, 'multi_scale', counted(inference.multi_scale))
+    config = tiny.get_config()
+    config.data.dir, config.burn_in_steps, config.steps = data_dir, 1, 2
+    train.train(config, tmp_path)
+    assert traced == {'train_step': 2, 'multi_scale': 1}  # of two phases, of one evaluation
 
 
 def test_progress_leaves_out_compilation_and_its_step():

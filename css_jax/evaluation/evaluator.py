@@ -146,7 +146,7 @@ class Evaluator:
             'image': jax.ShapeDtypeStruct((self._batch_size, *size, 3), np.uint8),
             'label': jax.ShapeDtypeStruct((self._batch_size, *size), np.uint8),
         }
-        jax.eval_shape(self._measure, shapes, batch)
+        jax.eval_shape(self._measure, self._layout.shapes(shapes), self._layout.placed(batch))
 
     def __call__(
         self, variables: Variables, broken_off: Callable[[], bool] = lambda: False

@@ -104,20 +104,21 @@ class Layout:
 
     def placed(self, shapes: Any) -> Any:
         """Return the shapes of a batch as `place` gives it, of those of a global batch."""
+        sharding = NamedSharding(self.mesh, PartitionSpec(AXIS))
 
         def put(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
             if self.mode == 'pmap':
                 each = x.shape[0] // len(self.devices)
                 return jax.ShapeDtypeStruct((self.local, each, *x.shape[1:]), x.dtype)
-            return x
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
         return jax.tree.map(put, shapes)
 
     def program(self, step: Callable) -> Callable:
         """Return `step(state, batch) -> (state, metrics)` over the devices, not yet compiled.
 
-        It gives the state's buffers away. `jax.eval_shape` traces it, `.lower(...)` for the same
-        shapes takes that trace.
+        It gives the state's buffers away. `jax.eval_shape` traces it; under jit `.lower` takes that
+        trace for arrays of the same shapes and shardings.
 
         Args:
             step: of one device, with the axis `AXIS`.
