@@ -169,7 +169,7 @@ def program(config: ConfigDict, layout: parallel.Layout, batch: Mapping) -> str:
     tx, ctx = method.optimizer(config)[0], methods.context(config, parallel.AXIS)
     current = jax.eval_shape(lambda: state.create(method, tx, methods.context(config)))
     step = functools.partial(steps.train_step, method=method, optimizer=tx, ctx=ctx)
-    return layout.compile_step(step, layout.shapes(current), layout.place(batch)).as_text()
+    return layout.compile_step(step, layout.replicas(current), layout.place(batch)).as_text()
 
 
 def latency(chips: str, devices: int) -> float:

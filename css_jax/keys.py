@@ -40,6 +40,20 @@ class Key(NamedTuple):
         return self.default if self.like is None else self.like
 
 
+def declared(name: str, key: Key) -> Key:
+    """Return a declaration, once it is sure that it says of what type its values are.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if not isinstance(key.example, bool | int | float | str | tuple) or key.example == ():
+        raise ValueError(
+            f'{name}: declared with {key.example!r}, expected a default, or like=, of type bool, '
+            'int, float, str or a tuple of these that is not empty'
+        )
+    return key
+
+
 def check(name: str, key: Key, value: Any, where: str = '') -> None:
     """Make sure that a value is one that the key may have.
 
@@ -148,8 +162,14 @@ def _tuple(name: str, key: Key, text: str) -> tuple:
 def _wanted(key: Key, value: Any) -> str:
     """Return what was expected in place of a value, '' for a good one."""
     example = key.example
-    if isinstance(example, tuple) and not isinstance(value, tuple | list):
-        return f'{_count(key)} {_ITEMS[type(example[0])]}'
+    if isinstance(example, tuple):
+        kind = type(example[0])
+        kinds = (int, float) if kind is float else kind
+        items = value if isinstance(value, tuple | list) else (None,)
+        good = all(isinstance(v, kinds) and not isinstance(v, bool) for v in items)
+        fits = key.any_length or key.expected or len(items) == len(example)
+        if not good or not fits:
+            return f'{_count(key)} {_ITEMS[kind]} such as {",".join(map(str, example))}'
     if isinstance(example, int | float) and not isinstance(example, bool):
         low, high = key.range or (-math.inf, math.inf)
         if isinstance(value, bool) or not isinstance(value, int | float):

@@ -103,6 +103,9 @@ def _grouped(
     rates = {'learning_rate': rate}
     if not groups:
         return transformation(1.0, weight_decay), rates
+    names = [group.name for group in groups]
+    if '' in names or len(set(names)) < len(names):
+        raise ValueError(f'optimiser groups: got the names {names}, expected different ones')
     by_name = {'': transformation(1.0, weight_decay)}
     for group in groups:
         if group.frozen:

@@ -36,8 +36,9 @@ class Predictor:
         chosen = every[evaluation or next(iter(every))]
         network = network or chosen.network
         like = state.networks(method, ctx)
-        if network not in like:
-            raise ValueError(f'network: got {network!r}, expected one of {list(like)}')
+        there = [name for name, shapes in like.items() if jax.tree.leaves(shapes)]
+        if network not in there:
+            raise ValueError(f'network: got {network!r}, expected one of {there}')
         self._variables = checkpoint.restore_network(workdir, self.step, like[network], network)
 
         def labels(variables: state.Variables, images: jax.Array) -> jax.Array:

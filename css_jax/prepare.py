@@ -12,8 +12,10 @@ from ml_collections import ConfigDict
 from css_jax import config as configs
 from css_jax import methods, parallel, state
 from css_jax import step as steps
+from css_jax.config import warnings
 from css_jax.data import splits, streams
 from css_jax.evaluation import evaluator
+from css_jax.methods.method import computing
 from css_jax.run import checkpoint
 from css_jax.run import folder as run_folder
 from css_jax.weights import initial
@@ -48,7 +50,7 @@ class Run(NamedTuple):
         rates: name -> schedule, for the log.
         phases: one after the other.
         every: evaluation -> its evaluator.
-        resumes: a checkpoint is there.
+        warnings: sentences on what is odd about it.
         given: what a fresh run starts with, see `css_jax.weights.initial.load`.
     """
 
@@ -63,15 +65,15 @@ class Run(NamedTuple):
     rates: Mapping[str, Callable]
     phases: list[Phase]
     every: Mapping[str, evaluator.Evaluator]
-    resumes: bool
+    warnings: list[str]
     given: Mapping[str, Any]
 
 
-def prepare(config: ConfigDict, workdir: pathlib.Path) -> Run:
+def prepare(given: ConfigDict, workdir: pathlib.Path) -> Run:
     """Make all that a run needs, and write nothing.
 
     Args:
-        config: see `css_jax.config`.
+        given: the configuration as it came, see `css_jax.config`.
         workdir: the run's folder; it need not be there.
 
     Raises:
@@ -80,7 +82,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Run:
         FileNotFoundError: a dataset, a list or a file of weights is not there.
     """
     with parallel.together():
-        config = configs.finalise(config, workdir)
+        config = configs.finalise(given, workdir)
         method = methods.METHODS[config.method]
         ids = splits.subsets(config.data)
         split = splits.record(config.data, ids)
@@ -89,13 +91,12 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Run:
         every = evaluator.evaluators(config)
         images = {name: len(chosen) for name, chosen in ids.items()}
         ctx = methods.context(config, parallel.AXIS, images)
-        tx, rates = method.optimizer(config)
-        phases = [
-            Phase(until, _sizes(config, phase), layout.program(_step(phase, tx, ctx)))
-            for until, phase in methods.phases(config)
-            if until  # a phase of no step
-        ]
-        _check(config, method, layout, ctx, tx, phases, every)
+        with computing(f'the optimiser of method {config.method}'):
+            tx, rates = method.optimizer(config)
+        phases = phases_of(config, layout, tx, ctx)
+        check(config, layout, tx, ctx, phases)
+        evaluator.check(config, every, state.networks(method, methods.context(config)))
+        odd = warnings.warnings(given, config, images)
         # What resumes from a checkpoint needs neither the file nor the folder it started with.
         resumes = checkpoint.exists(workdir)
     parallel.agree('configuration', run_folder.lines(config))
@@ -105,51 +106,44 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Run:
         run_folder.match(config, workdir)
         _same_images(workdir, split)
     with parallel.together():
-        given = {} if resumes else initial.load(config, method, ctx)
+        first = {} if resumes else initial.load(config, method, ctx)
     return Run(
-        config, method, ids, split, layout, batches, ctx, tx, rates, phases, every, resumes, given
+        config, method, ids, split, layout, batches, ctx, tx, rates, phases, every, odd, first
     )
 
 
-def _step(phase: methods.Method, tx: Any, ctx: state.Context) -> Callable:
-    return functools.partial(steps.train_step, method=phase, optimizer=tx, ctx=ctx)
+def phases_of(
+    config: ConfigDict, layout: parallel.Layout, tx: Any, ctx: state.Context
+) -> list[Phase]:
+    """Return the phases of a run, with their programs; see `css_jax.methods.phases`."""
+    found = []
+    with computing(f'the phases of method {config.method}'):
+        every = methods.phases(config)
+    for until, phase in every:
+        step = functools.partial(steps.train_step, method=phase, optimizer=tx, ctx=ctx)
+        sizes = {name: config.data.streams[name].batch_size for name in phase.streams}
+        if until:  # else a phase of no step
+            found.append(Phase(until, sizes, layout.program(step)))
+    return found
 
 
-def _sizes(config: ConfigDict, phase: methods.Method) -> dict[str, int]:
-    return {name: config.data.streams[name].batch_size for name in phase.streams}
-
-
-def _check(
-    config: ConfigDict,
-    method: methods.Method,
-    layout: parallel.Layout,
-    ctx: state.Context,
-    tx: Any,
-    phases: list[Phase],
-    every: Mapping[str, evaluator.Evaluator],
+def check(
+    config: ConfigDict, layout: parallel.Layout, tx: Any, ctx: state.Context, phases: list[Phase]
 ) -> None:
-    """Trace every phase's step and every evaluation: what cannot be run says so now.
+    """Trace the first state and every phase's step: what cannot be run says so now.
 
     Raises:
         ValueError: says which one, and what went wrong.
     """
-    what = f'the first state of method {config.method}'
-    try:
-        first = state.shape(method, tx, ctx)
-        for phase in phases:
-            what = f'a step of method {config.method} (until step {phase.until})'
-            batch = layout.placed(streams.batch_shapes(config.data, phase.sizes))
+    with computing(f'the first state of method {config.method}', passes=()):
+        first = state.shape(methods.METHODS[config.method], tx, ctx)
+    for phase in phases:
+        batch = layout.placed(streams.batch_shapes(config.data, phase.sizes))
+        what = f'a step of method {config.method} (until step {phase.until})'
+        with computing(what, passes=()):
             # Of the arrays' own shardings, so that compiling takes this trace.
-            after, _ = jax.eval_shape(phase.program, layout.shapes(first), batch)
+            after, _ = jax.eval_shape(phase.program, layout.replicas(first), batch)
             _same_state(state.flat(first), state.flat(after))
-        alone = methods.context(config)
-        networks = state.networks(method, alone)
-        for name, one in every.items():
-            what = f'the evaluation {name!r} of method {config.method}, of its {one.network}'
-            one.check(networks[one.network])
-    except Exception as error:  # whatever a method's own code raises
-        reason = f'{type(error).__name__}: {error}'.splitlines()[0]
-        raise ValueError(f'{what} cannot be computed: {reason}') from error
 
 
 def _same_state(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from css_jax import parallel, state
-from css_jax.config import defaults, warnings
+from css_jax.config import defaults
 from css_jax.data import splits, streams
 from css_jax.evaluation import evaluator, results
 from css_jax.parallel import cost
@@ -47,7 +47,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
     run = prepare(config, workdir)
     lock = contextlib.ExitStack()  # of process 0, held until the end
     parallel.on_primary(_claim, run.config, workdir, lock)
-    _announce(run, config)
+    _announce(run)
     config, layout, every = run.config, run.layout, run.every
     current = state.create(run.method, run.tx, run.ctx, run.given, layout.replicated)
     LOG.info('\n%s', parameter_overview.get_parameter_overview(current.student.params))
@@ -96,8 +96,8 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
             # One that was broken off, or has failed, left its step saved but without a score.
             lacks_score = _due(start, config) and checkpoints.lacks_score(start)
             scores = score() if start and lacks_score else None
-            stop, phase = False, None
-            for t in range(start, config.steps):
+            stop, phase = bool(start and lacks_score and scores is None), None
+            for t in range(start, start if stop else config.steps):
                 if phase is None or t == phase.until:
                     phase = next(phase for phase in run.phases if t < phase.until)
                     with progress.pause():
@@ -147,14 +147,14 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
     return results.report(workdir, config, every, scores, done, run.split, best)
 
 
-def _announce(run: Run, given: ConfigDict) -> None:
+def _announce(run: Run) -> None:
     """Say what is trained on what, and what is odd about it."""
     config, method = run.config, run.method
     own = {path for path, key in method.keys.items() if callable(key.default)}
     changed = defaults.departures(config, (*method.defaults, *own))
     column = f', follow={config.follow}' if 'follow' in config else ''
     LOG.info('method %s%s; otherwise: %s', config.method, column, ', '.join(changed) or 'nothing')
-    for warning in warnings.warnings(given, config, run.ctx.images):
+    for warning in run.warnings:
         LOG.warning('warning: %s', warning)
     for line in splits.report(config.data, run.ids):
         LOG.info('%s', line)

@@ -118,7 +118,7 @@ assert step == 1 and checkpoint.exists(workdir)
 reader = checkpoint.Checkpoints(workdir, read_only=True)
 assert reader.latest_step == 1 and reader.steps == [1, 2] and reader.best() == (2, 0.75)
 assert reader.meta(1) == {'split_hash': 'x'}
-abstract = parallel.Layout().shapes(example())
+abstract = parallel.Layout().replicas(example())
 same(reader.restore(abstract))
 reader.close()
 teacher = checkpoint.restore_network(workdir, 1, abstract.teacher)

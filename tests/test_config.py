@@ -1,6 +1,10 @@
 """The configuration: what the quickstart compares, and how impossible values are answered."""
 
+import json
+import logging
+
 import pytest
+from ml_collections import ConfigDict
 
 from configs import camvid, quickstart
 from css_jax import config as configs
@@ -77,6 +81,10 @@ def test_an_unknown_argument_of_a_configuration_is_named():
         ('model.backbone', 'resnet110', r"model\.backbone: .*did you mean 'resnet101'"),
         ('data.std', (0.0, 1.0, 1.0), r'data\.std: got'),
         ('data.mean', (0.5,), r'data\.mean: got \(0\.5,\), expected three numbers'),
+        ('data.mean', ('a', 'b', 'c'), r'data\.mean: got .*, expected 3 numbers such as'),
+        ('eval.scales', (1.0, 'x'), r'eval\.scales: got .*, expected any number of numbers'),
+        ('data.streams.labelled.crop', (32.5, 32.5), r'expected 2 whole numbers such as 64,64'),
+        ('profile', ('a', 3), r'profile: got .*, expected 2 whole numbers'),
         ('optimizer.power', -3.0, r'optimizer\.power: got'),
         ('eval.pad_to', (-1, 3), r'eval\.pad_to: got'),
         ('eval.dataset', 'shape', r'eval\.dataset: .*shapes'),
@@ -105,6 +113,31 @@ def test_a_key_that_nothing_reads_is_refused(key, answer):
     config[leaf] = 3
     with pytest.raises(ValueError, match=answer):
         configs.finalise(top)
+
+
+def test_a_configuration_without_streams_is_answered():
+    config = quickstart.get_config().unlock()
+    config.data = ConfigDict()
+    with pytest.raises(ValueError, match=r"data\.streams: got \[\], but method css_mix needs 'lab"):
+        configs.finalise(config)
+    config.method = ''
+    with pytest.raises(ValueError, match="method: got '', expected one of"):
+        configs.finalise(config)
+
+
+def test_the_slips_of_an_old_run_stay(tmp_path, caplog):
+    values = json.loads(json.dumps(configs.finalise(quickstart.get_config()).to_dict()))
+    del values['slips']
+    for partner, bits, slips in (('first_device', True, True), ('next', False, False)):
+        values['eight_bit_indicators'], values['augment']['partner'] = bits, partner
+        (tmp_path / stored.NAME).write_text(json.dumps(values))
+        assert run_folder.load(tmp_path).slips == slips
+    assert 'one of the slips alone' not in caplog.text
+    values['eight_bit_indicators'] = True
+    (tmp_path / stored.NAME).write_text(json.dumps(values))
+    with caplog.at_level(logging.INFO, 'css_jax'):
+        assert run_folder.load(tmp_path).slips
+    assert 'this run had one of the slips alone, and slips=True has all' in caplog.text
 
 
 def test_a_missing_stream_is_named():

@@ -34,7 +34,9 @@ def leaves(table, path=''):
     return found
 
 
-KEYS = leaves(tiny.get_config())
+# Of the house and of CSS; what another method declares is its own tests' to read.
+OWN = set(configs.keys('css'))
+KEYS = {key: value for key, value in leaves(tiny.get_config()).items() if key in OWN or '*' in key}
 BUILD = models.build
 
 

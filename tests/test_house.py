@@ -14,12 +14,13 @@ from css_jax import config as configs
 from css_jax import evaluate, main, methods, models, optimizer, predict, state, train
 from css_jax.config import file as stored
 from css_jax.data import sources
-from css_jax.evaluation import results
+from css_jax.evaluation import evaluator, results
+from css_jax.keys import Key
 from css_jax.methods import Method
 from css_jax.modes import report
 from css_jax.run import checkpoint, metrics
 from tests.conftest import ROOT
-from tests.toys import TOYS, datasets, image_labels
+from tests.toys import TOYS, datasets
 
 PACKAGE = ROOT / 'css_jax'
 FILES = {str(path.relative_to(PACKAGE)): path for path in PACKAGE.rglob('*.py')}
@@ -364,11 +365,78 @@ def test_a_burn_in_that_a_method_does_not_have_is_no_key_error(house, data_dir, 
     assert 'burn_in_steps=2 has no effect: method queue does not read it' in caplog.text
 
 
-def test_a_module_that_a_method_imports_is_no_hook():
-    for name in ('toys/image_labels.py', 'toys/queue.py'):  # they import css_jax.optimizer
-        assert (ROOT / 'tests' / name).exists()
-    assert TOYS['image_labels'].optimizer is image_labels.adamw
-    assert TOYS['queue'].optimizer is optimizer.sgd
+@pytest.mark.parametrize(
+    ('hook', 'answer'),
+    [
+        ('outputs', 'the heads of method toy cannot be computed: ZeroDivisionError'),
+        ('optimizer', 'the optimiser of method toy cannot be computed: ZeroDivisionError'),
+        ('evaluations', 'the evaluations of method toy cannot be computed: ZeroDivisionError'),
+        ('phases', 'the phases of method toy cannot be computed: ZeroDivisionError'),
+        ('check', 'the check of method toy cannot be computed: ZeroDivisionError'),
+        ('warnings', 'the warnings of method toy cannot be computed: ZeroDivisionError'),
+        ('init_teacher', 'the first state of method toy cannot be computed: ZeroDivisionError'),
+    ],
+)
+def test_a_hook_that_fails_is_named_before_anything_is_written(
+    hook, answer, house, monkeypatch, data_dir, tmp_path
+):
+    broken = TOYS['without_teacher']._replace(**{hook: lambda *args: 1 / 0})
+    monkeypatch.setitem(methods.METHODS, 'toy', broken)
+    config = toy_config('without_teacher', data_dir)
+    config.method = 'toy'
+    with pytest.raises(ValueError, match=answer):
+        train.train(config, tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(
+    ('changes', 'answer'),
+    [
+        (
+            {'defaults': {'teacher.decya': 0.9}},
+            "'teacher.decya', expected .*'teacher.decay'",
+        ),
+        ({'defaults': {'unsupervised.weight': 3.0}}, "got a default for 'unsupervised.weight'"),
+        ({'defaults': {'data.streams.*.corp': (8, 8)}}, r"did you mean 'data\.streams\.\*\.crop'"),
+        ({'defaults': {'method': 'css'}}, "got a default for 'method'"),
+        (
+            {'defaults': {'seed': lambda c: c.sede}},
+            'seed: its default cannot .*: Attrib.*no key sede',
+        ),
+        ({'keys': {'queue.x': Key(lambda c: 1, 'no type')}}, 'queue.x: declared with <function'),
+        ({'keys': {'queue.x': Key((), 'no items')}}, r'queue.x: declared with \(\), expected'),
+        (
+            {'keys': {'steps': Key('a', 'of another type')}},
+            'steps: method toy declares it with',
+        ),
+        ({'evaluations': lambda config: {}}, r'got the evaluations \[\], expected one or more'),
+        ({'evaluations': lambda config: {'a/b': None}}, r"got the evaluations \['a/b'\]"),
+    ],
+)
+def test_a_slip_in_a_method_s_tables_is_named(changes, answer, house, monkeypatch, data_dir):
+    toy = TOYS['queue']
+    changes = {name: value if name == 'evaluations' else {**getattr(toy, name), **value}
+               for name, value in changes.items()}  # fmt: skip
+    config = toy_config('queue', data_dir)
+    config.method = 'toy'
+    monkeypatch.setitem(methods.METHODS, 'toy', toy._replace(**changes))
+    with pytest.raises(ValueError, match=answer):
+        evaluator.evaluators(configs.finalise(config))
+
+
+def test_a_network_that_a_run_has_not_is_named(house, data_dir, tmp_path):
+    config = toy_config('without_teacher', data_dir)
+    config.steps = 1
+    train.train(config, tmp_path)
+    with pytest.raises(ValueError, match=r"network: got 'teacher', expected one of \['student'\]"):
+        predict.load(tmp_path, network='teacher')
+    config = stored.read(tmp_path)
+    config.eval.network = 'teacher'
+    with pytest.raises(ValueError, match='of its teacher cannot be computed: it has no such net'):
+        evaluate.evaluate(config, tmp_path)
+    config = toy_config('two_datasets', data_dir)
+    assert configs.finalise(config).num_classes == 5
+    assert configs.origins(config)['num_classes'] == 'dataset fine'
 
 
 def test_paths_are_the_house_s():

@@ -92,6 +92,21 @@ def test_the_last_step_is_evaluated_when_the_run_goes_on(config, tmp_path, monke
     assert (tmp_path / results.RESULTS).exists()
 
 
+def test_a_signal_while_a_last_step_is_scored_later(config, tmp_path, monkeypatch):
+    """An evaluation of the last step was broken off; so is the one that makes up for it."""
+    config.steps = 2
+    patched = interrupted(evaluator.evaluate, lambda *args: True)
+    monkeypatch.setattr(evaluator, 'evaluate', patched)
+    for _ in range(2):
+        with pytest.raises(signals.Stopped, match='after step 2'):
+            train.train(config, tmp_path)
+        assert 'eval_miou' not in metrics.read(tmp_path)[-1]
+    monkeypatch.undo()
+    monkeypatch.setattr(models, 'build', small)
+    assert train.train(config, tmp_path)['best']['step'] == 2
+    assert 'eval_miou' in metrics.read(tmp_path)[-1]
+
+
 def test_a_signal_while_the_step_is_compiled_costs_one_step(config, tmp_path, monkeypatch):
     monkeypatch.setattr(train, '_compile', interrupted(train._compile, lambda *args: True))
     with pytest.raises(signals.Stopped, match='after step 1'):

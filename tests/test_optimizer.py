@@ -15,16 +15,11 @@ GOLDEN = np.load(Path(__file__).parent / 'fixtures' / 'reference_small.npz')
 
 
 def test_sgd_walks_as_torch_does():
-    config = configs.default()
-    config.update_from_flattened_dict(
-        {
-            'steps': 40_000,
-            'optimizer.learning_rate': 0.0064,
-            'optimizer.floor': 1e-4,
-            'optimizer.power': 0.0,  # the trajectory has a constant rate
-        }
+    config = configuration(  # the trajectory has a constant rate
+        learning_rate=0.0064, floor=1e-4, weight_decay=5e-4, nesterov=True
     )
-    tx = optimizer.sgd(config)
+    tx, rates = optimizer.sgd(config)
+    assert float(rates['learning_rate'](7)) == pytest.approx(0.0064)
     params = {'w': jnp.asarray(GOLDEN['sgd_w0'])}
     state = tx.init(params)
     for grads, expected in zip(GOLDEN['sgd_grads'], GOLDEN['sgd_trajectory'], strict=True):
@@ -55,3 +50,66 @@ def test_the_first_update_of_the_teacher_copies():
 def test_lambda_falls_over_the_whole_run():
     assert float(schedules.rampdown(0, 1000)) == 1
     assert float(schedules.rampdown(500, 1000)) == pytest.approx(np.exp(-1.25))
+
+
+def configuration(**changes):
+    config = configs.default()
+    values = {'steps': 100, 'power': 0.0, 'floor': 0.0, 'warmup_steps': 0, 'momentum': 0.9}
+    values |= {'nesterov': False, 'learning_rate': 0.1, 'weight_decay': 0.01} | changes
+    config.steps = values.pop('steps')
+    config.optimizer.update(values)
+    return config
+
+
+PARAMS = {'backbone': {'w': np.float32([1.0, -2.0])}, 'head_a': {'w': np.float32([3.0, 4.0])}}
+GRADS = {'backbone': {'w': np.float32([0.5, 0.25])}, 'head_a': {'w': np.float32([-1.0, 2.0])}}
+
+
+def walk(tx, steps=3):
+    params, state = PARAMS, tx.init(PARAMS)
+    for _ in range(steps):
+        updates, state = tx.update(GRADS, state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+def test_groups_have_rates_and_decays_of_their_own():
+    config = configuration()
+    groups = [optimizer.Group('head', '^head_', rate=10.0, weight_decay=0.0)]
+    for make in (optimizer.sgd, optimizer.adamw):
+        tx, rates = make(config, groups)
+        assert {name: round(float(rate(0)), 6) for name, rate in rates.items()} == {
+            'learning_rate': 0.1,
+            'learning_rate_head': 1.0,
+        }
+        alone = walk(make(config)[0])
+        np.testing.assert_allclose(walk(tx)['backbone']['w'], alone['backbone']['w'], rtol=1e-6)
+        other = walk(make(configuration(learning_rate=1.0, weight_decay=0.0))[0])
+        np.testing.assert_allclose(walk(tx)['head_a']['w'], other['head_a']['w'], rtol=1e-6)
+
+
+def test_a_frozen_group_stays():
+    groups = [optimizer.Group('still', 'backbone', frozen=True)]
+    tx, rates = optimizer.adamw(configuration(), groups)
+    assert list(rates) == ['learning_rate']
+    np.testing.assert_array_equal(walk(tx)['backbone']['w'], PARAMS['backbone']['w'])
+    assert (walk(tx)['head_a']['w'] != PARAMS['head_a']['w']).all()
+
+
+def test_adamw_is_torch_s():
+    """By its documentation: the decay is lr times the weight, and the moments are unbiased."""
+    w, m, v = np.float64([1.0, -2.0]), 0.0, 0.0
+    g = np.float64([0.5, 0.25])
+    for t in range(1, 4):
+        w = w - 0.1 * 0.01 * w
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        w = w - 0.1 * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+    found = walk(optimizer.adamw(configuration())[0])['backbone']['w']
+    np.testing.assert_allclose(found, w, rtol=1e-5)
+
+
+@pytest.mark.parametrize('names', [('a', 'a'), ('',)])
+def test_groups_of_one_name_are_refused(names):
+    groups = [optimizer.Group(name, 'w') for name in names]
+    with pytest.raises(ValueError, match='optimiser groups: got the names'):
+        optimizer.sgd(configuration(), groups)

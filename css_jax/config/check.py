@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from css_jax import methods
 from css_jax.config import table
+from css_jax.methods.method import computing
 
 
 def known(config: ConfigDict) -> None:
@@ -52,10 +53,6 @@ def values(config: ConfigDict) -> None:
             f'optimizer.floor: got {o.floor}, expected at most optimizer.learning_rate='
             f'{o.learning_rate}, which it would raise'
         )
-    if config.get('burn_in_steps', 0) > config.steps:
-        raise ValueError(
-            f'burn_in_steps: got {config.burn_in_steps}, expected at most steps={config.steps}'
-        )
     for name, stream in config.data.streams.items():
         if stream.batch_size % config.accumulate_steps:
             raise ValueError(
@@ -68,7 +65,8 @@ def values(config: ConfigDict) -> None:
                 f'data.streams.{name}.reads: got {config.data.streams[name].reads!r}, expected '
                 f'{reads!r} for method {config.method}'
             )
-    method.check(config)
+    with computing(f'the check of method {config.method}'):
+        method.check(config)
 
 
 def streams(config: ConfigDict) -> None:

@@ -4,6 +4,7 @@ Precedence: a flag, a file of configs/ (both are values that are set), the metho
 of the dataset (of the stream that the key is of, else of the evaluation), the key's own.
 """
 
+import difflib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from ml_collections import ConfigDict
 from css_jax import methods
 from css_jax.config import table
 from css_jax.keys import Key, at, check
+from css_jax.methods.method import computing
 
 # Dataset -> what runs on it have, by the papers that score it.
 DATASETS: dict[str, dict[str, Any]] = {
@@ -36,7 +38,7 @@ def resolve(config: ConfigDict, derived: Mapping[str, Callable[[Any], Any]]) -> 
 
     Returns:
         Path of each key that the method reads -> where its value is from: `SET`, 'method NAME',
-        'dataset NAME', 'init_from' (of `derived`) or 'default'.
+        'dataset NAME', 'init_from' (of `derived`), 'from other keys' or 'default'.
 
     Raises:
         ValueError: a value is impossible; names the key, what came and what was expected.
@@ -74,6 +76,19 @@ def put(config: ConfigDict, path: str, value: Any) -> None:
     (at(config, place) if place else config)[leaf] = value
 
 
+def _check_defaults(name: str) -> None:
+    """Raise ValueError where a method has a default for a key that it does not read."""
+    known = {f'data.streams.*.{leaf}' for leaf in table.STREAM} | {*table.keys(name)} - {'method'}
+    for path in methods.METHODS[name].defaults:
+        if any_stream(path) not in known:
+            near = difflib.get_close_matches(path, known, n=1)
+            hint = f'; did you mean {near[0]!r}?' if near else ''
+            raise ValueError(
+                f'method {name}: got a default for {path!r}, expected one of the keys that it '
+                f'reads{hint}'
+            )
+
+
 class _Resolver:
     """Resolves keys in any order: a default that reads another key resolves that one first."""
 
@@ -81,6 +96,7 @@ class _Resolver:
         self._config, self._derived = config, derived
         self._method = methods.METHODS[config.method]
         self._keys = table.keys(config.method)
+        _check_defaults(config.method)
         self._origins: dict[str, str] = {}
         self._under_way: list[str] = []
 
@@ -131,7 +147,8 @@ class _Resolver:
             stream = '.'.join(path.split('.')[:3])
             given += (_View(self, at(self._config, stream), stream),)
         for origin, default in self._sources(path, given):
-            value = default(*given) if callable(default) else default
+            with computing(f'{path}: its default'):
+                value = default(*given) if callable(default) else default
             if value is not None:
                 return value, origin
         raise ValueError(f'{path}: nobody sets it, and it has no default')
@@ -152,7 +169,8 @@ class _Resolver:
             dataset = (given[1] if of_stream else given[0].eval).dataset.partition('/')[0]
             if name in DATASETS.get(dataset, {}):
                 yield f'dataset {dataset}', DATASETS[dataset][name]
-        yield 'default', self._declared(path).default
+        default = self._declared(path).default
+        yield 'from other keys' if callable(default) else 'default', default
 
     def _paths(self) -> Iterator[str]:
         yield from self._keys

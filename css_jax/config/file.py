@@ -1,5 +1,6 @@
 """The configuration of a run as a file, DIR/config.json."""
 
+import functools
 import json
 import logging
 import pathlib
@@ -13,6 +14,8 @@ from css_jax.methods import METHODS
 
 LOG = logging.getLogger('css_jax')
 NAME = 'config.json'
+# Keys of older versions -> the value at which `slips` is true.
+_SLIPS = {'eight_bit_indicators': True, 'augment.partner': 'first_device'}
 
 
 def text(config: ConfigDict) -> str:
@@ -45,8 +48,19 @@ def read(workdir: str | pathlib.Path) -> ConfigDict:
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f'{_path(workdir)} is not the configuration of a run: {error!r}') from None
     if gone:
-        LOG.info('%s: nothing reads these keys any more: %s', _path(workdir), ', '.join(gone))
+        shown = ', '.join(f'{path}={at(stored, path)!r}' for path in gone)
+        _tell(f'{_path(workdir)}: nothing reads these keys any more: {shown}')
+    if slips := [old == at(stored, path) for path, old in _SLIPS.items() if path in gone]:
+        config.slips = any(slips) if config.slips is None else config.slips
+        if any(slips) != all(slips):
+            _tell(f'{_path(workdir)}: this run had one of the slips alone, and slips=True has all')
     return config
+
+
+@functools.cache
+def _tell(line: str) -> None:
+    """Log a line once: a command reads the file more than once."""
+    LOG.info('%s', line)
 
 
 def values(workdir: str | pathlib.Path) -> dict[str, Any]:

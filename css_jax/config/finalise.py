@@ -38,9 +38,11 @@ def _finalised(
 ) -> tuple[FrozenConfigDict, dict[str, str]]:
     config = ConfigDict(config.to_dict())
     check.known(config)
+    table.add(config, 'data.streams', ConfigDict())
     for path in table.KEYS:  # a table of an older version, or none of `default`'s
         table.add(config, path, None)
-    config.method = config.method or table.KEYS['method'].default
+    if config.method is None:
+        config.method = table.KEYS['method'].default
     choice('method', config.method, methods.METHODS)
     for path in methods.METHODS[config.method].keys:
         table.add(config, path, None)
@@ -58,8 +60,9 @@ def _finalised(
     found = defaults.resolve(config, derived)
     check.values(config)
     if not config.num_classes:
-        found['num_classes'] = f'dataset {config.eval.dataset}'
-    config.num_classes = _num_classes(config)
+        config.num_classes, dataset = _most_classes(config)
+        found['num_classes'] = f'dataset {dataset}'
+    _check_classes(config)
     return FrozenConfigDict(config), found
 
 
@@ -83,27 +86,57 @@ def _drop(config: ConfigDict) -> None:
         del streams[name]
 
 
-def _num_classes(config: ConfigDict) -> int:
-    """Return as many classes as the datasets have, or as are asked for.
+def _classes(config: ConfigDict) -> dict[str, tuple[str, int]]:
+    """Return key of a dataset -> (dataset, its classes): the evaluation's, then the streams'.
 
     Raises:
-        ValueError: there is no such dataset, or it has more classes than are asked for.
+        ValueError: there is no such dataset.
     """
-    evaluated = {'eval': config.eval.dataset}
-    streams = config.data.streams.items()
-    labelled = {f'data.streams.{name}': s.dataset for name, s in streams if s.reads[:4] != 'none'}
-    others = {f'data.streams.{name}': s.dataset for name, s in streams if s.reads[:4] == 'none'}
-    counts = {}
-    for key, dataset in (evaluated | labelled | others).items():
+    keys = {'eval': config.eval.dataset}
+    keys |= {f'data.streams.{name}': s.dataset for name, s in config.data.streams.items()}
+    found = {}
+    for key, dataset in keys.items():
         try:
-            counts[key] = len(sources.class_names(dataset))
+            found[key] = dataset, len(sources.class_names(dataset))
         except ValueError as error:
             raise ValueError(f'{key}.dataset: {error}') from None
-    if len({dataset.partition('/')[0] for dataset in labelled.values()}) > 1:
-        # A label set each: the method's heads have their own numbers.
-        return config.num_classes or max(counts[key] for key in labelled)
-    count = config.num_classes or counts['eval']
-    for key, dataset in (evaluated | labelled).items():
-        if counts[key] > count:
-            raise ValueError(f'num_classes: got {count}, but {key} ({dataset}) has {counts[key]}')
-    return count
+    return found
+
+
+def _labelled(config: ConfigDict) -> dict[str, tuple[str, int]]:
+    """Return `_classes` of the streams that have labels."""
+    streams = config.data.streams
+    return {
+        key: found
+        for key, found in _classes(config).items()
+        if key != 'eval' and not streams[key.rpartition('.')[2]].reads.startswith('none')
+    }
+
+
+def _label_sets(config: ConfigDict) -> set[str]:
+    return {dataset.partition('/')[0] for dataset, _ in _labelled(config).values()}
+
+
+def _most_classes(config: ConfigDict) -> tuple[int, str]:
+    """Return the classes of the evaluation or, with several label sets, of the largest; and whose.
+
+    With a label set each, a method's heads have numbers of their own.
+    """
+    every = _classes(config)
+    if len(_label_sets(config)) > 1:
+        dataset, count = max(_labelled(config).values(), key=lambda found: found[1])
+    else:
+        dataset, count = every['eval']
+    return count, dataset
+
+
+def _check_classes(config: ConfigDict) -> None:
+    """Raise ValueError where a dataset has more classes than the network."""
+    every = _classes(config)
+    if len(_label_sets(config)) > 1:
+        return
+    for key, (dataset, count) in ({'eval': every['eval']} | _labelled(config)).items():
+        if count > config.num_classes:
+            raise ValueError(
+                f'num_classes: got {config.num_classes}, but {key} ({dataset}) has {count}'
+            )

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from css_jax import methods, models, parallel
-from css_jax.keys import Key, ascending, size_or_none
+from css_jax.keys import Key, ascending, declared, size_or_none
 from css_jax.methods.method import READS, VALID
 from css_jax.models import backbones
 
@@ -175,7 +175,7 @@ def keys(method: str | None = None) -> dict[str, Key]:
     found = dict(KEYS)
     for name, record in methods.METHODS.items():
         for path, key in record.keys.items():
-            known = found.setdefault(path, key)
+            known = found.setdefault(path, declared(path, key))
             if type(known.example) is not type(key.example):
                 raise ValueError(
                     f'{path}: method {name} declares it with {key.example!r}, expected a value '
@@ -213,8 +213,8 @@ def add(config: ConfigDict, path: str, value: Any) -> None:
         config[leaf] = value
 
 
-def _table(declared: dict[str, Key | None]) -> ConfigDict:
+def _table(entries: dict[str, Key | None]) -> ConfigDict:
     table = ConfigDict()
-    for path, key in declared.items():
+    for path, key in entries.items():
         add(table, path, placeholder(type(key.example)) if key else ConfigDict())
     return table

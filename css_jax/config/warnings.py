@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from css_jax import methods
 from css_jax.config import defaults, table
 from css_jax.keys import at
+from css_jax.methods.method import computing
 
 
 def warnings(given: ConfigDict, config: ConfigDict, images: Mapping[str, int]) -> list[str]:
@@ -22,11 +23,13 @@ def warnings(given: ConfigDict, config: ConfigDict, images: Mapping[str, int]) -
     Returns:
         The sentences.
     """
+    with computing(f'the warnings of method {config.method}'):
+        own = methods.METHODS[config.method].warnings(config, images)
     return [
         *_random_weights(config),
         *_undone(config),
         *_unread(given, config),
-        *methods.METHODS[config.method].warnings(config, images),
+        *own,
     ]
 
 

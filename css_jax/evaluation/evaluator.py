@@ -18,6 +18,7 @@ from css_jax import methods, parallel
 from css_jax.data import evaluation, sources
 from css_jax.evaluation import protocols
 from css_jax.methods import Evaluation, views
+from css_jax.methods.method import computing
 from css_jax.ops import losses, metrics
 from css_jax.run import progress
 from css_jax.state import TrainState, Variables
@@ -146,7 +147,7 @@ class Evaluator:
             'image': jax.ShapeDtypeStruct((self._batch_size, *size, 3), np.uint8),
             'label': jax.ShapeDtypeStruct((self._batch_size, *size), np.uint8),
         }
-        jax.eval_shape(self._measure, self._layout.shapes(shapes), self._layout.placed(batch))
+        jax.eval_shape(self._measure, self._layout.replicas(shapes), self._layout.placed(batch))
 
     def __call__(
         self, variables: Variables, broken_off: Callable[[], bool] = lambda: False
@@ -193,8 +194,35 @@ def evaluators(config: ConfigDict) -> dict[str, Evaluator]:
     Raises:
         ValueError: see `Evaluator`.
     """
-    found = methods.METHODS[config.method].evaluations(config)
+    with computing(f'the evaluations of method {config.method}'):
+        found = methods.METHODS[config.method].evaluations(config)
+    if not found or any(not name or '/' in name for name in found):  # they name files
+        raise ValueError(
+            f'method {config.method}: got the evaluations {list(found)}, expected one or more, '
+            "with names without '/'"
+        )
     return {name: Evaluator(config, evaluated) for name, evaluated in found.items()}
+
+
+def check(
+    config: ConfigDict, every: Mapping[str, Evaluator], networks: Mapping[str, Variables]
+) -> None:
+    """Trace every evaluation, of a batch of its first size of images.
+
+    Args:
+        config: finalised.
+        every: from `evaluators`.
+        networks: shapes of 'student' and 'teacher', see `css_jax.state.networks`.
+
+    Raises:
+        ValueError: one cannot be computed; says which, and what went wrong.
+    """
+    for name, one in every.items():
+        what = f'the evaluation {name!r} of method {config.method}, of its {one.network}'
+        if not jax.tree.leaves(networks[one.network]):
+            raise ValueError(f'{what} cannot be computed: it has no such network')
+        with computing(what, passes=()):
+            one.check(networks[one.network])
 
 
 def evaluate(

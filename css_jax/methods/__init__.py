@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from css_jax import models
 from css_jax.methods import css, mean_teacher, supervised
-from css_jax.methods.method import Evaluation, Method
+from css_jax.methods.method import Evaluation, Method, computing
 from css_jax.state import Context
 
 METHODS: dict[str, Method] = {
@@ -60,6 +60,7 @@ def context(
         axis: name of the device axis, or None.
         images: stream -> how many images it has; training needs it, evaluation does not.
     """
-    outputs = METHODS[config.method].outputs(config)
+    with computing(f'the heads of method {config.method}'):
+        outputs = METHODS[config.method].outputs(config)
     module = models.build(config.model, config.num_classes, outputs, axis_name=axis)
     return Context(module, config, axis, images or {})

@@ -273,6 +273,7 @@ def update_memory(memory: dict[str, Array], statistics: Any, ctx: Context) -> di
 def check(config: ConfigDict) -> None:
     """Refuse values that contradict each other."""
     css_follow.check(config)
+    supervised.check_burn_in(config)
     student.check(config)
 
 

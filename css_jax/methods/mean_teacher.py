@@ -89,6 +89,7 @@ def weights(state: TrainState, ctx: Context) -> dict[str, float]:
 def check(config: ConfigDict) -> None:
     """Refuse values that contradict each other."""
     css_follow.check_labelled_pass(config)
+    supervised.check_burn_in(config)
     student.check(config)
 
 

@@ -1,6 +1,7 @@
 """The record that a method is: all that the loop, the evaluator and the configuration ask of it."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -17,6 +18,28 @@ from css_jax.state import Context, TrainState, Variables
 READS = ('mask', 'classes', 'none')
 VALID = '+valid'
 _NOTHING: Mapping = MappingProxyType({})
+
+
+@contextlib.contextmanager
+def computing(
+    what: str, passes: tuple[type[Exception], ...] = (ValueError, OSError)
+) -> Iterator[None]:
+    """Turn what the code of a method raises into one line that says where it was.
+
+    Args:
+        what: is computed.
+        passes: what goes through as it is, since it says already what came and what was expected.
+
+    Raises:
+        ValueError: in place of any other exception.
+    """
+    try:
+        yield
+    except passes:
+        raise
+    except Exception as error:
+        reason = f'{type(error).__name__}: {error}'.splitlines()[0]
+        raise ValueError(f'{what} cannot be computed: {reason}') from error
 
 
 class Evaluation(NamedTuple):

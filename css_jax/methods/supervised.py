@@ -69,6 +69,18 @@ METHOD = Method(
 )
 
 
+def check_burn_in(config: ConfigDict) -> None:
+    """Refuse a burn-in that is longer than the run.
+
+    Raises:
+        ValueError: see above.
+    """
+    if config.burn_in_steps > config.steps:
+        raise ValueError(
+            f'burn_in_steps: got {config.burn_in_steps}, expected at most steps={config.steps}'
+        )
+
+
 def burn_in(config: ConfigDict) -> list[tuple[int, Method]]:
     """Run the first `config.burn_in_steps` steps by the labels alone; see `Method.phases`."""
     return [(config.burn_in_steps, METHOD)] if config.burn_in_steps else []

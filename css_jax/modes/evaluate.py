@@ -44,6 +44,8 @@ def evaluate(
         config = configs.finalise(config, workdir)
         run_folder.match(config, workdir, (*run_folder.FREE, 'eval.'))
         every = evaluator.evaluators(config)
+        like = state.networks(methods.METHODS[config.method], methods.context(config))
+        evaluator.check(config, every, like)
     parallel.agree('configuration', run_folder.lines(config))
     parallel.agree('checkpoint', which)
     step = checkpoint.find(workdir, which)
@@ -54,26 +56,11 @@ def evaluate(
         best = None  # it was scored in another way
     if note := splits.changed_since(meta, config.data):
         LOG.warning('warning: %s', note)
-    networks = restore(config, workdir, step, {one.network for one in every.values()})
+    layout = parallel.Layout()
+    networks = {
+        name: checkpoint.restore_network(workdir, step, layout.replicas(like[name]), name)
+        for name in sorted({one.network for one in every.values()})
+    }
     scores = evaluator.evaluate(every, networks)
     file = results.file_name(config, trained, which)
     return results.report(workdir, config, every, scores, step, meta, best, file)
-
-
-def restore(
-    config: ConfigDict, workdir: str | pathlib.Path, step: int, names: set[str]
-) -> dict[str, state.Variables]:
-    """Restore networks of a run on all devices.
-
-    Args:
-        config: the run's, finalised.
-        workdir: the run's folder.
-        step: of a checkpoint, see `css_jax.run.checkpoint.find`.
-        names: 'student', 'teacher' or both.
-    """
-    like = state.networks(methods.METHODS[config.method], methods.context(config))
-    layout = parallel.Layout()
-    return {
-        name: checkpoint.restore_network(workdir, step, layout.shapes(like[name]), name)
-        for name in sorted(names)
-    }

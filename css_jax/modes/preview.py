@@ -13,12 +13,12 @@ from ml_collections import ConfigDict
 
 from css_jax import config as configs
 from css_jax import methods, parallel, state
-from css_jax import step as steps
 from css_jax.config import defaults
 from css_jax.data import splits, streams
 from css_jax.evaluation import pictures
 from css_jax.keys import at
 from css_jax.parallel import cost
+from css_jax.prepare import check, phases_of
 from css_jax.run import checkpoint
 from css_jax.run import folder as run_folder
 from css_jax.weights import initial
@@ -61,9 +61,12 @@ def preview(
     images = {name: len(ids) for name, ids in splits.subsets(config.data).items()}
     ctx = methods.context(config, images=images)
     layout = parallel.Layout(config.parallel)
+    spread = methods.context(config, parallel.AXIS, images)
+    phases = phases_of(config, layout, tx, spread)
     for name, stream in config.data.streams.items():
         key = f'data.streams.{name}.batch_size'
         layout.shares(key, stream.batch_size, config.accumulate_steps)
+    check(config, layout, tx, spread, phases)
     workdir = pathlib.Path(workdir)
     if checkpoint.exists(workdir):
         run_folder.match(config, workdir)
@@ -82,9 +85,7 @@ def preview(
     prepared = jax.device_get(parallel.compile(view)(current, batch))
     _picture(workdir / PICTURE, config, batch, prepared)
 
-    spread = methods.context(config, parallel.AXIS, images)
-    step = functools.partial(steps.train_step, method=method, optimizer=tx, ctx=spread)
-    program = layout.compile_step(step, layout.shapes(current), layout.place(batch))
+    program = phases[-1].program.lower(layout.replicas(current), layout.place(batch)).compile()
     text = '\n'.join(
         [
             f'Preview of {config.method} at step {int(current.step)}',

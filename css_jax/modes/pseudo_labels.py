@@ -58,7 +58,7 @@ def pseudo_labels(
     config = configs.finalise(config, workdir)
     run_folder.match(config, workdir)
     method = methods.METHODS[config.method]
-    if 'representation' not in method.outputs(config):
+    if method.targets is not css.targets:
         having = [n for n, other in methods.METHODS.items() if other.targets is css.targets]
         raise ValueError(
             f'method: got {config.method}, expected one with a representation space: {having}'

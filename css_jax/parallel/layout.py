@@ -96,7 +96,7 @@ class Layout:
 
         return jax.tree.map(put, batch)
 
-    def shapes(self, tree: Any) -> Any:
+    def replicas(self, tree: Any) -> Any:
         """Return the shapes of arrays that every device is to have whole."""
         return jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.replicated), tree
