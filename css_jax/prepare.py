@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from css_jax import config as configs
@@ -46,7 +47,7 @@ class Run(NamedTuple):
         layout: its devices.
         batches: lines on what each of them takes.
         ctx: network and configuration.
-        tx: the optimiser's transformation.
+        make: (seed, given) -> the first state, see `css_jax.state.maker`.
         rates: name -> schedule, for the log.
         phases: one after the other.
         every: evaluation -> its evaluator.
@@ -61,7 +62,7 @@ class Run(NamedTuple):
     layout: parallel.Layout
     batches: list[str]
     ctx: state.Context
-    tx: Any
+    make: Callable
     rates: Mapping[str, Callable]
     phases: list[Phase]
     every: Mapping[str, evaluator.Evaluator]
@@ -94,8 +95,9 @@ def prepare(given: ConfigDict, workdir: pathlib.Path) -> Run:
         with computing(f'the optimiser of method {config.method}'):
             tx, rates = method.optimizer(config)
         phases = phases_of(config, layout, tx, ctx)
-        check(config, layout, tx, ctx, phases)
-        evaluator.check(config, every, state.networks(method, methods.context(config)))
+        make = state.maker(method, tx, ctx, layout.replicated)
+        first = check(config, layout, make, phases)
+        evaluator.check(config, every, {'student': first.student, 'teacher': first.teacher})
         odd = warnings.warnings(given, config, images)
         # What resumes from a checkpoint needs neither the file nor the folder it started with.
         resumes = checkpoint.exists(workdir)
@@ -106,9 +108,9 @@ def prepare(given: ConfigDict, workdir: pathlib.Path) -> Run:
         run_folder.match(config, workdir)
         _same_images(workdir, split)
     with parallel.together():
-        first = {} if resumes else initial.load(config, method, ctx)
+        begun = {} if resumes else initial.load(config, method, ctx)
     return Run(
-        config, method, ids, split, layout, batches, ctx, tx, rates, phases, every, odd, first
+        config, method, ids, split, layout, batches, ctx, make, rates, phases, every, odd, begun
     )
 
 
@@ -128,15 +130,24 @@ def phases_of(
 
 
 def check(
-    config: ConfigDict, layout: parallel.Layout, tx: Any, ctx: state.Context, phases: list[Phase]
-) -> None:
+    config: ConfigDict, layout: parallel.Layout, make: Callable, phases: list[Phase]
+) -> state.TrainState:
     """Trace the first state and every phase's step: what cannot be run says so now.
+
+    Args:
+        config: finalised.
+        layout: the devices.
+        make: see `css_jax.state.maker`.
+        phases: from `phases_of`.
+
+    Returns:
+        The shapes of the state.
 
     Raises:
         ValueError: says which one, and what went wrong.
     """
     with computing(f'the first state of method {config.method}', passes=()):
-        first = state.shape(methods.METHODS[config.method], tx, ctx)
+        first = jax.eval_shape(make, np.uint32(config.seed), {})
     for phase in phases:
         batch = layout.placed(streams.batch_shapes(config.data, phase.sizes))
         what = f'a step of method {config.method} (until step {phase.until})'
@@ -144,6 +155,7 @@ def check(
             # Of the arrays' own shardings, so that compiling takes this trace.
             after, _ = jax.eval_shape(phase.program, layout.replicas(first), batch)
             _same_state(state.flat(first), state.flat(after))
+    return first
 
 
 def _same_state(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """All that one iteration hands to the next, as one pytree."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -142,43 +142,35 @@ def create(
             `flat`; what of the teacher is not given starts as the method says.
         sharding: where every array goes, see `css_jax.parallel.Layout`; None: the first device.
     """
+    return maker(method, tx, ctx, sharding)(np.uint32(ctx.config.seed), given or {})
+
+
+def maker(
+    method: Any, tx: optax.GradientTransformation, ctx: Context, sharding: Any = None
+) -> Callable[[Any, Mapping], TrainState]:
+    """Return the compiled call (seed, given) -> state of `create`; see there."""
 
     def init(seed: Array, given: Mapping[str, Mapping[str, Array]]) -> TrainState:
-        return _first(method, tx, ctx, seed, given)
+        key = jax.random.key(seed)
 
-    return parallel.compile(init, sharding)(np.uint32(ctx.config.seed), given or {})
+        def start(part: str, tree: Any) -> Any:
+            arrays = given.get(part, {})
+            return jax.tree_util.tree_map_with_path(
+                lambda path, leaf: jnp.copy(arrays.get(_name(path), leaf)), tree
+            )
 
-
-def shape(method: Any, tx: optax.GradientTransformation, ctx: Context) -> TrainState:
-    """Return the shapes of what `create` makes, without making it."""
-    return jax.eval_shape(lambda seed: _first(method, tx, ctx, seed, {}), np.uint32(0))
-
-
-def _first(
-    method: Any,
-    tx: optax.GradientTransformation,
-    ctx: Context,
-    seed: Array,
-    given: Mapping[str, Mapping[str, Array]],
-) -> TrainState:
-    key = jax.random.key(seed)
-
-    def start(part: str, tree: Any) -> Any:
-        arrays = given.get(part, {})
-        return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: jnp.copy(arrays.get(_name(path), leaf)), tree
+        student = start('student', variables(ctx, jax.random.fold_in(key, 0)))
+        teacher = method.init_teacher(student, jax.random.fold_in(key, 2), ctx)
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            student=student,
+            teacher=start('teacher', teacher),
+            memory=start('memory', method.init_memory(ctx.config)),
+            opt_state=tx.init(student.params),
+            key=jax.random.fold_in(key, 1),
         )
 
-    student = start('student', variables(ctx, jax.random.fold_in(key, 0)))
-    teacher = method.init_teacher(student, jax.random.fold_in(key, 2), ctx)
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        student=student,
-        teacher=start('teacher', teacher),
-        memory=start('memory', method.init_memory(ctx.config)),
-        opt_state=tx.init(student.params),
-        key=jax.random.fold_in(key, 1),
-    )
+    return parallel.compile(init, sharding)
 
 
 def _name(path: tuple) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
-from css_jax import parallel, state
+from css_jax import parallel
 from css_jax.config import defaults
 from css_jax.data import splits, streams
 from css_jax.evaluation import evaluator, results
@@ -49,7 +49,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
     parallel.on_primary(_claim, run.config, workdir, lock)
     _announce(run)
     config, layout, every = run.config, run.layout, run.every
-    current = state.create(run.method, run.tx, run.ctx, run.given, layout.replicated)
+    current = run.make(np.uint32(config.seed), run.given)
     LOG.info('\n%s', parameter_overview.get_parameter_overview(current.student.params))
     for line in run.batches:
         LOG.info('%s', line)

@@ -3,7 +3,7 @@
     python -m tests.golden FOLDER
 
 FOLDER gets the dataset and the runs. The last line of the output is JSON: method -> step -> name
-of a loss -> value. tests/test_golden.py holds it against tests/fixtures/golden.json, which was
+of a loss -> value. tests/test_house.py holds it against tests/fixtures/golden.json, which was
 written by this file before the first method but CSS was there.
 """
 

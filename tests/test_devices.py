@@ -25,13 +25,12 @@ CASES = {
     'reference but for its slips': {
         'follow': 'reference',
         'unsupervised.loss': 'weighted',
-        'augment.partner': 'next',
+        'slips': False,
         'contrastive.scope': 'global',
     },
-    'cross, similarity, eight bits, ema': {
+    'cross, similarity, ema': {
         'method': 'css_cross',
         'unsupervised.cross_indicator': 'similarity',
-        'eight_bit_indicators': True,
         'unsupervised.warmup_passes': 0,
         'augment.mixing': 'classmix',
         'teacher.batch_norm': 'ema',

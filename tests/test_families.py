@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from configs import cityscapes, voc
+from css_jax import config as configs
 from css_jax import models, train
 from css_jax.data import splits
+from css_jax.evaluation.results import RESULTS
 from css_jax.run import metrics
 from data_prep import records
 from data_prep.cityscapes.builder import Builder as Cityscapes
@@ -59,7 +61,7 @@ def test_classic_voc(voc_dir, tmp_path):
     streams = results['streams']
     assert streams['labelled']['images'] == 1 and 'voc/full:train' in streams['labelled']['split']
     assert streams['unlabelled']['images'] == 4  # the rest of train and extra
-    ids = splits.subsets(config.data)
+    ids = splits.subsets(configs.finalise(config).data)
     assert set(ids['labelled']) | set(ids['unlabelled']) == {
         *fakes.VOC_IDS['train'],
         *fakes.VOC_IDS['extra'],
@@ -76,7 +78,7 @@ def test_blender_voc_from_a_list(voc_dir, tmp_path):
     config.data.streams.labelled.ids_file = str(tmp_path / 'labeled.txt')
     results = run(config, voc_dir, tmp_path / 'run')
     assert results['streams'].keys() == {'labelled'}
-    assert set(splits.subsets(config.data)['labelled']) == set(ids)
+    assert set(splits.subsets(configs.finalise(config).data)['labelled']) == set(ids)
 
 
 def test_cityscapes(tmp_path):
@@ -91,5 +93,5 @@ def test_cityscapes(tmp_path):
     results = run(config, tmp_path / 'prepared', tmp_path / 'run')
     assert 'sliding windows of 32x32 at stride 22x22' in results['protocol']
     assert results['streams']['unlabelled']['images'] == 1 and len(results['iou']) == 19
-    stored = json.loads((tmp_path / 'run' / results.RESULTS).read_text())
+    stored = json.loads((tmp_path / 'run' / RESULTS).read_text())
     assert stored['eval']['protocol'] == 'sliding'

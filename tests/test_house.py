@@ -2,7 +2,10 @@
 
 import ast
 import json
+import os
 import pathlib
+import subprocess
+import sys
 
 import flax.linen as nn
 import jax
@@ -451,3 +454,24 @@ def test_paths_are_the_house_s():
     assert not list(pathlib.Path(PACKAGE).rglob('utils.py'))
     modes = {path.stem for path in (PACKAGE / 'modes').glob('*.py')} - {'__init__'}
     assert modes | {'train'} == set(main.MODES)
+
+
+# What moves code must not move numbers.
+
+GOLDEN = json.loads((ROOT / 'tests' / 'fixtures' / 'golden.json').read_text())
+
+
+def test_the_quickstart_s_losses_stay(tmp_path):
+    """On one device, and the same on Python 3.11 and 3.12: the dataset and all draws are seeded."""
+    command = [sys.executable, '-m', 'tests.golden', str(tmp_path)]
+    env = os.environ | {'JAX_NUM_CPU_DEVICES': '1'}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found.keys() == GOLDEN.keys()
+    for method, steps in GOLDEN.items():
+        for step, losses in steps.items():
+            assert found[method][step].keys() == losses.keys()
+            for name, loss in losses.items():
+                where = f'{method}, step {step}: {name}'
+                np.testing.assert_allclose(found[method][step][name], loss, 1e-5, err_msg=where)

@@ -66,7 +66,8 @@ def preview(
     for name, stream in config.data.streams.items():
         key = f'data.streams.{name}.batch_size'
         layout.shares(key, stream.batch_size, config.accumulate_steps)
-    check(config, layout, tx, spread, phases)
+    make = state.maker(method, tx, ctx, layout.replicated)
+    check(config, layout, make, phases)
     workdir = pathlib.Path(workdir)
     if checkpoint.exists(workdir):
         run_folder.match(config, workdir)
