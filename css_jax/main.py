@@ -142,7 +142,7 @@ def _run(changes: Mapping[str, str | None]) -> None:
 
 
 def _join(mode: str, given: Mapping[str, Any]) -> None:
-    """Join the other processes of this run, if there are any; one of them tells what goes on."""
+    """Join the other processes of this run, if there are any; process 0 alone logs."""
     parallel.start(*(given.get(name) for name in _PROCESSES))
     index, count = parallel.process()
     if count > 1 and mode not in READ_BY['coordinator']:

@@ -157,7 +157,7 @@ def _stream_seed(seed: int, name: str) -> int:
 
 
 def _check_data(data: ConfigDict) -> None:
-    """Raise ValueError, in words, where `config.data` makes no sense whatever the records."""
+    """Raise ValueError where `config.data` makes no sense whatever the records."""
     check(len(data.streams) > 0, 'data.streams', 'none', 'at least one stream')
     check(data.resampling in ('cv2', 'pil'), 'data.resampling', data.resampling, 'cv2 or pil')
     check(data.threads >= 0, 'data.threads', data.threads, '0 or more')

@@ -85,7 +85,7 @@ class Evaluator:
     Attributes:
         name: of the split, with its dataset.
         class_names: of the network's classes.
-        protocol: how the split is scored, in words.
+        protocol: a sentence on how the split is scored.
         network: which of a state's networks it is for.
     """
 

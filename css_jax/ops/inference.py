@@ -5,7 +5,7 @@ function here takes one and gives a better one of the same kind, so that they ne
 
 Views are averaged as softmax probabilities, not as logits: the logits of one confident view may be
 any size and would outvote all others. The field's programs do so too, for instance UniMatch
-(https://github.com/LiheYoung/UniMatch/blob/main/supervised.py, `evaluate`). The mean goes on as its
+(https://github.com/LiheYoung/UniMatch/blob/main/supervised.py, `evaluate`). What is given is its
 logarithm, which are logits of that very distribution.
 """
 

@@ -139,7 +139,7 @@ def mean_cosine(prototypes: jax.Array, seen: jax.Array) -> jax.Array:
 
 
 def check_pixels(representations: jax.Array, **arrays: jax.Array) -> None:
-    """Raise ValueError, in words, if an array is not [...] for representations [..., D]."""
+    """Raise ValueError if an array is not [...] for representations [..., D]."""
     for name, array in arrays.items():
         if array.shape != representations.shape[:-1]:
             raise ValueError(
