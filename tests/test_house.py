@@ -23,6 +23,7 @@ from css_jax.methods import Method
 from css_jax.modes import report
 from css_jax.run import checkpoint, metrics
 from tests.conftest import ROOT
+from tests.small import small
 from tests.toys import TOYS, datasets
 
 PACKAGE = ROOT / 'css_jax'
@@ -199,6 +200,11 @@ def house(monkeypatch):
     for name, module in datasets.DATASETS.items():
         monkeypatch.setitem(sources.DATASETS, name, module)
     monkeypatch.setitem(models.BACKBONES, 'patches', lambda config, axis_name: Patches())
+    build = models.build
+    # The toy of stride 14 has the real decoder; for the others any network will do.
+    monkeypatch.setattr(
+        models, 'build', lambda *a, **k: (build if 'embedding' in a[2] else small)(*a, **k)
+    )
 
 
 def toy_config(name, data_dir):

@@ -122,7 +122,7 @@ def test_a_signal_to_one_process_stops_all_and_the_bits_stay(runs, tmp_path, fla
 def test_a_run_goes_on_on_any_number_of_processes(runs, tmp_path, flags):
     folder, _ = runs
     workdir = tmp_path / 'run'
-    processes = program.start(workdir, *flags, slow=0.3)
+    processes = program.start(workdir, *flags, slow=0.6)
     program.wait_for(processes, lambda: checkpoint.exists(workdir))
     processes[0].kill()
     program.finish(processes)

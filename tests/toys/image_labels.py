@@ -10,7 +10,7 @@ from css_jax import optimizer
 from css_jax.keys import Key
 from css_jax.methods import teacher, views
 from css_jax.methods.method import Method
-from css_jax.ops import losses
+from css_jax.ops import losses, resize
 from css_jax.ops.losses import Term
 from css_jax.state import Variables
 
@@ -35,7 +35,8 @@ def targets(state, batch, keys, ctx):
     images = views.normalise(b['image'], ctx)
     scores = ctx.evaluate(state.teacher, images)['logits']
     scores = jnp.where(b['classes'][:, None, None], scores, -1e9)  # absent ones are no label
-    label = jnp.where(b['valid'][:, ::14, ::14], scores.argmax(-1), -1)
+    valid = resize.nearest(b['valid'], scores.shape[1:3])
+    label = jnp.where(valid, scores.argmax(-1), -1)
     return jax.lax.stop_gradient(Targets(images, b['classes'], label)), state.teacher.batch_stats
 
 
@@ -61,7 +62,7 @@ def weights(state, ctx):
 
 
 def adamw(config):
-    return optimizer.adamw(config, [optimizer.Group('head', '^head_', rate=10.0)])
+    return optimizer.adamw(config, [optimizer.Group('head', 'logits', rate=10.0)])
 
 
 def warmup(config):
