@@ -1,5 +1,6 @@
 """All tests, and the processes they start, share one cache of compiled programs."""
 
+import gc
 import importlib.metadata
 import os
 import pathlib
@@ -11,14 +12,38 @@ ROOT = pathlib.Path(__file__).parents[1]
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(ROOT / '.cache' / 'jax'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # the cache's notes on machine features
-# Compiling is most of what the tests take; unoptimised programs compute the same.
-os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_backend_optimization_level=0'
-if importlib.metadata.version('jax').startswith('0.10.'):  # halves it once more; gone in 0.11
-    os.environ['XLA_FLAGS'] += ' --xla_cpu_use_fusion_emitters=false'
-os.environ['JAX_NUM_CPU_DEVICES'] = '2'  # for the tests of the device axis
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # also where there is a GPU: it may be but one
+if os.environ['JAX_PLATFORMS'] == 'cpu':
+    # Compiling is most of what the tests take; unoptimised programs compute the same.
+    flags = '--xla_backend_optimization_level=0'
+    if importlib.metadata.version('jax').startswith('0.10.'):  # halves it again; gone in 0.11
+        flags += ' --xla_cpu_use_fusion_emitters=false'
+    os.environ.setdefault('XLA_FLAGS', flags)
+os.environ.setdefault('JAX_NUM_CPU_DEVICES', '2')  # for the tests of the device axis
+# What a test makes is garbage at its end; to look for it while jax traces is a fifth of tracing.
+gc.set_threshold(50_000, 20, 20)
 # In the background of a script Ctrl-C comes ignored, and the tests of it would wait in vain.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# Whole files go to the workers, these before all others: a long one must not be the last.
+FIRST = (
+    'test_processes',
+    'test_spread',
+    'test_house',
+    'test_train',
+    'test_flags',
+    'test_sweep',
+    'test_atrous',
+    'test_remat',
+    'test_pretrained',
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Begins with the longest files; a sort is stable."""
+    order = {name: place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 @pytest.fixture(scope='session')

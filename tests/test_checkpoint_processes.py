@@ -2,9 +2,6 @@
 
 import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 
 import jax
@@ -12,9 +9,9 @@ import numpy as np
 
 from css_jax import state
 from css_jax.run import checkpoint, checksums
-from tests.conftest import ROOT
+from tests import program
 
-# One process of a run: `script` is what it does, with everything below at hand.
+# One process of a run: what comes after it is what it does, with everything below at hand.
 WORKER = """
 import logging, os, pathlib, signal, sys, time
 import jax
@@ -76,34 +73,22 @@ def bits(tree):
 
 def start(count, devices, workdir, script):
     """Starts `count` processes with so many devices each; gives them."""
-    with socket.socket() as free:
-        free.bind(('localhost', 0))
-        port = free.getsockname()[1]
-    environment = {**os.environ, 'JAX_NUM_CPU_DEVICES': str(devices), 'PYTHONPATH': str(ROOT)}
-    return [
-        subprocess.Popen(
-            [sys.executable, '-c', WORKER + script, str(count), str(i), str(port), str(workdir)],
-            env=environment,
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for i in range(count)
-    ]
+    port, before = program.free_port(), f'{WORKER}{script}sys.exit()\n'
+    indices = tuple(str(index) for index in range(count))
+    given = str(count), indices, str(port), str(workdir)
+    return program.start(None, *given, count=count, devices=devices, before=before, env=no_flags)
+
+
+def no_flags(index, count, port):
+    """The processes meet by themselves."""
+    return {}
 
 
 def run(count, devices, workdir, script):
     """Runs them to their end and gives what they print."""
-    processes = start(count, devices, workdir, EXPECTED + script)
-    try:
-        outputs = [process.communicate(timeout=120)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    for process, output in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, output
-    return outputs
+    ends = program.finish(start(count, devices, workdir, EXPECTED + script))
+    assert [code for code, *_ in ends] == [0] * count, ends
+    return [output + errors for _, output, errors in ends]
 
 
 def truncate_largest(folder):
@@ -204,8 +189,7 @@ def test_the_same_bits_on_any_number_of_processes(tmp_path):
     finally:
         for process in processes:
             process.kill()
-        outputs = [process.communicate()[0] for process in processes]
-    assert code == -signal.SIGKILL, outputs
+    assert code == -signal.SIGKILL, [process.read() for process in processes]
     assert half and not named, 'the save was over before the kill'
 
     run(1, 4, tmp_path, FOUR)

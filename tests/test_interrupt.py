@@ -136,24 +136,31 @@ def test_a_stopped_run_ends_with_the_same_bits(tmp_path, data_dir):
     flags = [f'--config={ROOT}/tests/tiny.py', f'--config.data.dir={data_dir}']
     whole = program.start(tmp_path / 'whole', *flags)
     workdir = tmp_path / 'run'
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        processes = program.start(workdir, *flags, slow=0.2)
-    finally:
-        signal.signal(signal.SIGINT, before)
-    program.wait_for(processes, lambda: 2 in program.steps(workdir))
+    processes = program.start(workdir, *flags, hold=4, ignored=(signal.SIGINT,))
+    program.wait_for(processes, lambda: program.steps(workdir)[-1:] == [4])
     processes[0].send_signal(signal.SIGINT)
-    program.wait_for(processes, lambda: 4 in program.steps(workdir))
     processes[0].send_signal(signal.SIGTERM)
+    program.release(workdir)
     ((code, _, errors),) = program.finish(processes)
     assert code == 128 + signal.SIGTERM and 'SIGINT' not in errors
-    step = checkpoint.find(workdir, 'last')
-    assert 4 <= step < 8
-    assert f'stopped by SIGTERM after step {step}, which is saved; the same command' in errors
+    assert checkpoint.find(workdir, 'last') == 4
+    assert 'stopped by SIGTERM after step 4, which is saved; the same command' in errors
 
     (output,) = program.run(workdir, *flags)
-    assert f'resuming from step {step}' in output
+    assert 'resuming from step 4' in output
     assert [code for code, *_ in program.finish(whole)] == [0]
     assert program.steps(workdir) == list(range(1, 9))
     worst, where = program.difference(program.arrays(tmp_path / 'whole'), program.arrays(workdir))
     assert worst == 0, where
+
+
+def test_ctrl_c_saves_and_says_so(tmp_path, data_dir):
+    flags = [f'--config={ROOT}/tests/tiny.py', f'--config.data.dir={data_dir}']
+    processes = program.start(tmp_path / 'run', *flags, '--config.method=supervised', hold=4)
+    program.wait_for(processes, lambda: program.steps(tmp_path / 'run')[-1:] == [4])
+    processes[0].send_signal(signal.SIGINT)
+    program.release(tmp_path / 'run')
+    ((code, _, errors),) = program.finish(processes)
+    assert code == 128 + signal.SIGINT and 'Traceback' not in errors
+    assert 'stopped by SIGINT after step 4, which is saved' in errors
+    assert checkpoint.find(tmp_path / 'run', 'last') == 4

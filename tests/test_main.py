@@ -1,7 +1,6 @@
 """The command line as a user meets it: modes, and mistakes answered in one line."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -11,25 +10,16 @@ import numpy as np
 import pytest
 from absl.testing import flagsaver
 
-from css_jax import evaluate, parallel, train
-from css_jax import main as program
+from css_jax import evaluate, main, models, parallel, train
 from css_jax.config import file as stored
 from css_jax.evaluation import pictures, results
 from css_jax.modes import preview, report
 from css_jax.run import checkpoint, metrics
 from data_prep import records
 from data_prep.camvid.builder import Builder as CamVid
-from tests import tiny
+from tests import program, tiny
 from tests.conftest import ROOT
-
-
-def main(*arguments):
-    command = [sys.executable, '-m', 'css_jax.main', *map(str, arguments)]
-    environment = {**os.environ, 'JAX_NUM_CPU_DEVICES': '1'}
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
-    )
-    return done.returncode, done.stdout, done.stderr
+from tests.small import small
 
 
 @pytest.mark.parametrize(
@@ -61,7 +51,7 @@ def test_mistakes_are_one_line_and_build_nothing(arguments, answer, tmp_path):
     arguments = [a.replace('=X', f'={tmp_path}/x') for a in arguments]
     if 'camvid' in arguments[-1]:
         arguments.append(f'--config.data.dir={tmp_path}')
-    code, _, errors = main(*arguments)
+    ((code, _, errors),) = program.finish(program.start(None, *arguments))
     assert code != 0
     assert answer in errors
     assert 'Traceback' not in errors
@@ -115,7 +105,7 @@ def test_other_modes_run_in_one_process(tmp_path, capsys, monkeypatch):
 def refused(arguments, workdir, capsys):
     """What the program says to flags that it refuses."""
     with flagsaver.flagsaver(), pytest.raises(SystemExit) as stopped:
-        program.main(program.parse(['main', f'--workdir={workdir}', *arguments.split()]))
+        main.main(main.parse(['main', f'--workdir={workdir}', *arguments.split()]))
     assert stopped.value.code == 1 and not list(workdir.iterdir())
     return capsys.readouterr().err
 
@@ -125,29 +115,34 @@ def test_ctrl_c_promises_what_is_true(mode, tmp_path, monkeypatch, capsys):
     def interrupted(changes):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(program, '_run', interrupted)
+    monkeypatch.setattr(main, '_run', interrupted)
     with flagsaver.flagsaver(), pytest.raises(SystemExit) as stopped:
-        program.main(program.parse(['main', f'--workdir={tmp_path}', f'--mode={mode}']))
+        main.main(main.parse(['main', f'--workdir={tmp_path}', f'--mode={mode}']))
     assert stopped.value.code == 130
     said = capsys.readouterr().err
     assert 'stopped' in said and ('resumes' in said) == (mode in ('train', 'sweep'))
 
 
-def test_preview_trains_nothing_and_shows_the_batch(tmp_path, data_dir):
+@pytest.fixture
+def network(monkeypatch):
+    monkeypatch.setattr(models, 'build', small)
+
+
+def test_preview_trains_nothing_and_shows_the_batch(tmp_path, data_dir, network):
     config = tiny.get_config()
     config.data.dir = data_dir
     preview.preview(config, tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {preview.PICTURE, preview.TEXT}
     text = (tmp_path / preview.TEXT).read_text()
     assert 'unsupervised.threshold = 0.2  (given)' in text and 'GFLOP' in text
-    assert 'optimizer.floor = 0.0001  (method css_mix)' in text and 'head_representation' in text
-    assert '\n  all-reduce 1.' in text  # MiB, of two devices: the gradients' 1.01 and little else
+    assert 'optimizer.floor = 0.0001  (method css_mix)' in text and '| representation/kernel ' in text
+    assert '\n  all-reduce 0.01' in text  # MiB, of two devices: gradients, statistics, the bank
     picture = cv2.imread(str(tmp_path / preview.PICTURE))
     assert picture.shape == (18 + 4 * (128 + 3), 10 * (128 + 3), 3)
     assert picture.std() > 20
 
 
-def test_report_puts_runs_side_by_side(tmp_path, data_dir, capsys):
+def test_report_puts_runs_side_by_side(tmp_path, data_dir, capsys, network):
     for seed in (0, 1):
         config = tiny.get_config('supervised')
         config.data.dir, config.seed, config.steps = data_dir, seed, 1
@@ -181,7 +176,7 @@ def test_report_puts_runs_side_by_side(tmp_path, data_dir, capsys):
         report.report(tmp_path)
 
 
-def test_training_reads_prepared_records_alone(tmp_path):
+def test_training_reads_prepared_records_alone(tmp_path, network):
     source, data_dir = tmp_path / 'source', tmp_path / 'prepared'
     rng = np.random.default_rng(0)
     counts = {'train': 6, 'val': 1, 'test': 3}
@@ -221,6 +216,8 @@ def test_colours_are_pascal_s_and_void_is_white():
 
 
 def test_help_lists_every_mode():
-    code, output, _ = main('--help')
-    words = ' '.join(output.split())
-    assert code == 1 and all(f'{mode}: ' in words for mode in program.MODES)
+    """By the command itself; the other tests' processes are forks of one that has imported it."""
+    command = [sys.executable, '-m', 'css_jax.main', '--help']
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    words = ' '.join(done.stdout.split())
+    assert done.returncode == 1 and all(f'{mode}: ' in words for mode in main.MODES)

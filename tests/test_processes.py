@@ -18,12 +18,15 @@ from tests.conftest import ROOT
 
 STEPS = 12
 EVERY = 3  # steps between checkpoints, in tests/tiny.py
+HEARD = 2  # seconds; jax looks once a second whether a process has got a signal
 
 
 @pytest.fixture(scope='module')
 def flags(data_dir):
     return [
         f'--config={ROOT}/tests/tiny.py',
+        # Compiled sooner than CSS, whose step of several processes test_spread.py has.
+        '--config.method=cutmix',
         f'--config.data.dir={data_dir}',
         f'--config.steps={STEPS}',
     ]
@@ -103,9 +106,11 @@ def test_a_profile_has_its_steps(runs):
 def test_a_signal_to_one_process_stops_all_and_the_bits_stay(runs, tmp_path, flags):
     folder, _ = runs
     workdir = tmp_path / 'run'
-    processes = program.start(workdir, *flags, count=2, devices=2, slow=0.4)
-    program.wait_for(processes, lambda: program.steps(workdir)[-1:] >= [4])
+    processes = program.start(workdir, *flags, count=2, devices=2, hold=4)
+    program.wait_for(processes, lambda: program.steps(workdir)[-1:] == [4])
     processes[1].send_signal(signal.SIGINT)
+    time.sleep(HEARD)
+    program.release(workdir)
     (code, _, errors), (other_code, _, other_errors) = program.finish(processes)
     assert (code, other_code) == (128 + signal.SIGTERM, 128 + signal.SIGINT), (errors, other_errors)
     step = checkpoint.find(workdir, 'last')
@@ -122,28 +127,28 @@ def test_a_signal_to_one_process_stops_all_and_the_bits_stay(runs, tmp_path, fla
 def test_a_run_goes_on_on_any_number_of_processes(runs, tmp_path, flags):
     folder, _ = runs
     workdir = tmp_path / 'run'
-    processes = program.start(workdir, *flags, slow=0.6)
+    processes = program.start(workdir, *flags, hold=4)
     program.wait_for(processes, lambda: checkpoint.exists(workdir))
     processes[0].kill()
     program.finish(processes)
-    last = checkpoint.find(workdir, 'last')
+    assert checkpoint.find(workdir, 'last') == EVERY
 
-    processes = program.start(
-        workdir, *flags, '--config.parallel=pmap', count=2, devices=2, slow=0.6
-    )
-    program.wait_for(processes, lambda: program.steps(workdir)[-1] <= last)  # later ones are gone
-    program.wait_for(processes, lambda: program.steps(workdir)[-1] > last)
-    processes[1].terminate()
+    processes = program.start(workdir, *flags, '--config.parallel=pmap', count=2, devices=2, hold=5)
+    program.wait_for(processes, lambda: program.steps(workdir)[-1] == 5)
+    processes[1].send_signal(signal.SIGTERM)
+    time.sleep(HEARD)
+    program.release(workdir)
     (code, output, _), (other_code, _, _) = program.finish(processes)
     assert (code, other_code) == (128 + signal.SIGTERM,) * 2
     step = checkpoint.find(workdir, 'last')
-    assert f'resuming from step {last}' in output and last < step < STEPS
+    assert f'resuming from step {EVERY}' in output and 5 <= step < STEPS - 1
 
     # The other process is told where it exchanges data, or by jax where it does not.
-    processes = program.start(workdir, *flags, count=2, devices=2, slow=0.1)
-    program.wait_for(processes, lambda: program.steps(workdir)[-1] > step)
+    processes = program.start(workdir, *flags, count=2, devices=2, hold=step + 1)
+    program.wait_for(processes, lambda: program.steps(workdir)[-1] == step + 1)
     processes[1].kill()
     killed = time.perf_counter()
+    program.release(workdir)
     (code, output, errors), _ = program.finish(processes)
     assert time.perf_counter() - killed < 30
     assert code == 1 and f'resuming from step {step}' in output
@@ -161,10 +166,8 @@ def test_a_run_goes_on_on_any_number_of_processes(runs, tmp_path, flags):
 # One process of two: what training answers to mistakes. A tuple has a value for each process.
 MISTAKES = """
 import os, sys
-from css_jax import models, parallel, train
+from css_jax import parallel, train
 from tests import tiny
-from tests.small import small
-models.build = small
 given = dict(argument.lstrip('-').split('=', 1) for argument in sys.argv[1:])
 index = int(given['process_id'])
 parallel.start(given['coordinator'], 2, index)
@@ -179,13 +182,14 @@ for name, workdir, changes in [
     ('locked', taken, {}),
 ]:
     config = tiny.get_config()
-    config.data.dir, config.steps = given['data'], 12
+    config.method, config.data.dir, config.steps = 'cutmix', given['data'], 12
     own = {key: v[index] if isinstance(v, tuple) else v for key, v in changes.items()}
     config.update_from_flattened_dict(own)
     try:
         train.train(config, workdir)
     except (ValueError, OSError) as error:
         print(f'{name} -> {type(error).__name__}: {error}')
+sys.exit()
 """
 
 
@@ -194,7 +198,7 @@ def test_what_is_wrong_is_told_in_both_processes(tmp_path, data_dir, runs):
     before = {path: path.stat().st_mtime_ns for path in folder.rglob('*')}
     given = (f'--data={data_dir}', f'--trained={folder}')
     with run_folder.lock(taken):
-        processes = program.start(tmp_path, *given, count=2, devices=2, script=MISTAKES)
+        processes = program.start(tmp_path, *given, count=2, devices=2, before=MISTAKES)
         ends = program.finish(processes)
     assert [code for code, *_ in ends] == [0, 0], ends
     told = [dict(re.findall('^(.*?) -> (.*)$', output, re.M)) for _, output, _ in ends]
@@ -231,9 +235,9 @@ def test_a_process_that_fails_alone_does_not_keep_the_other(tmp_path, flags):
 def test_a_process_says_what_it_waits_for(tmp_path):
     processes = program.start(tmp_path, '--process_count=2', '--process_id=1',
                               f'--coordinator=localhost:{program.free_port()}')  # fmt: skip
-    line = processes[0].stdout.readline()
+    program.wait_for(processes, lambda: 'waits' in processes[0].read()[0])
     processes[0].kill()
-    program.finish(processes)
+    ((_, line, _),) = program.finish(processes)
     assert re.search(
         r'process 1 of 2 waits at localhost:\d+ for the others; jax gives up aft', line
     )
@@ -241,7 +245,7 @@ def test_a_process_says_what_it_waits_for(tmp_path):
 
 def test_a_process_that_is_alone_asks_nobody(tmp_path):
     script = """
-import time
+import sys, time
 from css_jax import parallel
 began = time.perf_counter()
 parallel.start()
@@ -249,6 +253,7 @@ parallel.start(None, 1, None)
 print(time.perf_counter() - began, parallel.process(), parallel.primary())
 import jax
 print(jax._src.xla_bridge.backends_are_initialized())
+sys.exit()
 """
-    took, *told = program.run(tmp_path, script=script)[0].split()
+    took, *told = program.run(tmp_path, before=script)[0].split()
     assert float(took) < 0.2 and told == ['(0,', '1)', 'True', 'False']

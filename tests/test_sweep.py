@@ -319,9 +319,11 @@ def test_a_run_that_ignores_ctrl_c_is_stopped_at_once(tmp_path):
 
 def test_a_sweep_that_was_stopped_goes_on(tmp_path, data_dir, monkeypatch):
     """With real runs: Ctrl-C at the sweep stops the run, and the same command ends it."""
-    family = tmp_path / 'family.py'  # the cheapest method there is, whatever the table asks for
+    family = tmp_path / 'family.py'
+    # The cheapest method and network there are, whatever the table asks for.
     family.write_text(
-        'from tests import tiny\n\n\ndef get_config(argument):\n'
+        'from css_jax import models\nfrom tests import small, tiny\n\n'
+        'models.build = small.small\n\n\ndef get_config(argument):\n'
         "    assert argument == 'css_mix,seed=0'\n    return tiny.get_config('supervised')\n"
     )
     changes = {'data.dir': data_dir, 'steps': '60'}

@@ -3,14 +3,12 @@
 import collections
 import json
 import logging
-import os
 import pathlib
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
+from unittest import mock
 
 import jax
 import numpy as np
@@ -26,51 +24,29 @@ from css_jax.evaluation import evaluator, results
 from css_jax.ops import inference
 from css_jax.run import checkpoint, metrics, progress
 from css_jax.run import folder as run_folder
-from tests import tiny
+from tests import program, tiny
 from tests.conftest import ROOT
 from tests.small import small
 
-# Runs the program, and kills it at the end of a step (once an earlier save is complete, which
-# at milliseconds a step takes longer than the steps), or as soon as a save has been started.
-DRIVER = """
-import os, pathlib, signal, sys, time
-from css_jax import main, models
-from css_jax.run import checkpoint, metrics
-from tests.small import small
-if os.environ['NETWORK'] == 'small':
-    models.build = small
-kind, step = sys.argv.pop(1), int(sys.argv.pop(1))
-def killed_after(function, is_it):
-    def wrapped(self, done, *args):
-        function(self, done, *args)
-        if is_it(done):
-            os.kill(os.getpid(), signal.SIGKILL)
-    return wrapped
-def saved(done):
-    folder = pathlib.Path(main._WORKDIR.value, checkpoint.FOLDER)
-    while done == step and not (folder / '3').exists():
-        time.sleep(0.05)
-    return done == step
-if kind == 'step':
-    metrics.Writer.write = killed_after(metrics.Writer.write, saved)
-if kind == 'interrupt':
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # may have come ignored
-    os.kill = lambda pid, number: signal.raise_signal(signal.SIGINT)
-    metrics.Writer.write = killed_after(metrics.Writer.write, lambda done: done == step)
-if kind == 'save':
-    save = checkpoint.Checkpoints.save
-    checkpoint.Checkpoints.save = killed_after(save, lambda done: done == step)
-main.app.run(main.main, flags_parser=main.parse)
+# The program kills itself as soon as the save of a step has been started.
+KILLED = """
+import os, signal
+from css_jax.run import checkpoint
+save = checkpoint.Checkpoints.save
+def killed(self, step, *args):
+    save(self, step, *args)
+    if step == 6:
+        os.kill(os.getpid(), signal.SIGKILL)
+checkpoint.Checkpoints.save = killed
 """
 
 
-def run(workdir, *flags, kill=('never', 0), network='small'):
-    """Runs main in a process of its own, on one device; gives its exit code and output."""
-    command = [sys.executable, '-c', DRIVER, kill[0], str(kill[1]), f'--workdir={workdir}', *flags]
-    environment = {'JAX_NUM_CPU_DEVICES': '1', 'PYTHONPATH': str(ROOT), 'NETWORK': network}
-    environment = {**os.environ, **environment}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    return done.returncode, done.stdout + done.stderr
+BUILD = models.build
+
+
+@pytest.fixture(autouse=True)
+def small_network(monkeypatch):
+    monkeypatch.setattr(models, 'build', small)
 
 
 def restore(workdir):
@@ -84,31 +60,29 @@ def restore(workdir):
     return restored.replace(key=jax.random.key_data(restored.key))
 
 
-@pytest.mark.parametrize(
-    'network', ['small', pytest.param('of the configuration', marks=pytest.mark.soak)]
-)
+@pytest.mark.parametrize('network', ['small', pytest.param('real', marks=pytest.mark.soak)])
 def test_a_killed_run_ends_with_the_same_bits(network, tmp_path, data_dir, monkeypatch):
-    if network == 'small':
-        monkeypatch.setattr(models, 'build', small)
+    if network == 'real':
+        monkeypatch.setattr(models, 'build', BUILD)
     whole, broken = tmp_path / 'whole', tmp_path / 'broken'
     train_on = [f'--config={ROOT}/tests/tiny.py', f'--config.data.dir={data_dir}']
-    code, output = run(whole, *train_on, network=network)
-    assert code == 0, output
+    program.run(whole, *train_on, network=network)
 
-    code, output = run(
-        broken, *train_on, kill=('step', 5), network=network
-    )  # after a checkpoint of step 3
-    assert code == -signal.SIGKILL, output
-    assert [r['step'] for r in metrics.read(broken)] == [1, 2, 3, 4, 5]
+    processes = program.start(broken, *train_on, hold=5, network=network)
+    program.wait_for(processes, lambda: program.steps(broken)[-1:] == [5])
+    program.wait_for(processes, lambda: checkpoint.exists(broken))
+    processes[0].kill()
+    program.finish(processes)
+    assert checkpoint.find(broken, 'last') == 3
     (broken / metrics.METRICS).open('a').write('{"step": 6, "lo')  # as a kill cuts a line off
 
-    code, output = run(broken, *train_on, kill=('save', 6), network=network)
-    assert code == -signal.SIGKILL, output
+    ends = program.finish(program.start(broken, *train_on, before=KILLED, network=network))
+    ((code, output, _),) = ends
+    assert code == -signal.SIGKILL, ends
     assert 'resuming from step 3' in output
     assert list((broken / checkpoint.FOLDER).glob('6.*tmp*')), 'the save was over before the kill'
 
-    code, output = run(broken, *train_on, network=network)
-    assert code == 0, output
+    (output,) = program.run(broken, *train_on, network=network)
     assert 'resuming from step 3' in output
     jax.tree.map(np.testing.assert_array_equal, restore(whole), restore(broken))
 
@@ -125,24 +99,13 @@ def test_a_killed_run_ends_with_the_same_bits(network, tmp_path, data_dir, monke
     losses = [[r['loss'] for r in metrics.read(folder)] for folder in (whole, broken)]
     assert losses[0] == losses[1]
 
-    code, output = run(whole, '--mode=evaluate', network=network)  # computes the same again
-    assert code == 0, output
+    program.run(whole, '--mode=evaluate', network=network)  # computes the same again
     scores = json.loads((whole / results.RESULTS).read_text())
     assert scores['miou'] == json.loads((broken / results.RESULTS).read_text())['miou']
     # Single keys can be set without --config: they go over the configuration in the folder.
-    code, output = run(whole, '--mode=evaluate', '--config.eval.split=fresh', network=network)
-    assert code == 0, output
+    program.run(whole, '--mode=evaluate', '--config.eval.split=fresh', network=network)
     other = json.loads((whole / 'results_split=fresh.json').read_text())
     assert other['split'] == 'shapes/64:fresh' and other['loss'] != scores['loss']
-
-
-def test_an_interrupted_run_says_so_and_saves(tmp_path, data_dir):
-    flags = [f'--config={ROOT}/tests/tiny.py', f'--config.data.dir={data_dir}']
-    flags += ['--config.method=supervised']
-    code, output = run(tmp_path, *flags, kill=('interrupt', 4), network='of the configuration')
-    assert code == 130
-    assert 'stopped by SIGINT after step 4' in output and 'Traceback' not in output
-    assert restore(tmp_path).step == 4
 
 
 @pytest.fixture(scope='module')
@@ -152,7 +115,8 @@ def trained(tmp_path_factory, data_dir):
     config = tiny.get_config('supervised')
     config.data.dir = data_dir
     config.steps = 4
-    train.train(config, workdir)
+    with mock.patch.object(models, 'build', small):
+        train.train(config, workdir)
     return workdir
 
 
@@ -175,8 +139,8 @@ def test_evaluation_computes_from_the_weights(trained, tmp_path):
     meta = checkpoints.meta(4)
     checkpoints.close()
     shutil.rmtree(workdir / checkpoint.FOLDER)
-    bias = current.teacher.params['head_logits']['out']['bias']
-    current.teacher.params['head_logits']['out']['bias'] = bias.at[2].add(100.0)
+    head = current.teacher.params['logits']
+    head['kernel'] = head['kernel'].at[..., 2].add(100.0)  # of features that are not negative
     checkpoints = checkpoint.Checkpoints(workdir)
     checkpoints.save(4, current, meta)
     checkpoints.close()
@@ -229,15 +193,15 @@ def test_loaded_run_predicts(trained):
 
 
 def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, data_dir):
-    # A process of its own: an interpreter that ends must not cut off a save under way.
+    # A process of its own: one that ends must not cut off a save under way.
     flags = [f'--config={ROOT}/tests/tiny.py', f'--config.data.dir={data_dir}']
     flags += ['--config.method=supervised', '--config.steps=40']
     flags += ['--config.optimizer.learning_rate=1000', '--config.optimizer.weight_decay=10']
     # The weights grow 10^4-fold a step.
-    code, output = run(tmp_path, *flags, network='of the configuration')
+    ((code, output, errors),) = program.finish(program.start(tmp_path, *flags))
     assert code == 1
-    assert 'Traceback' not in output
-    assert re.search(r'error: step \d+: loss, gradient or update is not finite \(', output)
+    assert 'Traceback' not in output + errors
+    assert re.search(r'error: step \d+: loss, gradient or update is not finite \(', errors)
     kept = restore(tmp_path)
     assert kept.step > 0
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(kept.student.params))
@@ -255,7 +219,6 @@ def test_a_run_of_an_older_version_gets_the_defaults_it_does_not_know(trained, t
 @pytest.fixture
 def older(tmp_path, data_dir, monkeypatch):
     """A run of six steps whose folder an older version and another one have written."""
-    monkeypatch.setattr(models, 'build', small)
     config = tiny.get_config()
     config.data.dir, config.steps = data_dir, 6
     train.train(config, tmp_path)
@@ -290,7 +253,6 @@ def test_a_run_of_another_version_resumes_and_is_evaluated(older, caplog):
 
 
 def test_an_evaluation_that_fails_loses_no_step(tmp_path, data_dir, monkeypatch):
-    monkeypatch.setattr(models, 'build', small)
     config = tiny.get_config('supervised')
     config.data.dir, config.steps, config.checkpoint_every = data_dir, 6, 100
     config.eval.every = 2
@@ -323,7 +285,6 @@ def test_an_evaluation_that_fails_loses_no_step(tmp_path, data_dir, monkeypatch)
 
 def test_what_start_up_traces_is_what_is_compiled(tmp_path, data_dir, monkeypatch):
     """A second trace would be seconds of every start."""
-    monkeypatch.setattr(models, 'build', small)
     traced = collections.Counter()
 
     def counted(function):
@@ -335,7 +296,7 @@ def test_what_start_up_traces_is_what_is_compiled(tmp_path, data_dir, monkeypatc
 
     monkeypatch.setattr(steps, 'train_step', counted(steps.train_step))
     monkeypatch.setattr(inference, 'multi_scale', counted(inference.multi_scale))
-    config = tiny.get_config()
+    config = tiny.get_config('cutmix')
     config.data.dir, config.burn_in_steps, config.steps = data_dir, 1, 2
     train.train(config, tmp_path)
     assert traced == {'train_step': 2, 'multi_scale': 1}  # of two phases, of one evaluation
@@ -351,7 +312,6 @@ def test_progress_leaves_out_compilation_and_its_step():
 
 
 def test_a_burn_in_reads_and_counts_the_labelled_images_alone(tmp_path, data_dir, monkeypatch):
-    monkeypatch.setattr(models, 'build', small)
     asked, update, open_ = [], progress.Progress.update, streams.train_batches
 
     def opened(data, seed, step, *processes, names):
@@ -364,7 +324,7 @@ def test_a_burn_in_reads_and_counts_the_labelled_images_alone(tmp_path, data_dir
 
     monkeypatch.setattr(streams, 'train_batches', opened)
     monkeypatch.setattr(progress.Progress, 'update', counted)
-    config = tiny.get_config()
+    config = tiny.get_config('cutmix')
     config.update_from_flattened_dict({'steps': 3, 'burn_in_steps': 2, 'data.dir': data_dir})
     train.train(config, tmp_path)
     sizes = [s.batch_size for s in config.data.streams.values()]
