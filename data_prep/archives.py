@@ -119,7 +119,7 @@ def sha256(file: Path) -> str:
 
 
 def download(url: str, file: Path, expected_sha256: str = '') -> None:
-    """Fetch a file, with progress; goes on where an earlier attempt was cut short.
+    """Fetch a file, with progress; an earlier attempt that was cut short is continued.
 
     Until it is complete and checked it is called `file` + '.part'.
 

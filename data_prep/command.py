@@ -19,13 +19,13 @@ def run(
     check: Callable[[Path], object],
     download: Callable[[Path], None] | None = None,
 ) -> None:
-    """Read the command line, prepares the dataset and says what is in it.
+    """Read the command line, prepare the dataset and say what is in it.
 
     Args:
         name: the dataset's.
         purpose: one sentence for --help.
         dataset: module with `Builder` and `NEEDED_FROM_USER`.
-        check: raises OSError or ValueError, in words, where --source is not what is needed; called
+        check: raises OSError or ValueError where --source is not what is needed; called
             before any folder is made.
         download: fetches what is missing to --source; None: only the user may.
     """

@@ -128,7 +128,7 @@ def relabel(label: np.ndarray, ids: Mapping[int, int], name: object, expected: s
         label: uint8 [H, W].
         ids: value in the file -> class id or `VOID`.
         name: of the file, for messages.
-        expected: which values there may be, in words.
+        expected: which values there may be, for messages.
 
     Returns:
         uint8 [H, W].
