@@ -3,9 +3,10 @@
     python -m tests.spread FOLDER PORT COUNT INDEX NAME...
 
 COUNT processes meet at PORT. Each NAME is 'plain' (jit without a device axis) or MODE:DEVICES, such
-as 'pmap:8', with a third part where something else than three steps is to be run: 'jit:8:again',
-'pmap:8:mean_of_means' (a mistake, see `MISTAKES`) or 'jit:8:draws' (see `draws`). What a process
-ends with goes to FOLDER/NAME.INDEX.npz.
+as 'pmap:8', with a third part where something else than three steps is to be run: 'jit:8:again'
+(the program of 'jit:8' once more, right after it), 'pmap:8:mean_of_means' (a mistake,
+see `MISTAKES`) or 'jit:8:draws' (see `draws`). What a process ends with goes to
+FOLDER/NAME.INDEX.npz.
 """
 
 import contextlib
@@ -27,7 +28,7 @@ from tests import tiny
 from tests.small import small
 
 IMAGES = {'labelled': 16, 'unlabelled': 32}
-BATCH, SIDE, STEPS, KEYS = 16, 32, 3, 200
+BATCH, SIDE, STEPS, KEYS = 16, 32, 3, 16
 
 
 def batches():
@@ -95,23 +96,31 @@ def ended(current, metrics):
     return arrays(current) | {f'metrics/{name}': np.asarray(x) for name, x in metrics.items()}
 
 
-def walk(layout):
-    """Three steps from the seed; `layout` None: of plain jit."""
-    config = configuration(contrastive__weight=0.0)
+def walk(layout, compiled=None):
+    """Three steps from the seed; `layout` None: of plain jit.
+
+    Args:
+        layout: see above.
+        compiled: the program of an earlier call; None: the step is compiled.
+
+    Returns:
+        What it ended with, and the program.
+    """
+    config = configuration(contrastive__weight=0.0)  # of L_c the value alone: see `draws`
     axis = None if layout is None else parallel.AXIS
     method, ctx = methods.METHODS[config.method], methods.context(config, axis, IMAGES)
     tx = method.optimizer(config)[0]
     step = functools.partial(steps.train_step, method=method, optimizer=tx, ctx=ctx)
     alone = methods.context(config)
     if layout is None:
-        current, run = state.create(method, tx, alone), jax.jit(step)
+        current, compiled = state.create(method, tx, alone), jax.jit(step)
     else:
-        current, run = state.create(method, tx, alone, {}, layout.replicated), None
+        current = state.create(method, tx, alone, {}, layout.replicated)
     for batch in batches():
         batch = batch if layout is None else layout.place(share(batch))
-        run = run or layout.compile_step(step, current, batch)
-        current, metrics = run(current, batch)
-    return ended(current, metrics)
+        compiled = compiled or layout.compile_step(step, current, batch)
+        current, metrics = compiled(current, batch)
+    return ended(current, metrics), compiled
 
 
 def share(batch):
@@ -131,12 +140,10 @@ def evenly(count):
 
 
 def draws(layout):
-    """L_c and its gradient by the representation head's kernel, for many keys; the views stay.
+    """L_c and its gradient by the representation head's kernel, for `KEYS` keys; the views stay.
 
-    At a state that has prototypes of every class. One device gets `KEYS` keys, several get as many
-    others after these.
+    At a state that has prototypes of every class.
     """
-    count = KEYS * min(2, len(layout.devices))
     config = configuration()
     method, ctx = methods.METHODS[config.method], methods.context(config, parallel.AXIS, IMAGES)
     current = state.create(
@@ -160,8 +167,8 @@ def draws(layout):
             gradient = parallel.psum(gradient['representation']['kernel'], ctx.axis)
             return aux[2]['loss_contrastive'], gradient
 
-        loss, gradient = jax.lax.map(one, jnp.arange(count))
-        return current, {'loss': loss, 'gradient': gradient.reshape(count, -1)}
+        loss, gradient = jax.lax.map(one, jnp.arange(KEYS))
+        return current, {'loss': loss, 'gradient': gradient.reshape(KEYS, -1)}
 
     batch = layout.place(next(batches()))
     return arrays(layout.compile_step(measure, current, batch)(current, batch)[1])
@@ -171,6 +178,7 @@ def main(folder, port, count, index, *names):
     if int(count) > 1:
         parallel.start(f'localhost:{port}', int(count), int(index))
     models.build = small
+    compiled = None
     for name in names:
         mode, devices, what = [*name.split(':'), '', ''][:3]
         layout = None
@@ -179,7 +187,10 @@ def main(folder, port, count, index, *names):
         with contextlib.ExitStack() as stack:
             if what in MISTAKES:
                 stack.enter_context(mock.patch.object(*MISTAKES[what]))
-            found = draws(layout) if what == 'draws' else walk(layout)
+            if what == 'draws':
+                found = draws(layout)
+            else:
+                found, compiled = walk(layout, compiled if what == 'again' else None)
         np.savez(pathlib.Path(folder) / f'{name}.{index}.npz', **found)
 
 

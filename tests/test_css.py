@@ -1,5 +1,6 @@
 """CSS composed from the paper's words, in plain numpy, with every value off its default."""
 
+import functools
 from types import SimpleNamespace
 
 import jax
@@ -31,8 +32,9 @@ CHANGES = {
     'augment.resize': (1.0, 1.0),
     'augment.mixing': 'none',
     'augment.flip_prob': 0.0,
+    'augment.blur_prob': 0.0,  # less to compile
 }
-STEP, IMAGES = 4, {'labelled': 8, 'unlabelled': 16}  # two steps a pass over the labelled images
+IMAGES = {'labelled': 8, 'unlabelled': 16}  # two steps a pass over the labelled images
 CASES = {
     'mix': {'pseudo_label': 'mix', 'indicator': 'both'},
     'mix, paper': {
@@ -51,11 +53,6 @@ CASES = {
         'contrastive.schedule': 'reference',
         'contrastive.unseen': 'zero',
     },
-    'cross, warming up': {
-        'pseudo_label': 'cross',
-        'unsupervised.warmup_passes': 3,
-        'unsupervised.cross_indicator': 'similarity',
-    },
     'representation': {'pseudo_label': 'representation', 'indicator': 'similarity'},
     'logit': {
         'pseudo_label': 'logit',
@@ -65,6 +62,16 @@ CASES = {
         'contrastive.schedule': 'constant',
     },
 }
+STEPS = dict.fromkeys(CASES, 4)
+# The program of that case at a step before it begins to cross.
+STEPS['cross, reference, warming up'] = 1
+# Jitted: a compiled whole costs less than dozens of small programs.
+bilinear = jax.jit(resize.bilinear, static_argnums=1)
+contrast = jax.jit(
+    functools.partial(
+        contrastive.loss, temperature=0.7, num_anchors=16, num_negatives=32, bank_size=16
+    )
+)
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -74,25 +81,32 @@ def small_network():
         yield
 
 
-@pytest.fixture(scope='module', params=CASES)
-def seen(request):
-    """All that one loss is made of, and what it gave, at a state that has prototypes."""
+@functools.cache
+def first():
+    """A state that has prototypes of all classes but one, and a teacher that is not the student."""
     config = tiny.get_config()
-    config.update_from_flattened_dict(CHANGES | CASES[request.param])
+    config.method = 'css'
+    config = configs.finalise(config)
+    method = methods.METHODS[config.method]
+    current = state.create(method, method.optimizer(config)[0], methods.context(config))
+    rng = np.random.default_rng(0)
+    memory = {'prototypes': rng.normal(size=(7, 16)).astype(np.float32), 'seen': np.arange(7) != 4}
+    memory['prototypes'][4] = 0
+    params = jax.tree.map(
+        lambda x: np.asarray(x) + rng.normal(0, 0.05, x.shape).astype(np.float32),
+        current.teacher.params,
+    )
+    return current.replace(memory=memory, teacher=current.teacher.replace(params=params))
+
+
+@functools.cache
+def program(case):
+    """(finalised configuration, what says all that one loss is made of, and what it gives)."""
+    config = tiny.get_config()
+    config.update_from_flattened_dict(CHANGES | CASES[case])
     config = configs.finalise(config)
     method = methods.METHODS[config.method]
     ctx = methods.context(config, images=IMAGES)
-    current = state.create(method, method.optimizer(config)[0], ctx)
-    rng = np.random.default_rng(0)
-    # Prototypes of all classes but one; a teacher that is not the student.
-    memory = {'prototypes': rng.normal(size=(7, 16)).astype(np.float32), 'seen': np.arange(7) != 4}
-    memory['prototypes'][4] = 0
-    teacher = current.teacher.replace(
-        params=jax.tree.map(
-            lambda x: x + rng.normal(0, 0.05, x.shape).astype(np.float32), current.teacher.params
-        )
-    )
-    current = current.replace(step=current.step + STEP, memory=memory, teacher=teacher)
 
     def everything(current, batch):
         keys = parallel.step_keys(current.key, current.step, batch, None)
@@ -105,24 +119,41 @@ def seen(request):
         taught_l, _ = ctx.train(current.teacher, prepared.images)
         out, stats = ctx.train(current.student, prepared.images)
         out_u, _ = ctx.train(Variables(current.student.params, stats), prepared.strong)
-        return prepared, memory, metrics, taught, taught_l, out, out_u, keys.shared('contrastive')
+        return {
+            'prepared': prepared,
+            'memory': memory,
+            'metrics': metrics,
+            'taught': taught,
+            'taught_l': taught_l,
+            'out': out,
+            'out_u': out_u,
+            'key': jax.random.key_data(keys.shared('contrastive')),
+        }
 
-    names = ('prepared', 'memory', 'metrics', 'taught', 'taught_l', 'out', 'out_u', 'key')
-    result = dict(zip(names, jax.jit(everything)(current, BATCH), strict=True))
-    return result | {'config': config, 'old': memory} | expected_maps(config, memory, result)
+    return config, jax.jit(everything)
+
+
+@pytest.fixture(scope='module', params=STEPS)
+def seen(request):
+    """All that one loss is made of, and what it gave, at a state that has prototypes."""
+    step, case = STEPS[request.param], request.param.removesuffix(', warming up')
+    config, everything = program(case)
+    result = jax.device_get(everything(first().replace(step=np.int32(step)), BATCH))
+    result |= {'config': config, 'old': first().memory, 'step': step}
+    return result | expected_maps(config, result['old'], result)
 
 
 def expected_maps(config, memory, result):
     """Labels and indicators of both losses on the weak view, by the words of the paper."""
-    logits = np.asarray(resize.bilinear(result['taught']['logits'], (32, 32)))
+    logits = np.asarray(bilinear(result['taught']['logits'], (32, 32)))
     y_lgt, j_lgt = logits.argmax(-1), softmax(logits).max(-1)
     similarity = cosines(np.asarray(result['taught']['representation']), memory['prototypes'])
-    similarity = np.asarray(resize.bilinear(similarity, (32, 32)))
+    similarity = np.asarray(bilinear(similarity, (32, 32)))
     if config.contrastive.unseen == 'masked':
         similarity = np.where(memory['seen'], similarity, -np.inf)
     y_rep, j_rep = similarity.argmax(-1), softmax(similarity / 0.3).max(-1)
 
-    warm = config.unsupervised.warmup_passes * 2 > STEP
+    warm = config.unsupervised.warmup_passes * 2 > result['step']
     label_u, label_c = {
         'logit': (y_lgt, y_lgt),
         'representation': (y_rep, y_rep),
@@ -182,11 +213,11 @@ def test_labels_and_indicators_are_of_the_spaces_that_the_paper_says(seen):
 
 def softmax_of(seen):
     """The confidence before it was rounded."""
-    return softmax(np.asarray(resize.bilinear(seen['taught']['logits'], (32, 32)))).max(-1)
+    return softmax(np.asarray(bilinear(seen['taught']['logits'], (32, 32)))).max(-1)
 
 
 def test_l_u_is_the_mean_that_is_asked_for(seen):
-    logits = np.asarray(resize.bilinear(seen['out_u']['logits'], (32, 32)), np.float64)
+    logits = np.asarray(bilinear(seen['out_u']['logits'], (32, 32)), np.float64)
     label, indicator = np.asarray(seen['prepared'].label), seen['prepared'].indicator
     losses = -np.log(np.take_along_axis(softmax(logits), label[..., None].clip(0), -1)[..., 0])
     passed, labelled = np.asarray(indicator) >= 0.22, label >= 0
@@ -231,25 +262,17 @@ def test_l_c_sees_the_valid_and_hard_pixels_of_both_views(seen):
         np.testing.assert_allclose(memory['prototypes'][c], expected, rtol=1e-3, atol=1e-5)
     assert memory['seen'].all()
 
-    expected, _ = contrastive.loss(
-        seen['key'],
-        z,
-        labels,
-        hard,
-        memory['prototypes'],
-        temperature=0.7,
-        num_anchors=16,
-        num_negatives=32,
-        bank_size=16,
-    )
+    key = jax.random.wrap_key_data(seen['key'])
+    expected, _ = contrast(key, z, labels, hard, memory['prototypes'])
     np.testing.assert_allclose(metrics['loss_contrastive'], expected, rtol=2e-2)
 
 
 def test_the_parts_add_up_with_their_weights(seen):
     config, metrics = seen['config'], seen['metrics']
+    step = seen['step']
     factor = {
-        'rampdown': np.exp(-5 * (STEP / config.steps) ** 2),
-        'reference': np.exp(-5 * (2 / 200) ** 2),  # step 4 of two a pass: e = 2
+        'rampdown': np.exp(-5 * (step / config.steps) ** 2),
+        'reference': np.exp(-5 * (step // 2 / 200) ** 2),  # by passes of two steps
         'constant': 1.0,
     }[config.contrastive.schedule]
     np.testing.assert_allclose(metrics['weight_contrastive'], 2.0 * factor, rtol=1e-5)

@@ -18,6 +18,8 @@ from css_jax.run import checkpoint
 from css_jax.run import folder as run_folder
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.soak
+
 ROWS = [  # of pseudo-label and indicator
     ('logit', 'confidence'),
     ('logit', 'similarity'),

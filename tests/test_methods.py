@@ -27,29 +27,37 @@ def small_network(monkeypatch):
     monkeypatch.setattr(models, 'build', small)
 
 
-def run(method, **changes):
-    """States before, between and after two steps, the last metrics, targets and the context."""
+def configured(method, **changes):
+    """Method, context and the first state."""
     config = tiny.get_config('supervised' if method == 'supervised' else 'cutmix')
     config.method = method
+    config.augment.jitter_prob = config.augment.blur_prob = 0.0  # less to compile
     config.update_from_flattened_dict({k.replace('__', '.'): v for k, v in changes.items()})
     config = configs.finalise(config)
-    found = methods.METHODS[method]
-    tx, ctx = found.optimizer(config)[0], methods.context(config, images=IMAGES)
-    step = functools.partial(steps.train_step, method=found, optimizer=tx, ctx=ctx)
-    states = [state.create(found, tx, ctx)]
-    compiled = jax.jit(step)
+    found, ctx = methods.METHODS[method], methods.context(config, images=IMAGES)
+    return found, ctx, state.create(found, found.optimizer(config)[0], ctx)
+
+
+def run(method, **changes):
+    """States before, between and after two steps, the last metrics, method and context."""
+    found, ctx, current = configured(method, **changes)
+    tx = found.optimizer(ctx.config)[0]
+    step = jax.jit(functools.partial(steps.train_step, method=found, optimizer=tx, ctx=ctx))
+    states = [current]
     for _ in range(2):
-        after, metrics = compiled(states[-1], BATCH)
+        after, metrics = step(states[-1], BATCH)
         states.append(after)
     return states, jax.device_get(metrics), found, ctx
 
 
-def targets(states, found, ctx):
-    """What the second step was trained on."""
-    keys = functools.partial(steps.parallel.step_keys, batch=BATCH, axis=None)
-    return jax.jit(
-        lambda s: found.targets(s, BATCH, keys(s.key, s.step), ctx)[0],
-    )(states[1])
+def targets(current, found, ctx, then):
+    """then(targets, statistics) of a step from this state, in one program."""
+
+    def both(current):
+        keys = steps.parallel.step_keys(current.key, current.step, BATCH, None)
+        return then(*found.targets(current, BATCH, keys, ctx))
+
+    return jax.device_get(jax.jit(both)(current))
 
 
 def close(ours, theirs, **tolerance):
@@ -61,12 +69,23 @@ def close(ours, theirs, **tolerance):
 @pytest.mark.parametrize('method', ['mean_teacher', 'css_mix'])
 @pytest.mark.parametrize('labelled_pass', [False, True])
 def test_statistics_of_its_own_come_from_the_passes_it_makes(method, labelled_pass):
-    states, _, found, ctx = run(method, teacher__labelled_pass=labelled_pass)
-    prepared = targets(states, found, ctx)
-    _, expected = ctx.train(states[1].teacher, views.normalise(WEAK, ctx))
-    if labelled_pass:
-        again = Variables(states[1].teacher.params, expected)
-        _, expected = ctx.train(again, prepared.images)
+    found, ctx, current = configured(method, teacher__labelled_pass=labelled_pass)
+    other = jax.tree.map(lambda x: np.asarray(x) * 1.1 + 0.1, current.student)
+    current = current.replace(teacher=other)
+
+    def passes(prepared, ours):
+        _, expected = ctx.train(current.teacher, views.normalise(WEAK, ctx))
+        if labelled_pass:
+            again = Variables(current.teacher.params, expected)
+            _, expected = ctx.train(again, prepared.images)
+        return ours, expected
+
+    close(*targets(current, found, ctx, passes), rtol=1e-3, atol=1e-5)
+
+
+def test_a_step_leaves_the_teacher_with_them():
+    states, _, found, ctx = run('mean_teacher')
+    expected = targets(states[1], found, ctx, lambda _, statistics: statistics)
     close(states[2].teacher.batch_stats, expected, rtol=1e-3, atol=1e-5)
 
 
@@ -80,9 +99,12 @@ def test_statistics_that_follow_the_student_s(method):
         np.testing.assert_allclose(new[name], (old[name] + student[name]) / 2, rtol=1e-4, atol=1e-6)
         assert (old[name] != new[name]).any()
     if method == 'mean_teacher':  # and its pseudo-labels are of the running statistics
-        logits = ctx.evaluate(states[1].teacher, views.normalise(WEAK, ctx))['logits']
-        expected, _ = pseudo_labels.from_logits(logits, WEAK.shape[1:3])
-        np.testing.assert_array_equal(targets(states, found, ctx).weak_label, expected)
+
+        def labels(prepared, _):
+            logits = ctx.evaluate(states[1].teacher, views.normalise(WEAK, ctx))['logits']
+            return prepared.weak_label, pseudo_labels.from_logits(logits, WEAK.shape[1:3])[0]
+
+        np.testing.assert_array_equal(*targets(states[1], found, ctx, labels))
 
 
 def test_a_teacher_of_another_run_is_not_copied_over():
@@ -98,23 +120,20 @@ def test_a_teacher_of_another_run_is_not_copied_over():
 
 
 def test_the_mean_teacher_mixes_nothing_and_cutmix_does():
-    found, configurations = {}, {}
+    found = {}
+    still = {'augment__resize': (1.0, 1.0), 'augment__flip_prob': 0.0}
     for name in ('mean_teacher', 'cutmix'):
-        config = tiny.get_config('cutmix')
-        config.update_from_flattened_dict({'method': name, 'augment.resize': (1.0, 1.0)})
-        config.update_from_flattened_dict({'augment.jitter_prob': 0.0, 'augment.blur_prob': 0.0})
-        config.augment.flip_prob = 0.0
-        configurations[name] = configs.finalise(config)
-        method, ctx = methods.METHODS[name], methods.context(configurations[name])
-        current = state.create(method, method.optimizer(configurations[name])[0], ctx)
-        found[name] = (targets([None, current], method, ctx), views.normalise(WEAK, ctx))
-    strong, weak = found['mean_teacher'][0].strong, found['mean_teacher'][1]
+        method, ctx, current = configured(name, **still)
+        found[name] = targets(
+            current, method, ctx, lambda p, _, ctx=ctx: (p.strong, views.normalise(WEAK, ctx))
+        )
+    strong, weak = found['mean_teacher']
     np.testing.assert_allclose(strong, weak, atol=1e-5)
-    mixed = np.asarray(found['cutmix'][0].strong)
+    mixed, _ = found['cutmix']
     own = np.isclose(mixed, weak, atol=1e-5).all(-1)
     partner = np.isclose(mixed, np.roll(weak, -1, 0), atol=1e-5).all(-1)
     assert (own | partner).all() and 0.3 < own.mean() < 0.7
-    assert configurations['cutmix'].augment.mixing == 'cutmix'
+    assert ctx.config.augment.mixing == 'cutmix'
 
 
 def test_the_baseline_is_css_on_the_logits_without_its_own_constants():

@@ -1,18 +1,19 @@
 """Rematerialisation: same names, same gradients, same statistics, less kept, less memory."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from configs import quickstart
 from css_jax import config as configs
 from css_jax import models
-from css_jax.models import remat, resnet
+from css_jax.models import mobilenet, remat, resnet
 from tests.small import drawn
 
 CONFIG = {
@@ -44,13 +45,19 @@ def build(value, backbone='tiny', axis_name=None):
     return models.build(config, outputs={'logits': 5}, axis_name=axis_name)
 
 
+def alone(config, outputs, axis_name):
+    """Stands for `models.build`: the backbone is the network."""
+    return models.BACKBONES[config['backbone']](SimpleNamespace(**config), axis_name)
+
+
 def images():
     r = np.random.default_rng(1)
     return jnp.asarray(r.standard_normal((2, 32, 32, 3)), jnp.float32)
 
 
 def shapes(value, *backbone):
-    return jax.eval_shape(build(value, *backbone).init, jax.random.key(0), images())
+    init = partial(build(value, *backbone).init, train=False)
+    return jax.eval_shape(init, jax.random.key(0), images())
 
 
 def variables(*backbone):
@@ -79,17 +86,26 @@ def assert_equal(results, expected):
     for (path, a), b in zip(
         jax.tree_util.tree_leaves_with_path(results), jax.tree.leaves(expected), strict=True
     ):
-        name, largest = jax.tree_util.keystr(path), float(jnp.abs(b).max())
+        name, largest = jax.tree_util.keystr(path), float(np.abs(b).max())
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * largest, err_msg=name)
 
 
 def assert_same_gradients(values, backbone):
-    """Compares each of the values with () in one program that does recompute."""
-    modules = [build(value, backbone) for value in [(), *values]]
-    given, x = variables(backbone), images()
-    lowered = jax.jit(lambda v, x: [gradient(m, v, x) for m in modules]).lower(given, x)
-    expected, *results = lowered.compile(compiler_options=KEEP)(given, x)
-    assert all(float(jnp.abs(g).max()) > 0 for g in jax.tree.leaves(expected[0]))
+    """Compares each of the values with () in one program, on two devices, that does recompute."""
+    axis, given, x = 'data', variables(backbone), images()
+    modules = [build(value, backbone, axis) for value in [(), *values]]
+
+    def local(given, x):
+        varying = jax.tree.map(lambda p: jax.lax.pcast(p, axis, to='varying'), given['params'])
+        pairs = [gradient(m, given | {'params': varying}, x) for m in modules]
+        return [(jax.lax.psum(grads, axis), stats) for grads, stats in pairs]
+
+    mesh, spec = Mesh(np.array(jax.devices()[:2]), (axis,)), PartitionSpec
+    over = jax.shard_map(local, mesh=mesh, in_specs=(spec(), spec(axis)), out_specs=spec())
+    compiled = jax.jit(over).lower(given, x).compile(compiler_options=KEEP)
+    place = partial(jax.device_put, device=NamedSharding(mesh, spec()))
+    expected, *results = compiled(place(given), jax.device_put(x, NamedSharding(mesh, spec(axis))))
+    assert all(float(np.abs(g).max()) > 0 for g in jax.tree.leaves(expected[0]))
     for result in results:
         assert_equal(result, expected)
 
@@ -118,12 +134,16 @@ def test_names_are_the_same(backbone):
         assert shapes(value, backbone) == expected
 
 
-@pytest.mark.parametrize(
-    ('backbone', 'values'),
-    [('tiny', ALTERNATING), ('resnet18', VALUES[-1:]), ('mobilenet_v1', VALUES[-1:])],
-)
-def test_gradients_and_statistics_are_the_same(backbone, values):
-    assert_same_gradients(values, backbone)
+def test_gradients_and_statistics_are_the_same():
+    assert_same_gradients(ALTERNATING, 'tiny')
+
+
+def test_mobilenet_s_gradients_and_statistics_are_the_same(monkeypatch):
+    """Of a few of its blocks, without a decoder."""
+    blocks = mobilenet.BLOCKS
+    monkeypatch.setattr(mobilenet, 'BLOCKS', (*blocks[1:2], blocks[3], *blocks[5:8], blocks[11]))
+    monkeypatch.setattr(models, 'build', alone)
+    assert_same_gradients(VALUES[-1:], 'mobilenet_v1')
 
 
 @pytest.mark.soak
@@ -133,10 +153,8 @@ def test_gradients_of_every_stage_alone_in_every_backbone(backbone, value):
     assert_same_gradients([value], backbone)
 
 
-def test_memory_falls_as_stages_are_added():
-    sizes = [temporary(value) for value in [(), ('layer3',), ('all',)]]
-    assert sizes == sorted(set(sizes), reverse=True)
-    assert sizes[-1] < 0.6 * sizes[0]
+def test_a_compiled_program_needs_less_memory():
+    assert temporary(('all',)) < 0.6 * temporary(())
 
 
 def test_less_is_kept_with_every_stage():
@@ -170,21 +188,6 @@ def test_a_layer_keeps_the_inputs_of_its_runs(monkeypatch):
     assert kept(('layer3',)) - two_runs == 2 * one
     monkeypatch.setattr(remat.math, 'isqrt', lambda n: n)
     assert two_runs - kept(('layer3',)) == one
-
-
-def test_over_devices_the_gradients_are_the_same():
-    axis, given, x = 'data', variables(), images()
-    modules = [build(value, axis_name=axis) for value in ((), ('all',))]
-
-    def local(given, x):
-        varying = jax.tree.map(lambda p: jax.lax.pcast(p, axis, to='varying'), given['params'])
-        pairs = [gradient(m, given | {'params': varying}, x) for m in modules]
-        return [(jax.lax.psum(grads, axis), stats) for grads, stats in pairs]
-
-    mesh, spec = Mesh(np.array(jax.devices()[:2]), (axis,)), PartitionSpec
-    over = jax.shard_map(local, mesh=mesh, in_specs=(spec(), spec(axis)), out_specs=spec())
-    expected, results = jax.jit(over)(given, x)
-    assert_equal(results, expected)
 
 
 @pytest.mark.parametrize('backbone', ['tiny', 'mobilenet_v1'])
