@@ -18,81 +18,52 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import numpy as np
 
-from benchmarks import timing
-from benchmarks.step import configuration
-from css_jax import methods, parallel, state
+from benchmarks import step, timing
+from css_jax import parallel
 from css_jax.run import checkpoint
 
 SAVES = 4
-CAPTION = {'real': "ResNet-101's state", 'small': "The quickstart's state"}
-
-
-def shapes(size: str) -> state.TrainState:
-    """Gives the shapes of a run's state."""
-    config = configuration(size)
-    method, ctx = methods.METHODS[config.method], methods.context(config)
-    return jax.eval_shape(lambda: state.create(method, method.optimizer(config)[0], ctx))
-
-
-def filled(like: state.TrainState, layout: parallel.Layout) -> state.TrainState:
-    """Makes a state of random numbers on all devices of a layout."""
-    rng = np.random.default_rng(0)
-
-    def array(x: Any) -> Any:
-        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-            return jax.random.key(0)
-        if jax.dtypes.issubdtype(x.dtype, np.floating):
-            return rng.standard_normal(x.shape, np.float32).astype(x.dtype)
-        return np.zeros(x.shape, x.dtype)
-
-    return jax.tree.map(lambda x: jax.device_put(array(x), layout.replicated), like)
 
 
 def timed(function: Any, *arguments: Any) -> tuple[float, Any]:
-    """Calls a function: the milliseconds it took, and its result."""
+    """Call a function: the milliseconds it took, and its result."""
     start = time.perf_counter()
     result = function(*arguments)
     return 1e3 * (time.perf_counter() - start), result
 
 
 def rows(size: str) -> Iterator[tuple[str, timing.Row]]:
-    """Gives a row for one device and, where there are more, one for all of them."""
-    like = shapes(size)
-    devices = parallel.Layout().devices
-    for count in sorted({1, len(devices)}):
-        layout = parallel.Layout('jit', devices[:count])
-        current = filled(like, layout)
-        arrays = [x for x in jax.tree.leaves(current) if x is not current.key]
-        with tempfile.TemporaryDirectory() as folder:
-            pauses, totals = [], []
-            with contextlib.closing(checkpoint.Checkpoints(folder)) as checkpoints:
-                for step in range(1, SAVES + 1):
-                    pause, _ = timed(checkpoints.save, step, current, {})
-                    rest, _ = timed(checkpoints.best)  # it waits for the save
-                    pauses.append(pause)
-                    totals.append(pause + rest)
-            opening, checkpoints = timed(checkpoint.Checkpoints, folder)
-            with contextlib.closing(checkpoints):
-                restoring, restored = timed(checkpoints.restore, current)
-                waiting, _ = timed(jax.block_until_ready, restored)
-            newest = pathlib.Path(folder, checkpoint.FOLDER, str(SAVES))
-            disk = sum(path.stat().st_size for path in newest.rglob('*') if path.is_file())
-        yield (
-            CAPTION[size],
-            {
-                'devices': count,
-                'MiB': sum(x.nbytes for x in arrays) / timing.MIB,
-                'arrays': len(arrays),
-                'first pause ms': pauses[0],
-                'pause ms': statistics.median(pauses[1:]),
-                'save ms': statistics.median(totals[1:]),
-                'open ms': opening,
-                'restore ms': restoring + waiting,
-                'disk MiB': disk / timing.MIB,
-            },
-        )
+    """Give one row."""
+    like, _ = step.Run(step.configuration(size)).shapes
+    current = jax.device_put(step.filled(like, classes=7), parallel.Layout().replicated)
+    arrays = [x for x in jax.tree.leaves(current) if x is not current.key]
+    with tempfile.TemporaryDirectory() as folder:
+        pauses, totals = [], []
+        with contextlib.closing(checkpoint.Checkpoints(folder)) as checkpoints:
+            for number in range(1, SAVES + 1):
+                pause, _ = timed(checkpoints.save, number, current, {})
+                rest, _ = timed(checkpoints.best)  # it waits for the save
+                pauses.append(pause)
+                totals.append(pause + rest)
+        opening, checkpoints = timed(checkpoint.Checkpoints, folder)
+        with contextlib.closing(checkpoints):
+            restoring, restored = timed(checkpoints.restore, current)
+            waiting, _ = timed(jax.block_until_ready, restored)
+        newest = pathlib.Path(folder, checkpoint.FOLDER, str(SAVES))
+        disk = sum(path.stat().st_size for path in newest.rglob('*') if path.is_file())
+    row = {
+        'devices': jax.device_count(),
+        'MiB': sum(x.nbytes for x in arrays) / timing.MIB,
+        'arrays': len(arrays),
+        'first pause ms': pauses[0],
+        'pause ms': statistics.median(pauses[1:]),
+        'save ms': statistics.median(totals[1:]),
+        'open ms': opening,
+        'restore ms': restoring + waiting,
+        'disk MiB': disk / timing.MIB,
+    }
+    yield {'real': "ResNet-101's state", 'small': "The quickstart's state"}[size], row
 
 
 if __name__ == '__main__':

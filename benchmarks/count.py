@@ -24,15 +24,15 @@ import dataclasses
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Literal
 
-# Their results lie where their operand does.
+# Their results lie where their operand does; those of SAME where both are of one size.
 VIEWS = {'reshape', 'squeeze', 'expand_dims', 'rev', 'copy', 'stop_gradient', 'pcast', 'pvary'}
-SAME_IF_EQUAL = {'convert_element_type', 'slice', 'pad', 'broadcast_in_dim', 'reduce_precision'}
+SAME = {'convert_element_type', 'slice', 'pad', 'broadcast_in_dim', 'reduce_precision'}
 REDUCTIONS = ('reduce_', 'argmax', 'argmin')  # how their names begin
 WINDOWS = ('reduce_window', 'reduce_precision')  # ... and what else begins so
 ALONE = ('sort', 'scatter', 'cum', 'reduce_window', 'select_and', 'fft', 'dynamic_update', 'top_k')
@@ -72,28 +72,8 @@ class Value(NamedTuple):
 NOTHING = Value({}, False)
 
 
-@dataclasses.dataclass
-class _Count:
-    """What has been counted so far; `passes` finds the kernel that reads the same arrays."""
-
-    kernels: list[Kernel] = dataclasses.field(default_factory=list)
-    passes: dict[frozenset, Kernel] = dataclasses.field(default_factory=dict)
-    names: Iterable[int] = dataclasses.field(default_factory=itertools.count)
-
-    def stored(self, aval: Any) -> Value:
-        return Value({next(self.names): size(aval)}, True)
-
-    def add_pass(self, reads: Mapping[int, float], written: float, times: float) -> None:
-        key = frozenset([*reads, ('times', times)])
-        if key not in self.passes:
-            self.passes[key] = Kernel('pass', bytes=0.0, count=times)
-            self.passes[key].bytes = sum(reads.values())
-            self.kernels.append(self.passes[key])
-        self.passes[key].bytes += written
-
-
 def kernels(closed: ClosedJaxpr) -> list[Kernel]:
-    """Counts a program by the rule of this module.
+    """Count a program by the rule of this module.
 
     Args:
         closed: as `jax.make_jaxpr(f)(*arguments)` or `jax.jit(f).trace(*arguments).jaxpr` gives it;
@@ -102,25 +82,22 @@ def kernels(closed: ClosedJaxpr) -> list[Kernel]:
     Returns:
         Its kernels, in no particular order.
     """
-    found = _Count()
+    found = _Count(itertools.count(), 1.0)
     inputs = [found.stored(v.aval) for v in closed.jaxpr.invars]
-    results = _walk(closed.jaxpr, closed.consts, inputs, None, 1.0, found)
+    results = found.walk(closed, inputs)
     for value, v in zip(results, closed.jaxpr.outvars, strict=True):
-        _store(value, v.aval, 1.0, found)
+        found.store(value, v.aval)
     return found.kernels
 
 
-def totals(found: Iterable[Kernel], kind: str = '') -> dict[str, float]:
-    """Adds kernels up, all or those of one kind: 'flops', 'padding', 'bytes'."""
-    chosen = [k for k in found if kind in ('', k.kind)]
-    return {name: sum(k.count * getattr(k, name) for k in chosen) for name in TOTALS}
-
-
-TOTALS = ('flops', 'padding', 'bytes')
+def totals(found: Sequence[Kernel]) -> dict[str, float]:
+    """Add kernels up: 'flops', 'padding', 'bytes'."""
+    names = ('flops', 'padding', 'bytes')
+    return {name: sum(k.count * getattr(k, name) for k in found) for name in names}
 
 
 def size(aval: Any) -> float:
-    """Gives the bytes of an array of this shape; random keys and tokens have none that matter."""
+    """Return the bytes of an array of this shape; random keys and tokens have none that matter."""
     try:
         return math.prod(aval.shape) * np.dtype(aval.dtype).itemsize
     except (AttributeError, TypeError):
@@ -128,40 +105,26 @@ def size(aval: Any) -> float:
 
 
 def convolution(eqn: Any) -> Kernel:
-    """Counts a `conv_general_dilated`: products by pairs of an output's position and a tap."""
-    p = eqn.params
-    (x, kernel), y = (v.aval for v in eqn.invars), eqn.outvars[0].aval
+    """Count a `conv_general_dilated`: products by pairs of an output's position and a tap."""
+    p, (x, kernel), y = eqn.params, (v.aval for v in eqn.invars), eqn.outvars[0].aval
     spec = p['dimension_numbers']
-    held = valid = 1
-    for axis in range(len(p['window_strides'])):
-        pairs = _pairs(
-            x.shape[spec.lhs_spec[2 + axis]],
-            kernel.shape[spec.rhs_spec[2 + axis]],
-            y.shape[spec.out_spec[2 + axis]],
-            p['window_strides'][axis],
-            p['padding'][axis][0],
-            p['lhs_dilation'][axis],
-            p['rhs_dilation'][axis],
-        )
-        held, valid = held * pairs[0], valid * pairs[1]
+    held = valid = 1  # pairs that meet no hole of a dilated x, and those of them inside x
+    for axis, stride in enumerate(p['window_strides']):
+        places = (of[2 + axis] for of in (spec.lhs_spec, spec.rhs_spec, spec.out_spec))
+        length, taps, out = (a.shape[i] for a, i in zip((x, kernel, y), places, strict=True))
+        hole, step = p['lhs_dilation'][axis], p['rhs_dilation'][axis]
+        at = stride * np.arange(out)[:, None] + step * np.arange(taps) - p['padding'][axis][0]
+        there = at % hole == 0
+        held *= int(there.sum())
+        valid *= int((there & (at >= 0) & (at < hole * (length - 1) + 1)).sum())
     products = 2 * y.shape[spec.out_spec[0]] * y.shape[spec.out_spec[1]]
     products *= kernel.shape[spec.rhs_spec[1]]  # of one group
-    return Kernel(
-        'convolution', _type(x, p['precision']), products * valid, products * (held - valid)
-    )
-
-
-def _pairs(
-    length: int, taps: int, out: int, stride: int, before: int, hole: int, dilation: int
-) -> tuple[int, int]:
-    """Gives the (output, tap) pairs along an axis that meet no hole, and those inside the input."""
-    at = stride * np.arange(out)[:, None] + dilation * np.arange(taps) - before
-    held = at % hole == 0
-    return int(held.sum()), int((held & (at >= 0) & (at < hole * (length - 1) + 1)).sum())
+    kind = _type(x, p['precision'])
+    return Kernel('convolution', kind, products * valid, products * (held - valid))
 
 
 def product(eqn: Any) -> Kernel:
-    """Counts a `dot_general`."""
+    """Count a `dot_general`."""
     a, y = eqn.invars[0].aval, eqn.outvars[0].aval
     (contracted, _), _ = eqn.params['dimension_numbers']
     depth = math.prod(a.shape[axis] for axis in contracted)
@@ -174,144 +137,133 @@ def _type(operand: Any, precision: Any) -> str:
     return 'float32' if 'HIGH' in str(precision) else 'default'
 
 
-def _walk(
-    jaxpr: Any,
-    consts: Iterable[Any],
-    inputs: list[Value],
-    wanted: list[bool] | None,
-    times: float,
-    found: _Count,
-) -> list[Value]:
-    """Counts the equations that the wanted results (None: all of them) depend on."""
-    wanted = [True] * len(jaxpr.outvars) if wanted is None else wanted
-    needed = {v for v, w in zip(jaxpr.outvars, wanted, strict=True) if w and _variable(v)}
-    readers = Counter(needed)
-    alive = []
-    for eqn in reversed(jaxpr.eqns):
-        if any(v in readers for v in eqn.outvars):
-            alive.append(eqn)
-            readers.update(v for v in eqn.invars if _variable(v))
+class _Count:
+    """What has been counted so far, and how often what is counted now runs."""
 
-    env = dict(zip(jaxpr.invars, inputs, strict=True))
-    env |= {v: found.stored(v.aval) for v, _ in zip(jaxpr.constvars, consts, strict=True)}
+    def __init__(self, names: Iterator[int], times: float):
+        self.names, self.times = names, times
+        self.kernels: list[Kernel] = []
+        self.passes: dict[frozenset, Kernel] = {}  # what is read -> the kernel that reads it
 
-    def read(v: Any) -> Value:
-        return env.get(v, NOTHING) if _variable(v) else NOTHING  # what nobody wanted, or a literal
+    def stored(self, aval: Any) -> Value:
+        """Return a new array that is in memory."""
+        return Value({next(self.names): size(aval)}, True)
 
-    for eqn in reversed(alive):
-        values = [read(v) for v in eqn.invars]
-        used = [v in readers for v in eqn.outvars]
+    def store(self, value: Value, aval: Any) -> Value:
+        """Write an array that is not in memory yet."""
+        if value.stored:
+            return value
+        self.add_pass(value.reads, size(aval))
+        return self.stored(aval)
 
-        def store(index: int, eqn: Any = eqn, values: list[Value] = values) -> None:
-            v = eqn.invars[index]
-            values[index] = _store(values[index], v.aval, times, found)
-            if _variable(v):
-                env[v] = values[index]
+    def add_pass(self, reads: Mapping[int, float], written: float) -> None:
+        """Add a result to the kernel that reads these arrays."""
+        key = frozenset([*reads, ('times', self.times)])
+        if key not in self.passes:
+            self.passes[key] = Kernel('pass', bytes=sum(reads.values()), count=self.times)
+            self.kernels.append(self.passes[key])
+        self.passes[key].bytes += written
 
-        results = _equation(eqn, values, used, store, times, found)
-        for v, value in zip(eqn.outvars, results, strict=True):
-            made, kept, count = sum(value.reads.values()), size(v.aval), readers[v]
-            if count * made > made + (1 + count) * kept:
-                value = _store(value, v.aval, times, found)
-            env[v] = value
-    return [read(v) for v in jaxpr.outvars]
+    def walk(
+        self, body: Any, inputs: Sequence[Value], wanted: Sequence[bool] | None = None
+    ) -> list[Value]:
+        """Count the equations that the wanted results (None: all) of a jaxpr depend on."""
+        jaxpr, consts = getattr(body, 'jaxpr', body), getattr(body, 'consts', ())
+        wanted = [True] * len(jaxpr.outvars) if wanted is None else wanted
+        needed = {v for v, w in zip(jaxpr.outvars, wanted, strict=True) if w and _named(v)}
+        readers = Counter(needed)
+        alive = []
+        for eqn in reversed(jaxpr.eqns):
+            if any(v in readers for v in eqn.outvars):
+                alive.append(eqn)
+                readers.update(v for v in eqn.invars if _named(v))
 
+        env = dict(zip(jaxpr.invars, inputs, strict=True))
+        env |= {v: self.stored(v.aval) for v, _ in zip(jaxpr.constvars, consts, strict=True)}
 
-def _equation(
-    eqn: Any,
-    values: list[Value],
-    used: list[bool],
-    store: Callable[[int], None],
-    times: float,
-    found: _Count,
-) -> list[Value]:
-    """Counts one equation and gives its results; `store(i)` puts operand i into memory."""
-    name, outs = eqn.primitive.name, [v.aval for v in eqn.outvars]
-    written = sum(size(aval) for aval, w in zip(outs, used, strict=True) if w)
-    body = next((eqn.params[key] for key in BODIES if key in eqn.params), None)
+        def read(v: Any) -> Value:  # NOTHING of a literal, and of what nobody wanted
+            return env.get(v, NOTHING) if _named(v) else NOTHING
 
-    if name in ('conv_general_dilated', 'dot_general'):
-        kernel = convolution(eqn) if name.startswith('conv') else product(eqn)
-    elif name == 'scan':
-        return _scan(eqn, values, store, times, found)
-    elif name == 'while':
-        body = eqn.params['body_jaxpr']
-        for i in range(len(values)):
-            store(i)
-        inputs = values[eqn.params['cond_nconsts'] :]
-        return _closed(body, inputs, None, times, found)
-    elif name == 'cond':
-        return _costliest(eqn, values[1:], used, times, found)
-    elif body is not None and not name.startswith(('reduce', *ALONE)):
-        return _closed(body, values, used, times, found)
-    elif name in VIEWS or (name in SAME_IF_EQUAL and size(outs[0]) == size(eqn.invars[0].aval)):
-        return [values[0]]
-    elif name.startswith(REDUCTIONS) and not name.startswith(WINDOWS):
-        found.add_pass(_merged(values), written, times)
-        return [found.stored(aval) for aval in outs]
-    elif name.startswith(ALONE):
-        kernel = Kernel('other')
-    else:
-        reads = _merged(values)
-        if name in PARTS:
-            kept = sum(math.prod(aval.shape) for aval in outs)
-            share = min(1.0, kept / max(1, math.prod(eqn.invars[0].aval.shape)))
-            reads = {**{k: v * share for k, v in values[0].reads.items()}, **_merged(values[1:])}
-        return [Value(reads, False) for _ in outs]
+        for eqn in reversed(alive):
+            values = [read(v) for v in eqn.invars]
+            results = self.equation(eqn, values, [v in readers for v in eqn.outvars])
+            # `equation` has put into memory what it needs there.
+            env |= {v: value for v, value in zip(eqn.invars, values, strict=True) if _named(v)}
+            for v, value in zip(eqn.outvars, results, strict=True):
+                made, kept, count = sum(value.reads.values()), size(v.aval), readers[v]
+                if count * made > made + (1 + count) * kept:
+                    value = self.store(value, v.aval)
+                env[v] = value
+        return [read(v) for v in jaxpr.outvars]
 
-    for i in range(len(values)):
-        store(i)
-    touched = [v.aval for v in eqn.invars]
-    if name.startswith(('scatter', 'dynamic_update')):  # in place: as much as is written there
-        touched = [touched[1], touched[2]] if name.startswith('scatter') else [touched[1]]
-        written = size(touched[-1])
-    kernel.bytes, kernel.count = sum(map(size, touched)) + written, times
-    found.kernels.append(kernel)
-    return [found.stored(aval) for aval in outs]
+    def equation(self, eqn: Any, values: list[Value], used: list[bool]) -> list[Value]:
+        """Count one equation and return its results; `values` change where it stores them."""
+        name, outs = eqn.primitive.name, [v.aval for v in eqn.outvars]
+        written = sum(size(aval) for aval, w in zip(outs, used, strict=True) if w)
+        body = next((eqn.params[key] for key in BODIES if key in eqn.params), None)
 
+        if name in ('conv_general_dilated', 'dot_general'):
+            kernel = convolution(eqn) if name.startswith('conv') else product(eqn)
+        elif name == 'scan':
+            return self.scan(eqn, values)
+        elif name == 'while':
+            self.store_all(eqn, values)
+            return self.walk(eqn.params['body_jaxpr'], values[eqn.params['cond_nconsts'] :])
+        elif name == 'cond':
+            return self.costliest(eqn, values[1:], used)
+        elif body is not None and not name.startswith(('reduce', *ALONE)):
+            return self.walk(body, values, used)
+        elif name in VIEWS or (name in SAME and size(outs[0]) == size(eqn.invars[0].aval)):
+            return [values[0]]
+        elif name.startswith(REDUCTIONS) and not name.startswith(WINDOWS):
+            self.add_pass(_merged(values), written)
+            return [self.stored(aval) for aval in outs]
+        elif name.startswith(ALONE):
+            kernel = Kernel('other')
+        else:
+            reads = _merged(values)
+            if name in PARTS:
+                kept = sum(math.prod(aval.shape) for aval in outs)
+                share = min(1.0, kept / max(1, math.prod(eqn.invars[0].aval.shape)))
+                reads = {k: v * share for k, v in values[0].reads.items()} | _merged(values[1:])
+            return [Value(reads, False) for _ in outs]
 
-def _closed(
-    body: Any, values: list[Value], used: list[bool] | None, times: float, found: _Count
-) -> list[Value]:
-    """Counts the body of a call, closed or not."""
-    jaxpr = getattr(body, 'jaxpr', body)
-    return _walk(jaxpr, getattr(body, 'consts', ()), values, used, times, found)
+        self.store_all(eqn, values)
+        touched = [v.aval for v in eqn.invars]
+        if name.startswith(('scatter', 'dynamic_update')):  # in place: as much as is written there
+            touched = touched[1:3] if name.startswith('scatter') else touched[1:2]
+            written = size(touched[-1])
+        kernel.bytes, kernel.count = sum(map(size, touched)) + written, self.times
+        self.kernels.append(kernel)
+        return [self.stored(aval) for aval in outs]
 
+    def store_all(self, eqn: Any, values: list[Value]) -> None:
+        """Put the operands of an equation into memory."""
+        for i, v in enumerate(eqn.invars):
+            values[i] = self.store(values[i], v.aval)
 
-def _scan(
-    eqn: Any, values: list[Value], store: Callable, times: float, found: _Count
-) -> list[Value]:
-    """Counts the body as often as it runs; every run reads its slice of what is scanned over."""
-    body, times = eqn.params['jaxpr'], times * eqn.params['length']
-    for i in range(len(values)):
-        store(i)
-    inputs = [found.stored(v.aval) for v in body.jaxpr.invars]
-    results = _closed(body, inputs, None, times, found)
-    for value, v in zip(results, body.jaxpr.outvars, strict=True):
-        _store(value, v.aval, times, found)
-    return [found.stored(v.aval) for v in eqn.outvars]
+    def scan(self, eqn: Any, values: list[Value]) -> list[Value]:
+        """Count the body as often as it runs; every run reads its slice of what is scanned over."""
+        body, before = eqn.params['jaxpr'], self.times
+        self.store_all(eqn, values)
+        self.times *= eqn.params['length']
+        results = self.walk(body, [self.stored(v.aval) for v in body.jaxpr.invars])
+        for value, v in zip(results, body.jaxpr.outvars, strict=True):
+            self.store(value, v.aval)
+        self.times = before
+        return [self.stored(v.aval) for v in eqn.outvars]
 
-
-def _costliest(
-    eqn: Any, values: list[Value], used: list[bool], times: float, found: _Count
-) -> list[Value]:
-    counts = []
-    for branch in eqn.params['branches']:
-        own = _Count(names=found.names)
-        for value, v in zip(_closed(branch, values, used, times, own), eqn.outvars, strict=True):
-            _store(value, v.aval, times, own)
-        sums = totals(own.kernels)
-        counts.append(((sums['flops'], sums['bytes']), own.kernels))
-    found.kernels += max(counts, key=lambda pair: pair[0])[1]
-    return [found.stored(v.aval) for v in eqn.outvars]
-
-
-def _store(value: Value, aval: Any, times: float, found: _Count) -> Value:
-    """Writes an array that is not in memory yet."""
-    if value.stored:
-        return value
-    found.add_pass(value.reads, size(aval), times)
-    return found.stored(aval)
+    def costliest(self, eqn: Any, values: list[Value], used: list[bool]) -> list[Value]:
+        """Count the branch of a conditional that has most operations, then bytes."""
+        found = []
+        for branch in eqn.params['branches']:
+            own = _Count(self.names, self.times)
+            for value, v in zip(own.walk(branch, values, used), eqn.outvars, strict=True):
+                own.store(value, v.aval)
+            sums = totals(own.kernels)
+            found.append(((sums['flops'], sums['bytes']), own.kernels))
+        self.kernels += max(found, key=lambda pair: pair[0])[1]
+        return [self.stored(v.aval) for v in eqn.outvars]
 
 
 def _merged(values: Iterable[Value]) -> dict[int, float]:
@@ -322,5 +274,5 @@ def _merged(values: Iterable[Value]) -> dict[int, float]:
     return reads
 
 
-def _variable(v: Any) -> bool:
+def _named(v: Any) -> bool:
     return not isinstance(v, Literal)

@@ -1,18 +1,14 @@
 """Where the time of a step goes, kernel by kernel, from a trace of five steps.
 
-    python -m benchmarks.kernels --size real --profile FOLDER
-
-FOLDER gets the trace, which Perfetto and TensorBoard open (docs/devices.md); without it nothing is
-kept. On a GPU the kernels are those of its streams. On a CPU they are the operations of XLA's
-threads; several run at once, so that their times add up to more than the step's. 'covered by
-kernels' is the share of the time in which at least one ran. Tracing itself slows small steps down.
+On a GPU the kernels are those of its streams. On a CPU they are the operations of XLA's threads;
+several run at once, so that their times add up to more than the step's. 'covered by kernels' is the
+share of the time in which at least one ran. Tracing itself slows small steps down.
 """
 
 import gzip
 import json
 import pathlib
 import re
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -20,10 +16,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-from benchmarks import step, timing
+from benchmarks.tables import Row
 
 STEPS = 5
-SHOWN = 40  # kernels in the table; the rest is one row
+NAMED = 0.95  # of the kernels' time that the table has by name; the rest is one row
 # Group -> what the name of a kernel of it, or of its operation, has; the first that fits.
 GROUPS = {
     'YNNPACK: convolutions and products of a CPU': r'^ynn_',
@@ -35,9 +31,7 @@ GROUPS = {
     'scatter, gather': r'scatter|gather|dynamic-(update-)?slice',
     'reduction': r'reduc',
 }
-SUM = 'sum of all'
-COVERED = 'covered by kernels'
-OTHER = 'elementwise and fusions'
+SUM, COVERED, OTHER = 'sum of all', 'covered by kernels', 'elementwise and fusions'
 _LOOPS = re.compile(r'(while|cond|conditional|call)(\.|$)')  # on a CPU, beside what runs in them
 
 
@@ -50,37 +44,48 @@ class Event(NamedTuple):
     length: float
 
 
+def trace(once: Callable[[], Any], folder: str) -> tuple[list[Event], float]:
+    """Trace some calls of a program into a folder: the kernels, and the microseconds of a call."""
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0
+    with jax.profiler.trace(folder, create_perfetto_trace=True, profiler_options=options):
+        start = time.perf_counter()
+        for _ in range(STEPS):
+            result = once()
+        jax.block_until_ready(result)
+        spent = time.perf_counter() - start
+    found = pathlib.Path(folder).rglob('perfetto_trace.json.gz')
+    with gzip.open(max(found, key=lambda path: path.stat().st_mtime), 'rt') as file:
+        return events(json.load(file)), 1e6 * spent / STEPS
+
+
 def events(trace: dict[str, Any]) -> list[Event]:
-    """Gives the kernels of a trace in Chrome's format, as jax writes it.
+    """Return the kernels of a trace in Chrome's format, as jax writes it.
 
     Those on the streams of a device where it has any (the other lines of a device say the same
     again by other names), else those of the host's threads.
     """
-    processes, threads = {}, {}
+    names = {}  # of processes and threads
     for e in trace['traceEvents']:
-        if e.get('ph') == 'M' and e['name'] == 'process_name':
-            processes[e['pid']] = e['args']['name']
-        if e.get('ph') == 'M' and e['name'] == 'thread_name':
-            threads[e['pid'], e['tid']] = e['args']['name']
-    streams, host = [], []
+        if e.get('ph') == 'M' and e['name'] in ('process_name', 'thread_name'):
+            names[e['pid'], e['tid'] if e['name'] == 'thread_name' else ''] = e['args']['name']
+    found = {'Stream': [], 'XLA Ops': [], '': []}  # the streams of a GPU, of a TPU, of the host
     for e in trace['traceEvents']:
         if e.get('ph') != 'X':
             continue
         operation = e.get('args', {}).get('hlo_op', '')
         event = Event(e['name'], operation, e['ts'], e.get('dur', 0.0))
-        device = '/device:' in processes.get(e['pid'], '')
-        thread = threads.get((e['pid'], e.get('tid')), '')
-        if device and thread.startswith(('Stream', 'XLA Ops')):
-            streams.append((thread.startswith('Stream'), event))
-        elif not device and operation and not _LOOPS.match(operation):
-            host.append(event)
-    if any(stream for stream, _ in streams):
-        streams = [pair for pair in streams if pair[0]]
-    return [event for _, event in streams] or host
+        if '/device:' in names.get((e['pid'], ''), ''):
+            thread = names.get((e['pid'], e.get('tid')), '')
+            for kind in ('Stream', 'XLA Ops'):
+                found[kind] += [event] if thread.startswith(kind) else []
+        elif operation and not _LOOPS.match(operation):
+            found[''].append(event)
+    return next((some for some in found.values() if some), [])
 
 
 def group(event: Event) -> str:
-    """Gives the one of GROUPS that a kernel belongs to, by its name, else by its operation's."""
+    """Return the one of GROUPS that a kernel belongs to, by its name, else by its operation's."""
     for text in (event.name.lower(), event.operation.lower()):
         for name, pattern in GROUPS.items():
             if re.search(pattern, text):
@@ -89,7 +94,7 @@ def group(event: Event) -> str:
 
 
 def covered(found: Iterable[Event]) -> float:
-    """Gives the microseconds in which at least one kernel ran."""
+    """Return the microseconds in which at least one kernel ran."""
     total, end = 0.0, float('-inf')
     for event in sorted(found, key=lambda event: event.start):
         total += max(0.0, event.start + event.length - max(end, event.start))
@@ -97,71 +102,44 @@ def covered(found: Iterable[Event]) -> float:
     return total
 
 
-def table(found: list[Event], step_us: float, steps: int) -> list[timing.Row]:
-    """Gives a row a group of kernels, their sums, and a row a kernel, the longest first.
+def table(found: list[Event], step_us: float) -> Iterator[Row]:
+    """Give a row a group of kernels of STEPS steps, their sums, and a row a name, longest first.
 
-    Args:
-        found: as of `events`.
-        step_us: microseconds of a step.
-        steps: that were traced.
+    A name has the kernels of all its numbers: 'fusion' is of fusion.3 and fusion.14, too.
     """
 
-    def row(name: str, own: list[Event], us: float) -> timing.Row:
+    def row(name: str, own: list[Event], us: float) -> Row:
         return {
-            'kernels': name,
-            'calls a step': len(own) / steps,
-            'ms a step': us / steps / 1e3,
-            'share': us / steps / step_us,
+            'kernels': name.replace('|', r'\|'),
+            'calls a step': len(own) / STEPS,
+            'ms a step': us / STEPS / 1e3,
+            'share': us / STEPS / step_us,
+            'longest call ms': max((event.length for event in own), default=0.0) / 1e3,
         }
 
-    def sums(key: Callable[[Event], Any]) -> list[tuple[Any, list[Event], float]]:
+    def sorted_by(key: Callable[[Event], str]) -> list[tuple[str, list[Event]]]:
         by = defaultdict(list)
         for event in found:
             by[key(event)].append(event)
-        totals = [(name, own, sum(e.length for e in own)) for name, own in by.items()]
-        return sorted(totals, key=lambda entry: -entry[2])
+        return sorted(by.items(), key=lambda pair: -_sum(pair[1]))
 
-    rows = [row(f'all: {name}', own, us) for name, own, us in sums(group)]
-    rows.append(row(SUM, found, sum(event.length for event in found)))
-    rows.append(row(COVERED, found, covered(found)))
-    by_name = sums(lambda event: (event.name, event.operation))
-    for (name, operation), own, us in by_name[:SHOWN]:
-        label = name if operation in ('', name) else f'{name} ({operation})'
-        rows.append(row(label.replace('|', r'\|'), own, us))
-    if rest := by_name[SHOWN:]:
-        own = [event for _, some, _ in rest for event in some]
-        rows.append(row(f'{len(rest)} others', own, sum(entry[2] for entry in rest)))
-    return rows
-
-
-def trace(size: str, case: str, folder: str) -> tuple[list[Event], float]:
-    """Traces some steps of a case into a folder: the kernels, and the microseconds of a step."""
-    run = step.setup(step.case_configuration(size, case))
-    program, _ = timing.compiled(jax.jit(run.step, donate_argnums=0), run.state, run.batch)
-    current, metrics = program(run.state, run.batch)
-    jax.block_until_ready(metrics)
-    options = jax.profiler.ProfileOptions()
-    options.python_tracer_level = 0
-    with jax.profiler.trace(folder, create_perfetto_trace=True, profiler_options=options):
-        start = time.perf_counter()
-        for _ in range(STEPS):
-            current, metrics = program(current, run.batch)
-        jax.block_until_ready((current, metrics))
-        spent = time.perf_counter() - start
-    newest = max(
-        pathlib.Path(folder).rglob('perfetto_trace.json.gz'), key=lambda p: p.stat().st_mtime
-    )
-    with gzip.open(newest, 'rt') as file:
-        return events(json.load(file)), 1e6 * spent / STEPS
+    for name, own in sorted_by(group):
+        yield row(f'all: {name}', own, _sum(own))
+    yield row(SUM, found, _sum(found))
+    yield row(COVERED, found, covered(found))
+    rest, left = list(found), sorted_by(_name)
+    while left and _sum(rest) > (1 - NAMED) * _sum(found):
+        name, own = left.pop(0)
+        yield row(name, own, _sum(own))
+        rest = [event for _, some in left for event in some]
+    if left:
+        yield row(f'{len(left)} others', rest, _sum(rest))
 
 
-def rows(size: str, profile: str | None = None) -> Iterator[tuple[str, list[timing.Row]]]:
-    """Gives the table of the headline's step."""
-    with tempfile.TemporaryDirectory() as folder:
-        found, spent = trace(size, step.BFLOAT16, profile or folder)
-    caption = f'{step.CAPTION[size]}; {step.BFLOAT16}: {spent / 1e3:.1f} ms, {STEPS} steps traced'
-    yield caption, table(found, spent, STEPS)
+def _sum(found: list[Event]) -> float:
+    return sum(event.length for event in found)
 
 
-if __name__ == '__main__':
-    timing.main('Kernels', rows, profile='folder that keeps the trace')
+def _name(event: Event) -> str:
+    name, operation = (re.sub(r'([._]\d+)+$', '', text) for text in (event.name, event.operation))
+    return name if operation in ('', name) else f'{name} ({operation})'

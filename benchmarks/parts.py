@@ -2,206 +2,57 @@
 
     python -m benchmarks.parts --size real
 
-A round runs every part once and the whole step once; the means over the faster half of the rounds
-are compared. Every part works on what the parts before it give, and gets all arrays as arguments,
-so that nothing is computed at compile time. 'of the bound' is 'bound ms', by the rule of
-`benchmarks.count` and the peaks measured here, over the time it takes. Rows that begin with 'of
-which' are parts of a part and not in the sum.
-
-On a CPU all of it runs on one core: on several XLA computes parts that do not wait for one another
-side by side, and the sum is more than the whole.
+The parts are those of `css_jax.step.train_step`: the targets, the loss with its gradient, the
+optimiser with the EMA; rows that begin with 'of which' are the networks in them. Every part works
+on what the parts before it give, and gets all arrays as arguments, so that nothing is computed at
+compile time. 'of the bound' is 'bound ms' (`benchmarks.roofline`) over the time it takes. 'small'
+runs on one core: on several XLA computes parts that do not wait for one another side by side, and
+the sum is more than the whole. The whole keeps its state's buffers here.
 """
 
-import dataclasses
 import os
-from collections.abc import Callable, Iterator
-from types import SimpleNamespace
+from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
-from benchmarks import count, peaks, step, timing
+from benchmarks import roofline, step, timing
 from css_jax import parallel
 from css_jax import step as steps
-from css_jax.methods import Method, css, views
-from css_jax.ops import contrastive, prototypes, pseudo_labels
-from css_jax.state import Context, Variables
+from css_jax.methods import views
+from css_jax.state import Variables
 
-CASES = {'real': (step.BFLOAT16, step.FLOAT32), 'small': (step.BFLOAT16, step.FLOAT32)}
-SUM, NETWORKS, REST = 'sum of the parts', 'the networks', 'everything but the networks'
-WHOLE = 'the whole step'
-CONTRASTIVE, EMA = 'of which L_c alone, forward + backward', 'of which EMA alone'
-LOSS_C = 'hardness, prototypes, L_c, forward + backward'
-OF_WHICH = (CONTRASTIVE, EMA)
+TARGETS, TEACHER = 'targets: teacher, views, pseudo-labels', 'of which the teacher, forward'
+LOSS, STUDENT = 'loss and gradient', 'of which the student, forward + backward'
+OPTIMISER, WHOLE = 'optimiser + EMA', 'the whole step'
+SECONDS = 10  # of all rounds
 
 
-def rows(size: str) -> Iterator[tuple[str, list[timing.Row]]]:
-    """Gives, for each of some cases of `benchmarks.step`, a row a part, then their sums."""
-    where = (on_one_core,) if timing.isolated(jax.default_backend) == 'cpu' else ()
-    best = timing.isolated(*where, peaks.measure, size)
-    for case in CASES[size]:
-        batch = step.batch_of(size, case)
-        caption = f'{step.CAPTION[size]}; parts of {case}, {batch} + {batch} images'
-        caption += ', one core' if where else ''
-        measured = timing.isolated(*where, measure, size, case, best)
-        yield caption, measured or [{'part': step.OUT_OF_MEMORY}]
+def programs(run: step.Run) -> dict[str, Any]:
+    """Return the parts of a step of CSS as functions: name -> function."""
+    method, ctx = run.method, run.ctx
 
-
-def on_one_core(function: Callable, *arguments: Any) -> Any:
-    """Calls a function on one core, in a process that has not used jax yet."""
-    os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
-    return function(*arguments)
-
-
-def measure(size: str, case: str, best: dict[str, float]) -> list[timing.Row] | None:
-    """Compiles and times all parts and the whole: the rows of a case, None out of memory.
-
-    Args:
-        size: 'real' or 'small'.
-        case: one of `benchmarks.step.CASES`, of the method CSS.
-        best: as of `benchmarks.peaks.measure`.
-    """
-    return timing.attempt(_measure, step.setup(step.case_configuration(size, case)), best)
-
-
-def _measure(run: SimpleNamespace, best: dict[str, float]) -> list[timing.Row]:
-    rows, calls = {}, {}
-
-    def add(name: str, function: Callable, *arguments: Any) -> Any:
-        """Compiles a part and gives its results."""
-        jitted = jax.jit(function)
-        program, account = timing.compiled(jitted, *arguments)
-        kernels = count.kernels(jitted.trace(*arguments).jaxpr)
-        rows[name] = {'bound ms': peaks.bound(kernels, best), **account}
-        calls[name] = lambda: program(*arguments)
-        return program(*arguments)
-
-    networks = divide(run, add)
-    # The step gives its state away, so it has one of its own.
-    own = SimpleNamespace(state=jax.tree.map(jnp.copy, run.state))
-    jitted = jax.jit(run.step, donate_argnums=0)
-    program, account = timing.compiled(jitted, own.state, run.batch)
-    kernels = count.kernels(jitted.trace(own.state, run.batch).jaxpr)
-    rows[WHOLE] = {'bound ms': peaks.bound(kernels, best), **account}
-
-    def whole():
-        own.state, metrics = program(own.state, run.batch)
-        return metrics
-
-    spent = timing.interleaved({**calls, WHOLE: whole}, seconds=10)
-    return table(spent, rows, networks)
-
-
-def table(
-    spent: dict[str, float], accounts: dict[str, timing.Row], networks: tuple[str, ...]
-) -> list[timing.Row]:
-    """Gives a row a part, and rows of their sums.
-
-    Args:
-        spent: part, and `WHOLE`, -> milliseconds.
-        accounts: likewise -> 'bound ms' and what `timing.compiled` says.
-        networks: the parts that are forward and backward passes of a network.
-    """
-    parts = [name for name in spent if name not in (WHOLE, *OF_WHICH)]
-    groups = {
-        SUM: parts,
-        NETWORKS: list(networks),
-        REST: [name for name in parts if name not in networks],
-    }
-    alone = {name: [name] for name in spent}
-    order = [*parts, *groups, *(name for name in OF_WHICH if name in spent), WHOLE]
-    return [_row(name, {**alone, **groups}[name], spent, accounts) for name in order]
-
-
-def _row(
-    name: str, of: list[str], spent: dict[str, float], accounts: dict[str, timing.Row]
-) -> timing.Row:
-    def added(key: str) -> float:
-        return sum(accounts[part][key] for part in of)
-
-    ms = sum(spent[part] for part in of)
-    return {
-        'part': name,
-        'of the step': ms / spent[WHOLE],
-        'ms': ms,
-        'bound ms': added('bound ms'),
-        'of the bound': added('bound ms') / ms,
-        'TFLOP/s': added('GFLOP') / ms,
-        'GFLOP': added('GFLOP'),
-        'compile s': added('compile s'),
-        'temporary MiB': max(accounts[part]['temporary MiB'] for part in of),
-    }
-
-
-def divide(run: SimpleNamespace, add: Callable) -> tuple[str, ...]:
-    """Hands every part of a step of CSS to `add`, in order, and names those that are networks.
-
-    Args:
-        run: as of `benchmarks.step.setup`.
-        add: (name, function, *arguments) -> the function's results.
-    """
-    method, ctx, state, batch = run.method, run.ctx, run.state, run.batch
-
-    def keys(state):
+    def keys(state, batch):
         return parallel.step_keys(state.key, state.step, batch, None)
 
-    def labelled_view(state, stream):
-        return views.labelled(stream, keys(state), ctx)
+    def targets(state, batch):
+        return method.targets(state, batch, keys(state, batch), ctx)
 
-    def strong_view(state, images, maps):
-        return views.strong(images, maps, keys(state), ctx)
+    def teacher(state, batch):
+        weak = views.normalise(batch['unlabelled']['image'], ctx)
+        labelled = [views.normalise(batch['labelled']['image'], ctx)]
+        seen = [weak, *(labelled if ctx.config.teacher.labelled_pass else [])]
+        return [ctx.train(state.teacher, images) for images in seen]
 
-    def teacher(variables, images):
-        return ctx.train(variables, images)
+    def loss(state, batch, prepared):
+        def f(params):
+            given = {'method': method, 'ctx': ctx}
+            return steps.objective(params, state, prepared, keys(state, batch), **given)
 
-    def optimise(state, gradients, stats):
-        updates, opt_state = run.tx.update(gradients, state.opt_state, state.student.params)
-        student = Variables(optax.apply_updates(state.student.params, updates), stats)
-        return student, opt_state, method.update_teacher(state, student, stats, ctx)
+        return jax.grad(f, has_aux=True)(state.student.params)
 
-    def ema(state, student, stats):
-        return method.update_teacher(state, student, stats, ctx)
-
-    networks = ['teacher forward, weak view', 'student forward + backward, both views']
-    raw = batch['unlabelled']['image']
-    weak = jax.jit(lambda images: views.normalise(images, ctx))(raw)
-    out_u, _ = add(networks[0], teacher, state.teacher, weak)
-    images, labels = add('labelled view', labelled_view, state, batch['labelled'])
-    out = out_u  # of the same shapes
-    if ctx.config.teacher.labelled_pass:
-        networks.append('teacher forward, labelled')
-        out, _ = add(networks[-1], teacher, state.teacher, images)
-    maps = add('pseudo-labels', _pseudo_label(ctx, raw.shape[1:3]), out_u, state.memory)
-    strong, maps = add('strong view', strong_view, state, raw, maps)
-    outputs = (out, out_u)  # the student's have the same shapes
-    gradients, stats = add(networks[1], _student(ctx), state.student, images, strong, outputs)
-
-    prepared = {'labels': labels, **maps, 'agreement': labels.mean((1, 2))}
-    losses = {'L_s + L_u, forward + backward': 'logits', LOSS_C: 'representation'}
-    for name, head in losses.items():
-        add(name, _loss(method, ctx, keys, head), state, outputs, prepared)
-    add('optimiser + EMA', optimise, state, gradients, stats)
-    add(EMA, ema, state, state.student, stats)
-    add(CONTRASTIVE, _contrast(ctx), *_pixels(outputs, ctx))
-    return tuple(networks)
-
-
-def _pseudo_label(ctx: Context, size: tuple[int, int]) -> Callable:
-    """Gives (teacher's outputs, memory) -> the maps the strong view takes along."""
-
-    def f(out, memory):
-        y_lgt, j_lgt, y_rep, _ = css.both_spaces(out, memory, size, ctx.config)
-        return {'label': pseudo_labels.mix(y_lgt, y_rep), 'indicator': j_lgt}
-
-    return f
-
-
-def _student(ctx: Context) -> Callable:
-    """Gives (variables, both views, the outputs' gradients) -> (gradients, batch_stats)."""
-
-    def f(variables, images, strong, cotangents):
+    def student(variables, images, strong, cotangents):
         def passes(params):
             out, stats = ctx.train(Variables(params, variables.batch_stats), images)
             out_u, stats = ctx.train(Variables(params, stats), strong)
@@ -210,64 +61,56 @@ def _student(ctx: Context) -> Callable:
         _, backward, stats = jax.vjp(passes, variables.params, has_aux=True)
         return backward(cotangents)[0], stats
 
-    return f
+    def optimise(state, gradients, stats):
+        updates, opt_state = run.tx.update(gradients, state.opt_state, state.student.params)
+        student = Variables(optax.apply_updates(state.student.params, updates), stats)
+        return student, opt_state, method.update_teacher(state, student, stats, ctx)
+
+    functions = (targets, teacher, loss, student, optimise, run.step)
+    return dict(zip((TARGETS, TEACHER, LOSS, STUDENT, OPTIMISER, WHOLE), functions, strict=True))
 
 
-def _loss(method: Method, ctx: Context, keys: Callable, head: str) -> Callable:
-    """Gives (state, both views' outputs, prepared) -> (gradients of one head's outputs, memory).
+def measure(run: step.Run, best: dict[str, float]) -> dict[str, timing.Row]:
+    """Compile and time all parts and the whole, by peaks of `roofline.measure`: name -> row."""
+    found, calls = {}, {}
+    state, batch = run.arrays()
 
-    It is the method's own loss behind a network that gives back what it gets, which is not images
-    but the outputs. What only the other head needs is dead code and falls to the compiler.
-    """
-    given = SimpleNamespace(apply=lambda variables, images, **_: (images, {}))
-    ctx = dataclasses.replace(ctx, module=given)
+    def add(name: str, *arguments: Any) -> Any:
+        program = timing.compiled(jax.jit(functions[name]), *arguments)
+        found[name] = {'bound ms': roofline.bound(program.kernels, best), **program.row}
+        calls[name] = lambda: program.call(*arguments)
+        return program.call(*arguments)
 
-    def f(state, outputs, prepared):
-        def loss(own):
-            full = [{**out, head: values} for out, values in zip(outputs, own, strict=True)]
-            both = step.targets(*full, prepared)
-            value, (_, memory, _) = steps.objective(
-                {}, state, both, keys(state), method=method, ctx=ctx
-            )
-            return value, memory
-
-        gradients, memory = jax.grad(loss, has_aux=True)([out[head] for out in outputs])
-        return gradients, memory if head == 'representation' else {}
-
-    return f
-
-
-def _pixels(outputs: tuple[dict, dict], ctx: Context) -> tuple:
-    """Gives both views' representations [N, D], random labels and hardness [N], prototypes."""
-    z = jnp.concatenate(
-        [x['representation'].reshape(-1, x['representation'].shape[-1]) for x in outputs]
-    )
-    keys = jax.random.split(jax.random.key(0))
-    labels = jax.random.randint(keys[0], z.shape[:1], -1, ctx.config.num_classes)
-    sums, counts = prototypes.class_sums(z, labels, ctx.config.num_classes)
-    rho = sums / jnp.maximum(counts, 1)[:, None]
-    return z, labels, jax.random.bernoulli(keys[1], 0.3, z.shape[:1]), rho
+    functions = programs(run)
+    prepared, stats = add(TARGETS, state, batch)
+    outputs = [out for out, _ in add(TEACHER, state, batch)]  # of the student's shapes, too
+    gradients, _ = add(LOSS, state, batch, prepared)
+    cotangents = (outputs[-1], outputs[0])
+    add(STUDENT, state.student, prepared.images, prepared.strong, cotangents)
+    add(OPTIMISER, state, gradients, stats)
+    add(WHOLE, state, batch)
+    times = timing.interleaved(calls, SECONDS)
+    return {name: {'ms': times[name], **row} for name, row in found.items()}
 
 
-def _contrast(ctx: Context) -> Callable:
-    """Gives (z, labels, hard, rho) -> (L_c, its gradient), by the configuration's numbers."""
-    c = ctx.config.contrastive
-
-    def f(z, labels, hard, rho):
-        return contrastive.loss(
-            jax.random.key(0),
-            z,
-            labels,
-            hard & (labels >= 0),
-            rho,
-            temperature=c.temperature,
-            num_anchors=c.anchors,
-            num_negatives=c.negatives,
-            bank_size=c.bank,
-            estimator=c.estimator,
-        )[0]
-
-    return jax.value_and_grad(f)
+def rows(size: str) -> Iterator[tuple[str, timing.Row]]:
+    """Give, for two cases of `benchmarks.step`, a row a part, then their sums."""
+    if size == 'small':
+        os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])  # before XLA makes its threads
+    best = roofline.measure(size)
+    for case in (step.HEADLINE, 'float32'):
+        run = step.Run(*step.settings(size, case))
+        found = measure(run, best)
+        groups = {name: [name] for name in found if name != WHOLE}
+        groups |= {'sum of the parts': [TARGETS, LOSS, OPTIMISER], WHOLE: [WHOLE]}
+        for name, of in groups.items():
+            row = {key: sum(found[part][key] for part in of) for key in ('ms', 'bound ms', 'GFLOP')}
+            row |= {'of the step': row['ms'] / found[WHOLE]['ms']}
+            row |= {
+                'of the bound': row['bound ms'] / row['ms'],
+                'TFLOP/s': row['GFLOP'] / row['ms'],
+            }
+            yield f'Parts of {case}, {step.images(run.config)}', {'part': name, **row}
 
 
 if __name__ == '__main__':

@@ -4,7 +4,7 @@
     python -m benchmarks.quickstart compare   # the methods over seeds, on val and on fresh images
 
 Each cell is one ordinary run in a folder of its own; finished ones are not run again. `--part 0/2`
-runs every second cell, so that two processes share the work.
+runs every second row, so that two processes share the work.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import itertools
 import json
 import pathlib
 import statistics
+from typing import Any
 
 from configs import quickstart
 from css_jax import train
@@ -27,8 +28,20 @@ LONGER = list(itertools.product((0.05, 0.1), (2700,), ('none',)))
 COMPARED = ('supervised', 'cutmix', 'css_mix', 'supervised_all')
 
 
-def score(folder: pathlib.Path, method: str, seed: int, split: str = 'val', **changes) -> float:
-    """Trains one cell, unless it is there already, and gives its mIoU in percent."""
+def rows(what: str, split: str) -> dict[str, tuple[str, str, dict[str, Any]]]:
+    """Return the rows of a table: label -> (name of the folders, method, changed keys)."""
+    if what == 'compare':
+        return {method: (f'{method}-{split}', method, {}) for method in COMPARED}
+    found = {}
+    for rate, steps, name in TUNED + LONGER:
+        changes = {'optimizer.learning_rate': rate, 'steps': steps, **AUGMENTATION[name]}
+        folder = f'tune-{rate}-{steps}-{name.replace(" + ", "-")}'
+        found[f'{rate} | {steps} | {name}'] = folder, 'supervised', changes
+    return found
+
+
+def score(folder: pathlib.Path, method: str, seed: int, split: str, changes: dict) -> float:
+    """Train one cell, unless it is there already, and return its mIoU in percent."""
     path = folder / results.RESULTS
     if not path.exists():
         config = quickstart.get_config(method)
@@ -40,54 +53,30 @@ def score(folder: pathlib.Path, method: str, seed: int, split: str = 'val', **ch
     return 100 * json.loads(path.read_text())['miou']
 
 
-def tune(folder: pathlib.Path, seeds: range, part: int, parts: int) -> None:
-    """Prints the supervised baseline's table, a row a cell, over seeds."""
-    print('| learning rate | steps | colour augmentation | mIoU, seeds | mean |')
-    print('|---|---|---|---|---|')
-    for i, (rate, steps, name) in enumerate(TUNED + LONGER):
-        if i % parts != part:
-            continue
-        changes = {'optimizer.learning_rate': rate, 'steps': steps, **AUGMENTATION[name]}
-        cell = f'tune-{rate}-{steps}-{name.replace(" + ", "-")}'
-        values = [score(folder / f'{cell}-{s}', 'supervised', s, **changes) for s in seeds]
-        shown = ' '.join(f'{v:.1f}' for v in values)
-        print(
-            f'| {rate} | {steps} | {name} | {shown} | {statistics.mean(values):.1f} |', flush=True
-        )
-
-
-def compare(folder: pathlib.Path, seeds: range, split: str, part: int, parts: int) -> None:
-    """Prints a row a method, over seeds, with the difference to supervised, seed by seed."""
-    print(f'| method, on {split} | mIoU, seeds {seeds.start}-{seeds.stop - 1} | mean | gain |')
-    print('|---|---|---|---|')
-    table = {}
-    for i, method in enumerate(COMPARED):
-        if i % parts != part:
-            continue
-        table[method] = [
-            score(folder / f'{method}-{split}-{seed}', method, seed, split) for seed in seeds
-        ]
-        values, base = table[method], table.get('supervised')
-        gain = ' '.join(f'{v - b:+.1f}' for v, b in zip(values, base, strict=True)) if base else '-'
-        shown = ' '.join(f'{v:.1f}' for v in values)
-        print(f'| {method} | {shown} | {statistics.mean(values):.1f} | {gain} |', flush=True)
-
-
 def main() -> None:
-    """Reads the arguments and runs."""
+    """Read the arguments, run the cells and print their table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('what', choices=('tune', 'compare'))
     parser.add_argument('--folder', type=pathlib.Path, default=pathlib.Path('runs/study'))
     parser.add_argument('--seeds', default='0-2', help='first-last')
     parser.add_argument('--split', default='val', choices=('val', 'fresh'))
-    parser.add_argument('--part', default='0/1', help='i/n: every n-th cell from the i-th')
+    parser.add_argument('--part', default='0/1', help='i/n: every n-th row from the i-th')
     args = parser.parse_args()
     first, last = map(int, args.seeds.split('-'))
     part, parts = map(int, args.part.split('/'))
-    if args.what == 'tune':
-        tune(args.folder, range(first, last + 1), part, parts)
-    else:
-        compare(args.folder, range(first, last + 1), args.split, part, parts)
+    label = {'tune': 'learning rate | steps | colour augmentation', 'compare': 'method'}[args.what]
+    print(f'| {label} | mIoU on {args.split}, seeds {args.seeds} | mean | gain over the first |')
+    print('|' + '---|' * (label.count('|') + 4))
+    base = None
+    for label, (name, method, changes) in list(rows(args.what, args.split).items())[part::parts]:
+        values = [
+            score(args.folder / f'{name}-{seed}', method, seed, args.split, changes)
+            for seed in range(first, last + 1)
+        ]
+        base = base or values
+        gain = ' '.join(f'{v - b:+.1f}' for v, b in zip(values, base, strict=True))
+        shown = ' '.join(f'{v:.1f}' for v in values)
+        print(f'| {label} | {shown} | {statistics.mean(values):.1f} | {gain} |', flush=True)
 
 
 if __name__ == '__main__':

@@ -1,10 +1,13 @@
-"""Measures everything on whatever device there is: python -m benchmarks.run [--quick].
+"""Measures this machine and writes what it finds as it goes: python -m benchmarks.run.
 
-Every part runs in a process of its own, the important ones first, and no part begins a new row once
-its time is up. FOLDER/DATE_CHIP_SIZE.json and .md have every row as soon as it is there, so that
-nothing is lost where the run is broken off. A part that fails is named, the others go on, and the
-exit code is 1. Without --size an accelerator gets the paper's sizes and a CPU small ones. --quick
-ends within 8 minutes, whatever is left to do then.
+    python -m benchmarks.run --seconds 420      # what matters most, within seven minutes
+    python -m benchmarks.run                    # everything
+
+FOLDER/CHIP.json and .md have the results of one machine. A run replaces the rows of the parts that
+it measures and keeps those of the others; every part carries its own date, commit, command and
+state. Every part is a process of its own, the important ones first; they share one folder of
+compiled programs, JAX_COMPILATION_CACHE_DIR or .cache/jax. A part that fails or hangs is named, the
+others go on, and the exit code is 1; what an earlier run has measured of it stays.
 """
 
 import argparse
@@ -18,199 +21,204 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from benchmarks import bars, machine, tables, timing
+from benchmarks import machine, tables
 
-# Seconds after which a part begins no new row, with --quick and without; 0: left out.
-SECONDS = {
-    'step': (75, 1500),
-    'parts': (100, 400),
-    'roofline': (15, 60),
-    'startup': (45, 600),
-    'kernels': (30, 200),  # with --profile only
-    'data': (25, 120),
-    'transfer': (10, 120),
-    'evaluation': (20, 200),
-    'convolutions': (20, 200),
-    'contrastive': (15, 60),
-    'checkpoint': (10, 60),
-    'growth': (15, 900),
-    'against_torch': (15, 400),
-    'augment': (5, 60),
-    'memory': (0, 400),
-    'tries': (0, 200),
-}
+ROOT = pathlib.Path(__file__).parents[1]
+# (part, module and arguments, seconds after which it is stopped), in the order in which they run:
+# at the paper's sizes on an accelerator, at small ones on a CPU. --seconds and --quick run these.
+FIRST = (
+    ('step', 'step --cases bfloat16', 240),  # with its kernels
+    ('atrous', 'step --cases dilated,space_to_batch', 150),
+    ('contrastive', 'contrastive', 40),
+    ('data', 'data', 40),
+    ('float32', 'step --cases float32', 120),
+    ('evaluation', 'evaluation', 60),
+    ('quickstart', 'step --size small --cases float32,bfloat16', 90),
+)
+# A run without them has these as well, and four times as long for each part.
+MORE = (
+    ('settings', 'step --cases teacher_on_unlabelled,joint_pass,cityscapes,output_stride_16', 300),
+    ('memory', 'step --cases remat_layer3,remat_all', 200),
+    ('classes', 'step --cases classes_2,classes_21,classes_150', 200),
+    ('batch', 'step --cases batch_quarter,batch_half,batch_double', 200),
+    ('crop', 'step --cases crop_half,crop_double', 200),
+    ('methods', 'step --cases cutmix,supervised', 200),
+    ('deterministic', 'step --cases deterministic', 150),
+    ('parts', 'parts', 300),
+    ('convolutions', 'convolutions', 300),
+    ('startup', 'startup', 200),
+    ('checkpoint', 'checkpoint', 60),
+)
+NAMES = [name for name, _, _ in (*FIRST, *MORE)]
+QUICK = 420  # seconds of --quick
 LEAST = 10  # seconds that a part is begun for
-QUICK = 460  # seconds in all; what is left of 8 minutes is for ending and writing
+ENDING = 8  # seconds that are kept for stopping what runs and for writing
+PATIENCE = 4
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the parts that the arguments, by default those of the command line, ask for."""
+    """Run the parts that the arguments, by default those of the command line, ask for."""
     began = time.perf_counter()
     arguments = sys.argv[1:] if arguments is None else arguments
     flags = _flags(arguments)
+    seconds = flags.seconds or (QUICK if flags.quick else float('inf'))
+    limited = seconds < float('inf') and not flags.only
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    parts = flags.only or [name for name in SECONDS if name != 'kernels' or flags.profile]
-    if flags.quick:
-        parts = [part for part in parts if SECONDS[part][0] or flags.only]
-    where = timing.isolated(machine.describe)  # elsewhere, as it takes the accelerator
-    size = {'auto': 'small' if where['platform'] == 'cpu' else 'real'}.get(flags.size, flags.size)
-    results: dict[str, Any] = {
-        **machine.moment(),
-        'size': size,
-        'quick': flags.quick,
-        'command': shlex.join(['python', '-m', 'benchmarks.run', *arguments]),
-        'where': where,
-        'state': 'broken off',  # until it comes to its end
-        'parts': {},
-        'rows': [],
-    }
-
-    def write() -> None:
-        tables.write(stem, results, bars.rows(results))
-
+    where = describe(min(90, seconds))
+    results = Results(flags.out, where, shlex.join(['python', '-m', 'benchmarks.run', *arguments]))
     try:
-        stem = _stem(flags.out, results)
-        write()
-    except OSError as error:
-        sys.exit(f'--out {flags.out}: {error}; expected a folder that can be written to')
-    try:
-        for part in parts:
-            soft = SECONDS[part][0 if flags.quick else 1] or SECONDS[part][1]
-            hard = 2 * soft + 120
-            if flags.quick:
-                hard = min(hard, QUICK - (time.perf_counter() - began))
-            options = {'profile': flags.profile} if part == 'kernels' and flags.profile else {}
-            measure(results, part, soft, hard, write, options)
-        results['state'] = _summary(results['parts'])
+        with tempfile.TemporaryDirectory() as folder:
+            for name, given, own in FIRST if limited else (*FIRST, *MORE):
+                if flags.only and name not in flags.only:
+                    continue
+                if '--size' not in given:
+                    given += ' --size ' + ('small' if where['platform'] == 'cpu' else 'real')
+                given = given.split()
+                if name == 'step' and flags.profile:
+                    given += ['--profile', os.path.abspath(flags.profile)]
+                left = seconds - ENDING - (time.perf_counter() - began)
+                measure(results, name, given, own * (1 if limited else PATIENCE), left, folder)
+        results.last['state'] = results.summary()
     except KeyboardInterrupt:
         sys.exit(130)
     finally:
-        write()
-        minutes = (time.perf_counter() - began) / 60
-        print(f'\n{results["state"]} after {minutes:.1f} minutes; written: {stem}.json, {stem}.md')
-    if 'failed' in results['state']:
+        results.write()
+        state, spent = results.last['state'], time.perf_counter() - began
+        print(f'\n{state} after {spent:.0f} s; written: {results.stem}.json and .md')
+    if 'failed' in state or 'cut off' in state:
         sys.exit(1)
 
 
-def _summary(parts: Mapping[str, Mapping[str, Any]]) -> str:
-    """Says how a run has ended that came to its end, by the states of its parts."""
-    states = {'failed': [], 'cut off': [], 'not begun': []}
-    for part, about in parts.items():
-        for name, found in states.items():
-            found += [part] if about['state'].startswith(name) else []
-    found = [f'{name}: {", ".join(some)}' for name, some in states.items() if some]
-    return '; '.join(found) or 'complete'
+def describe(seconds: float) -> dict[str, Any]:
+    """Ask another process for the device, as whoever asks takes it."""
+    command = [sys.executable, '-m', 'benchmarks.machine']
+    try:
+        return json.loads(subprocess.check_output(command, cwd=ROOT, timeout=seconds))
+    except (subprocess.SubprocessError, ValueError) as error:
+        sys.exit(f'no device was found: {error}')
+
+
+class Results:
+    """What the files of a machine have.
+
+    Attributes:
+        stem: path of both files without suffix.
+        last: about this run.
+        measured: name of a part -> what this run has of it.
+    """
+
+    def __init__(self, folder: pathlib.Path, where: dict[str, Any], command: str):
+        """Read what is there; `where` is of `benchmarks.machine.describe`."""
+        self.stem, self.where = folder / machine.slug(where), where
+        self.last = {'command': command, **machine.moment(), 'state': 'broken off'}  # until its end
+        self.measured: dict[str, dict[str, Any]] = {}
+        path = pathlib.Path(f'{self.stem}.json')
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.earlier = json.loads(path.read_text())['parts'] if path.exists() else {}
+            self.write()
+        except OSError as error:
+            sys.exit(f'--out {folder}: {error}; expected a folder that can be written to')
+
+    def write(self) -> None:
+        """Write the files; what did not come to its end wipes nothing that did."""
+        parts = dict(self.earlier)
+        for name, now in self.measured.items():
+            before = parts.get(name, now)
+            keep = before['state'] == 'done' and now['state'] != 'done'
+            parts[name] = {**before, 'later': now} if keep else now
+        parts = {name: parts[name] for name in (*NAMES, *parts) if name in parts}
+        tables.write(self.stem, {'chip': self.where['chip'], 'last_run': self.last, 'parts': parts})
+
+    def summary(self) -> str:
+        """Say how a run has ended that came to its end, by the states of its parts."""
+        told = []
+        for word in ('failed', 'cut off', 'stopped', 'not reached'):
+            found = [name for name, now in self.measured.items() if now['state'].startswith(word)]
+            told += [f'{word}: {", ".join(found)}'] if found else []
+        return '; '.join(told) or 'complete'
 
 
 def measure(
-    results: dict[str, Any],
-    part: str,
-    soft: float,
-    hard: float,
-    write: Callable[[], None],
-    options: Mapping[str, Any] | None = None,
+    results: Results, name: str, given: list[str], own: float, left: float, folder: str
 ) -> None:
-    """Runs one part and adds its rows to the results as they come.
+    """Run one part, a module with arguments, and add its rows to the results as they come.
 
-    Args:
-        results: 'rows' grow, and 'parts' by 'title', 'seconds' and 'state': 'done', 'cut off after
-            N s', 'not begun' or 'failed with code N'; 'size' is read.
-        part: a module of benchmarks/.
-        soft: seconds after which it begins no new row.
-        hard: seconds after which it is stopped.
-        write: called whenever the results have changed.
-        options: further flags of the part.
+    It is stopped `own` seconds after its start, by when it is taken to hang, or after the seconds
+    that are left of the run. Its temporary files are in a folder.
     """
-    about = results['parts'][part] = {'title': '', 'state': 'not begun', 'seconds': 0.0}
-    known = len(results['rows'])
-    if hard < LEAST:
-        write()
+    entry = {'command': shlex.join(['python', '-m', f'benchmarks.{given[0]}', *given[1:]])}
+    entry |= {**machine.moment(), 'where': results.where, 'seconds': 0.0, 'rows': []}
+    results.measured[name] = entry
+    entry['state'] = 'broken off' if left >= LEAST else 'not reached'
+    if left < LEAST:
         return
-    print(f'\n== {part}', flush=True)
-    about['state'], start = 'running', time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        lines = pathlib.Path(folder, 'lines')
-        arguments = ['--size', results['size'], '--seconds', str(soft), '--lines', str(lines)]
-        for name, value in (options or {}).items():
-            arguments += [f'--{name}', str(value)]
-        process = subprocess.Popen([*command(part), *arguments], start_new_session=True)
+    print(f'\n== {name}', flush=True)
+    lines, start = pathlib.Path(folder, f'{name}.lines'), time.perf_counter()
+    environment = {'JAX_COMPILATION_CACHE_DIR': str(ROOT / '.cache' / 'jax'), **os.environ}
+    process = subprocess.Popen(
+        [*command(given[0]), *given[1:], '--lines', str(lines)],
+        env={**environment, 'TMPDIR': folder},
+        cwd=ROOT,
+        start_new_session=True,
+    )
 
-        def gather() -> None:
-            records = _read(lines)
-            rows = [{'part': part, **r} for r in records if 'row' in r]
-            about['title'] = next((r['title'] for r in records if 'title' in r), '')
-            about['seconds'] = round(time.perf_counter() - start, 1)
-            if rows != results['rows'][known:]:
-                results['rows'][known:] = rows
-                write()
+    def gather() -> None:
+        text = lines.read_text() if lines.exists() else ''
+        whole = [line for line in text.splitlines(keepends=True) if line.endswith('\n')]
+        entry['rows'] = [json.loads(line) for line in whole]
+        entry['seconds'] = time.perf_counter() - start
 
-        try:
-            while process.poll() is None and time.perf_counter() - start < hard:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(timeout=0.5)
-                gather()
-            code = process.poll()
-            about['state'] = f'cut off after {hard:.0f} s' if code is None else 'done'
-            if code:
-                about['state'] = f'failed with code {code}'
-        except BaseException:  # Ctrl-C, SIGTERM: the part is another process group
-            about['state'] = 'broken off'
-            raise
-        finally:
-            _stop(process)
+    try:
+        while process.poll() is None and entry['seconds'] < min(own, left):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=0.5)
+            known = len(entry['rows'])
             gather()
-            write()
-    print(f'== {part}: {about["state"]}, {about["seconds"]:.0f} s', flush=True)
+            if len(entry['rows']) > known:
+                results.write()
+        code = process.poll()
+        entry['state'] = 'done' if code == 0 else f'failed with code {code}'
+        if code is None:
+            entry['state'] = f'cut off after {own:.0f} s' if own < left else 'stopped at the end'
+    finally:
+        _stop(process)
+        gather()
+        results.write()
+    print(f'== {name}: {entry["state"]}, {entry["seconds"]:.0f} s', flush=True)
 
 
-def command(part: str) -> list[str]:
-    """Gives the command of a part, without its arguments."""
-    return [sys.executable, '-m', f'benchmarks.{part}']
-
-
-def _read(lines: pathlib.Path) -> list[dict[str, Any]]:
-    """Reads a file of JSON lines, without a last one that is not complete."""
-    text = lines.read_text() if lines.exists() else ''
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith('\n')]
+def command(module: str) -> list[str]:
+    """Return the command of a part, without its arguments."""
+    return [sys.executable, '-m', f'benchmarks.{module}']
 
 
 def _stop(process: subprocess.Popen) -> None:
-    """Ends a part with all the processes that it has started."""
+    """End a part with all the processes that it has started."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)  # its children may outlive it
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=5)
-
-
-def _stem(folder: pathlib.Path, results: Mapping[str, Any]) -> pathlib.Path:
-    """Gives the files' path without suffix; an earlier run's of that day stay."""
-    name = f'{results["date"][:10]}_{machine.slug(results["where"])}_{results["size"]}'
-    name += '_quick' if results['quick'] else ''
-    folder.mkdir(parents=True, exist_ok=True)
-    taken = {path.stem for path in folder.glob('*.json')}
-    names = [name, *(f'{name}_{n}' for n in range(2, len(taken) + 3))]
-    return folder / next(name for name in names if name not in taken)
+            process.wait(timeout=1)
 
 
 def _flags(arguments: Sequence[str]) -> argparse.Namespace:
     def names(text: str) -> list[str]:
-        chosen = list(dict.fromkeys(text.split(',')))  # each once
-        if unknown := set(chosen) - set(SECONDS):
+        if unknown := set(text.split(',')) - set(NAMES):
             raise argparse.ArgumentTypeError(
-                f'got {", ".join(sorted(unknown))}, expected some of {", ".join(SECONDS)}'
+                f'got {", ".join(sorted(unknown))}, expected some of {", ".join(NAMES)}'
             )
-        return chosen
+        return text.split(',')
 
     parser = argparse.ArgumentParser(prog='python -m benchmarks.run', description=__doc__)
-    parser.add_argument('--size', choices=('auto', 'real', 'small'), default='auto')
-    parser.add_argument('--quick', action='store_true', help='the first rows of each part')
-    parser.add_argument('--out', type=pathlib.Path, default=pathlib.Path('benchmarks/results'))
-    parser.add_argument('--only', type=names, help='parts to run, as in step,parts')
-    parser.add_argument('--profile', help='folder for a trace of five steps; adds its table')
+    parser.add_argument('--seconds', type=float, help='ends within these; the first parts alone')
+    parser.add_argument('--quick', action='store_true', help=f'--seconds {QUICK}')
+    parser.add_argument('--out', type=pathlib.Path, default=ROOT / 'benchmarks' / 'results')
+    parser.add_argument('--only', type=names, help='parts to run, as in step,data')
+    parser.add_argument('--profile', help="folder that keeps the trace of the step's kernels")
     return parser.parse_args(arguments)
 
 

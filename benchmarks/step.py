@@ -1,92 +1,97 @@
-"""The train step by setting: time, images, arithmetic, memory, compile time.
+"""The train step by setting: time, arithmetic, memory, compile time, and its kernels.
 
-    python -m benchmarks.step --size real
+    python -m benchmarks.step --size real --cases bfloat16,float32
 
 'real' is the paper's VOC setting (ResNet-101, output stride 8, 512 crop, 16 + 16 images, 21
-classes), 'small' the quickstart's. Images and labels are random and stay on the device. Each case
-is measured in a process of its own, so that its memory and its compile time are its own.
+classes), 'small' the quickstart's. Weights, images and labels are random and stay on the device.
 
-- img/s count labelled and unlabelled images, pairs/s the labelled ones.
-- TFLOP are those of convolutions and products with anything but padding, recomputation included;
-  'with padding' adds the taps of 3x3 convolutions that meet padding alone (`benchmarks.count`).
+- pairs/s count the labelled images.
+- TFLOP are those of convolutions and products with anything but padding, recomputation included
+  (`benchmarks.count`).
 - 'of the peak' is TFLOP/s over those of large products of the case's type, 'of the roofline' the
   bound of all its kernels over its time (`benchmarks.roofline`), both by peaks measured here.
 - 'memory MiB' is the compiler's account of arguments, results and temporaries together. 'peak MiB'
   is the highest mark of the device's allocator, to which the search for the fastest convolutions
-  may have added; on a CPU it is what the process grew by while the step ran.
+  may have added; '-' where a case before had a higher one, and on a CPU.
 
-Where a case does not fit into the device's memory, its row says so and the next one has half the
-batch. On a GPU one row is a case with operations that give the same bits in every run.
+Each case is compiled once. The program of `HEADLINE` is then traced, see `benchmarks.kernels`;
+`--profile FOLDER` keeps that trace, which Perfetto and TensorBoard open. Where a case does not fit
+into the device's memory, its row says so and the next one has half the batch.
 """
 
 import functools
-import sys
+import tempfile
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr
-from ml_collections import ConfigDict
+import numpy as np
+from ml_collections import ConfigDict, FrozenConfigDict
 
-from benchmarks import count, peaks, timing
+from benchmarks import kernels, roofline, timing
 from configs import quickstart
 from css_jax import config as configs
 from css_jax import methods, state
 from css_jax import step as steps
-from css_jax.methods import css
+from css_jax.models import atrous
 
-METHOD = 'css_mix'
-BFLOAT16 = 'bfloat16, teacher on unlabelled images'
-BOTH = 'bfloat16, teacher on both'
-FLOAT32 = 'float32, teacher on both'
-CITYSCAPES = 'Cityscapes, bfloat16, teacher on both'
-HEADLINES = (BFLOAT16, BOTH)
-_BF16 = {'model.dtype': 'bfloat16'}
-# What a case changes; first those that `benchmarks.bars` asks for. It is CSS(mix) unless it says
-# otherwise.
+HEADLINE = 'bfloat16'
+_CITYSCAPES = {'model.stem': 'deep', 'supervised.loss': 'ohem', 'classes': 19, 'crop': 1.5}
+# What a case changes of CSS(mix) in bfloat16 with the teacher on labelled and unlabelled images:
+# keys of the configuration, and arguments of `configuration`.
 CASES: dict[str, dict[str, Any]] = {
-    BFLOAT16: {**_BF16, 'teacher.labelled_pass': False},
-    BOTH: _BF16,
-    'bfloat16, remat=layer3': {**_BF16, 'model.remat': ('layer3',)},
-    'bfloat16, remat=all': {**_BF16, 'model.remat': ('all',)},
-    CITYSCAPES: _BF16,
-    FLOAT32: {},
-    'float32, teacher on unlabelled images': {'teacher.labelled_pass': False},
-    'bfloat16, dilated': {**_BF16, 'model.atrous': 'dilated'},
-    'bfloat16, space_to_batch': {**_BF16, 'model.atrous': 'space_to_batch'},
-    'bfloat16, joint_pass': {**_BF16, 'joint_pass': True},
-    'float32, deterministic operations': {},
-    'float32, output stride 16': {'model.output_stride': 16},
-    'float32, cutmix': {'method': 'cutmix'},
-    'float32, supervised': {'method': 'supervised'},
+    HEADLINE: {},
+    'float32': {'model.dtype': 'float32'},
+    'dilated': {'model.atrous': 'dilated'},
+    'space_to_batch': {'model.atrous': 'space_to_batch'},
+    'teacher_on_unlabelled': {'teacher.labelled_pass': False},
+    'joint_pass': {'joint_pass': True},
+    'cutmix': {'method': 'cutmix'},
+    'supervised': {'method': 'supervised'},
+    'output_stride_16': {'model.output_stride': 16},
+    'cityscapes': {**_CITYSCAPES, 'batch': 0.5},
+    'remat_layer3': {'model.remat': ('layer3',)},
+    'remat_all': {'model.remat': ('all',)},
+    'classes_2': {'classes': 2},
+    'classes_21': {'classes': 21},
+    'classes_150': {'classes': 150},
+    'batch_quarter': {'batch': 0.25},
+    'batch_half': {'batch': 0.5},
+    'batch_double': {'batch': 2},
+    'crop_half': {'crop': 0.5},
+    'crop_double': {'crop': 2, 'batch': 0.25},
+    'deterministic': {},
 }
-DETERMINISTIC = {'float32, deterministic operations': {'xla_gpu_deterministic_ops': True}}
-PRECISION = {'float32': 'default', 'bfloat16': 'bfloat16'}  # of products, by type
-BATCH = {'real': 16, 'small': 8}
+# Case and platform -> options of XLA. A CPU's compiler would find that remat computes twice.
+_REMAT = {'xla_disable_hlo_passes': 'cse_barrier_expander'}
+OPTIONS = {
+    ('deterministic', 'gpu'): {'xla_gpu_deterministic_ops': True},
+    ('remat_layer3', 'cpu'): _REMAT,
+    ('remat_all', 'cpu'): _REMAT,
+}
+BATCH, SIDE = {'real': 16, 'small': 8}, {'real': 512, 'small': 64}
 CAPTION = {
-    'real': 'The whole step: ResNet-101, crop 512 x 512, 21 classes',
-    'small': "The whole step: the quickstart's network and crop",
+    'real': 'The whole step: CSS(mix) on ResNet-101',
+    'small': "The whole step: CSS(mix) on the quickstart's network",
 }
-OUT_OF_MEMORY, REFUSED = 'out of memory', 'refused by XLA'
 
 
 def configuration(
     size: str,
-    method: str = METHOD,
-    dtype: str = 'float32',
-    stride: int = 8,
-    batch: int | None = None,
+    method: str = 'css_mix',
+    batch: float = 1,
+    crop: float = 1,
+    classes: int | None = None,
     **changes: Any,
 ) -> ConfigDict:
-    """Gives the configuration of a step; the dataset only lends its class names.
+    """Return the configuration of a step; the dataset only lends its class names.
 
     Args:
         size: 'real' or 'small'.
         method: name in `css_jax.methods.METHODS`.
-        dtype: of the network.
-        stride: of the network's output.
-        batch: images of each stream; None: as many as the size has.
+        batch: images of each stream, as a multiple of what the size has.
+        crop: side of the images, likewise.
+        classes: their number; None: the size's.
         **changes: key -> value of any other key of the table.
     """
     if size == 'small':
@@ -96,34 +101,18 @@ def configuration(
         c.method, c.num_classes, c.eval.dataset = method, 21, 'shapes'
         c.data.streams.labelled = configs.stream('shapes')
         c.data.streams.unlabelled = configs.stream('shapes')
-    c.model.dtype, c.model.output_stride = dtype, stride
     for stream in c.data.streams.values():
-        stream.batch_size = batch or BATCH[size]
-    c.update_from_flattened_dict(changes)
-    return configs.finalise(c)
-
-
-def case_configuration(
-    size: str, case: str, batch: int | None = None, **changes: Any
-) -> ConfigDict:
-    """Gives the configuration of one of CASES; the other arguments as of `configuration`."""
-    changes = {**CASES[case], **changes}
-    if case == CITYSCAPES:
-        batch = batch or batch_of(size, case)
-        changes |= {'model.stem': 'deep', 'supervised.loss': 'ohem'}
-        if size == 'real':
-            changes |= {f'data.streams.{s}.crop': (768, 768) for s in ('labelled', 'unlabelled')}
-            changes |= {'num_classes': 19}
-    return configuration(size, changes.pop('method', METHOD), batch=batch, **changes)
-
-
-def batch_of(size: str, case: str) -> int:
-    """Gives the images of each stream."""
-    return BATCH[size] // 2 if case == CITYSCAPES else BATCH[size]
+        stream.batch_size = round(batch * BATCH[size])
+        stream.crop = 2 * (round(crop * SIDE[size]),)
+    c.update_from_flattened_dict({'model.dtype': 'bfloat16', **changes})
+    if classes:
+        c.num_classes = max(7, classes)  # the dataset that is named has 7
+    table = configs.finalise(c).to_dict()
+    return FrozenConfigDict({**table, 'num_classes': classes or table['num_classes']})
 
 
 def shapes(config: ConfigDict) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
-    """Gives the shapes of a batch, stream -> name -> [B, H, W, ...] uint8."""
+    """Return the shapes of a batch, stream -> name -> [B, H, W, ...] uint8."""
     batch = {}
     for name, stream in config.data.streams.items():
         shape = (stream.batch_size, *stream.crop)
@@ -133,147 +122,128 @@ def shapes(config: ConfigDict) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
     return batch
 
 
-def program(config: ConfigDict) -> SimpleNamespace:
-    """Gives what a step is made from: method, tx, ctx, and `step`, the pure function."""
-    method = methods.METHODS[config.method]
-    tx, ctx = method.optimizer(config)[0], methods.context(config)
-    step = functools.partial(steps.train_step, method=method, optimizer=tx, ctx=ctx)
-    return SimpleNamespace(method=method, tx=tx, ctx=ctx, step=step)
+def filled(like: Any, classes: int) -> Any:
+    """Make arrays of these shapes from random numbers; nothing is compiled for it.
 
-
-def targets(images: Any, strong: Any, maps: dict[str, Any]) -> css.Targets:
-    """Gives what the loss of CSS(mix) takes; L_c has the pseudo-labels and indicator of L_u.
-
-    Args:
-        images: the labelled view, or what a stand-in for the network takes in its place.
-        strong: the strong view, likewise.
-        maps: 'labels', 'label', 'indicator', 'agreement', as of `css.Targets`.
+    Kernels are scaled by what goes into them, so that activations stay in range; an optimiser's
+    momentum is small, and what counts begins at 0. The uint8 arrays are images and labels.
     """
-    return css.Targets(
-        images=images,
-        strong=strong,
-        **maps,
-        label_c=maps['label'],
-        indicator_c=maps['indicator'],
-        weak_label=None,
-        weak_label_rep=None,
-        class_sums=(),
-    )
+    rng = np.random.default_rng(0)
+
+    def array(path: tuple, x: jax.ShapeDtypeStruct) -> Any:
+        name = jax.tree_util.keystr(path)
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.key(0)
+        if x.dtype == np.uint8:
+            return rng.integers(0, classes if "label'" in name else 256, x.shape, np.uint8)
+        if not np.issubdtype(x.dtype, np.floating):
+            return np.zeros(x.shape, x.dtype)
+        scale = 0.01 if 'opt_state' in name else 1.0
+        if len(x.shape) < 2:
+            return (scale * rng.uniform(0.5, 1.5, x.shape)).astype(x.dtype)
+        scale *= (2 / np.prod(x.shape[:-1])) ** 0.5
+        return (scale * rng.standard_normal(x.shape, np.float32)).astype(x.dtype)
+
+    return jax.tree_util.tree_map_with_path(array, like)
 
 
-def traced(config: ConfigDict) -> ClosedJaxpr:
-    """Traces the step from shapes alone."""
-    run = program(config)
-    start = jax.eval_shape(lambda: state.create(run.method, run.tx, run.ctx))
-    return jax.make_jaxpr(run.step)(start, shapes(config))
+class Run:
+    """A step and what it is made from; nothing is compiled.
 
-
-def setup(config: ConfigDict) -> SimpleNamespace:
-    """Makes what a step takes: as `program`, with a state and a batch of random pixels."""
-    run = program(config)
-    run.batch = {}
-    for i, (name, arrays) in enumerate(shapes(config).items()):
-        image, label = jax.random.split(jax.random.key(i))
-        run.batch[name] = {'image': jax.random.bits(image, arrays['image'].shape, 'uint8')}
-        if 'label' in arrays:
-            run.batch[name]['label'] = jax.random.randint(
-                label, arrays['label'].shape, 0, config.num_classes, 'uint8'
-            )
-    run.state = state.create(run.method, run.tx, run.ctx)
-    return run
-
-
-def whole(run: SimpleNamespace, options: dict[str, bool] | None = None) -> timing.Row:
-    """Times the whole step as the training loop runs it; `run.state` moves on.
-
-    Args:
-        run: as `setup` gives it.
-        options: of XLA.
-
-    Returns:
-        'ms', 'img/s', 'TFLOP/s', what `timing.compiled` says, and 'peak MiB'.
+    Attributes:
+        config: of it.
+        jitted: the step, (state, batch) -> (state, metrics).
+        shapes: of the state and the batch.
     """
-    jitted = jax.jit(run.step, donate_argnums=0, compiler_options=options)
-    program, account = timing.compiled(jitted, run.state, run.batch)
-    timing.forget_peak()
-    before = timing.memory_in_use()[0] if jax.default_backend() == 'cpu' else 0
 
-    def once():
-        run.state, metrics = program(run.state, run.batch)
-        return run.state, metrics
+    def __init__(self, config: ConfigDict, options: dict[str, Any] | None = None):
+        """Make the step of a configuration, to be compiled with options of XLA."""
+        self.config, self.method = config, methods.METHODS[config.method]
+        self.tx, self.ctx = self.method.optimizer(config)[0], methods.context(config)
+        given = {'method': self.method, 'optimizer': self.tx, 'ctx': self.ctx}
+        self.step = functools.partial(steps.train_step, **given)
+        self.jitted = jax.jit(self.step, donate_argnums=0, compiler_options=options)
+        start = jax.eval_shape(lambda: state.create(self.method, self.tx, self.ctx))
+        self.shapes = start, shapes(config)
 
-    spent = timing.milliseconds(once)
-    images = sum(len(stream['image']) for stream in run.batch.values())
-    return {
-        'ms': spent,
-        'img/s': 1e3 * images / spent,
-        'TFLOP/s': account['GFLOP'] / spent,
-        **account,
-        'peak MiB': (timing.memory_in_use()[1] - before) / timing.MIB,
+    def arrays(self) -> tuple[state.TrainState, Any]:
+        """Make a state and a batch on the device."""
+        return jax.device_put(filled(self.shapes, self.config.num_classes))
+
+
+def settings(size: str, case: str, share: float = 1) -> tuple[ConfigDict, dict[str, Any] | None]:
+    """Return a case's configuration, with a share of its batch, and its options for this device."""
+    changes = {**CASES[case], 'batch': share * CASES[case].get('batch', 1)}
+    return configuration(size, **changes), OPTIONS.get((case, jax.default_backend()))
+
+
+def images(config: ConfigDict) -> str:
+    """Return the images of each stream in words."""
+    batches = ' + '.join(str(stream.batch_size) for stream in config.data.streams.values())
+    side = config.data.streams.labelled.crop[0]
+    return f'{batches} of {side} x {side}, {config.num_classes} classes'
+
+
+def measure(
+    size: str, case: str, run: Run, best: dict[str, float], profile: str | None
+) -> Iterator[tuple[str, timing.Row]]:
+    """Compile a case and time it; if it is the headline, trace it into a folder, `profile`."""
+    program = timing.compiled(run.jitted, *run.shapes)
+    named, found = {'step': case, 'images': images(run.config)}, program.row
+    shown = ('compile s', 'compiled', 'memory MiB', 'temporary MiB')
+    yield 'Compilation of the step', {**named, **{name: found[name] for name in shown}}
+    current, batch = run.arrays()
+
+    def once() -> Any:
+        nonlocal current
+        current, metrics = program.call(current, batch)
+        return current, metrics
+
+    ms, peak = timing.peak(timing.milliseconds, once)
+    dtype = {'float32': 'default'}.get(run.config.model.dtype, 'bfloat16')
+    values = {
+        'ms': ms,
+        'pairs/s': 1e3 * run.config.data.streams.labelled.batch_size / ms,
+        'TFLOP/s': found['GFLOP'] / ms,
+        'of the peak': found['GFLOP'] / ms / roofline.rate(best, dtype),
+        'of the roofline': roofline.bound(program.kernels, best) / ms,
+        'TFLOP': found['GFLOP'] / 1e3,
+        'memory MiB': found['memory MiB'],
+        'peak MiB': peak,
     }
+    yield CAPTION[size], {**named, **values}
+    if case != HEADLINE:
+        return
+    for row in roofline.kinds(program.kernels, best):
+        yield f'What the step asks of the chip: {case}, {images(run.config)}', row
+    with tempfile.TemporaryDirectory() as folder:
+        events, us = kernels.trace(once, profile or folder)
+    caption = f'Kernels: {case}, {images(run.config)}, {us / 1e3:.1f} ms a step while traced'
+    for row in kernels.table(events, us):
+        yield caption, row
 
 
-def measure(size: str, case: str, batch: int, best: dict[str, float]) -> timing.Row:
-    """Times a case: a row of the table; its 'ms' are words where it does not run.
+def rows(size: str, cases: str, profile: str | None) -> Iterator[tuple[str, timing.Row]]:
+    """Give the device's peaks, then the rows of each case; with half the batch if it has to be.
 
-    Args:
-        size: 'real' or 'small'.
-        case: one of CASES.
-        batch: images of each stream.
-        best: as of `benchmarks.peaks.measure`.
+    Dilated convolutions in the form that the platform has anyway are the headline's.
     """
-    config = case_configuration(size, case, batch)
-    images = ' + '.join([str(batch)] * len(config.data.streams))
-    shown = {'step': case, 'images': images}
-    try:
-        row = timing.attempt(lambda: whole(setup(config), DETERMINISTIC.get(case)))
-    except RuntimeError as error:
-        if 'determinis' not in str(error):
-            raise
-        print(error, file=sys.stderr)
-        return {**shown, 'ms': REFUSED, **dict.fromkeys(COLUMNS, float('nan'))}
-    if row is None:
-        return {**shown, 'ms': OUT_OF_MEMORY, **dict.fromkeys(COLUMNS, float('nan'))}
-    kernels = count.kernels(traced(config))
-    sums = count.totals(kernels)
-    row |= {
-        'pairs/s': 1e3 * batch / row['ms'],
-        'of the peak': row['TFLOP/s'] / peaks.rate(best, PRECISION[config.model.dtype]),
-        'of the roofline': peaks.bound(kernels, best) / row['ms'],
-        'TFLOP': sums['flops'] / 1e12,
-        'with padding': (sums['flops'] + sums['padding']) / 1e12,
-    }
-    return {**shown, 'ms': row['ms'], **{column: row[column] for column in COLUMNS}}
-
-
-COLUMNS = (
-    'pairs/s',
-    'img/s',
-    'TFLOP/s',
-    'of the peak',
-    'of the roofline',
-    'TFLOP',
-    'with padding',
-    'compile s',
-    'memory MiB',
-    'temporary MiB',
-    'peak MiB',
-)
-
-
-def rows(size: str) -> Iterator[tuple[str, timing.Row]]:
-    """Gives a row a case, and one more where it did not fit."""
-    best, platform = timing.isolated(peaks.measure, size), timing.isolated(jax.default_backend)
-    for case in CASES:
-        if case in DETERMINISTIC and platform != 'gpu':
+    best = roofline.measure(size)
+    yield from roofline.peaks(best)
+    for case in cases.split(','):
+        if case in atrous.FORMS and atrous.forms(case) == atrous.forms('auto'):
             continue
-        batch = batch_of(size, case)
-        for images in (batch, batch // 2):
-            row = timing.isolated(measure, size, case, images, best)
-            yield CAPTION[size], row
-            if row['ms'] != OUT_OF_MEMORY:
+        for share in (1, 0.5):
+            config, options = settings(size, case, share)
+            try:
+                yield from measure(size, case, Run(config, options), best, profile)
                 break
+            except RuntimeError as error:
+                if 'RESOURCE_EXHAUSTED' not in str(error):
+                    raise
+            lost = {'step': case, 'images': images(config), 'ms': 'out of memory'}
+            yield CAPTION[size], lost
 
 
 if __name__ == '__main__':
-    timing.main('Train step', rows)
+    timing.main('Train step', rows, cases=HEADLINE, profile=None)

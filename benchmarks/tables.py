@@ -1,30 +1,31 @@
-"""How results are written: rows as Markdown tables, a whole run as JSON and as Markdown."""
+"""How results are written: rows as Markdown tables, all of a machine as JSON and as Markdown."""
 
 import json
 import math
 import os
 import pathlib
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from benchmarks import machine
 
-Row = dict[str, str | float]
-Pair = tuple[str, Row]  # caption and row
+Row = dict[str, str | float | None]
 
 
-def lines(pairs: Iterable[Pair]) -> Iterable[str]:
-    """Gives the lines of Markdown tables: a caption and a head wherever these change."""
+def lines(pairs: Iterable[tuple[str, Row]]) -> Iterable[str]:
+    """Give the lines of Markdown tables of (caption, row): a head wherever one of them changes."""
     last = None
     for caption, row in pairs:
         if (caption, list(row)) != last:
-            yield from ('', caption, '', *_head(row))
+            signs = ['---' if isinstance(value, str) else '---:' for value in row.values()]
+            yield from ('', caption, '', _line(row), '|' + '|'.join(signs) + '|')
         last = caption, list(row)
-        yield _line([cell(value) for value in row.values()])
+        yield _line(cell(value) for value in row.values())
 
 
 def cell(value: str | float | None) -> str:
-    """Formats a value: text as it is, numbers to three digits or more, '-' for none."""
+    """Format a value: text as it is, numbers to three digits or more, '-' for none."""
     if isinstance(value, str):
         return value
     if value is None or not math.isfinite(value):
@@ -34,56 +35,44 @@ def cell(value: str | float | None) -> str:
 
 
 def plain(row: Row) -> Row:
-    """Gives a row for JSON, which has no NaN: None stands for it."""
-
-    def value(x: str | float | None) -> str | float | None:
-        if x is None or isinstance(x, (str, int)):
-            return x
-        return float(x) if math.isfinite(x) else None
-
-    return {key: value(x) for key, x in row.items()}
+    """Return a row for JSON, which has no NaN: None stands for it."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
 
 
-def write(stem: pathlib.Path, results: Mapping[str, Any], bars: Iterable[Pair]) -> None:
-    """Writes STEM.json and STEM.md; whoever reads them meanwhile finds the old or the new ones.
+def write(stem: pathlib.Path, results: Mapping[str, Any]) -> None:
+    """Write STEM.json and STEM.md of what `benchmarks.run.Results` has.
 
-    Args:
-        stem: of both files' names.
-        results: of `benchmarks.run`.
-        bars: the table that the Markdown file begins with, see `benchmarks.bars`.
+    Whoever reads them meanwhile finds the old or the new ones.
     """
-    bars = list(bars)
-    whole = {**results, 'bars': [plain(row) for _, row in bars]}
-    _replace(f'{stem}.json', json.dumps(whole, indent=1, allow_nan=False))
-    _replace(f'{stem}.md', '\n'.join(_document(results, bars)))
+    last = results['last_run']
+    text = [f'# Benchmarks on {results["chip"]}', '']
+    text += [f'The last run: {last["date"]}, `{last["command"]}`: {last["state"]}.']
+    for name, part in results['parts'].items():
+        text += ['', f'## {name}', '', *_part(part)]
+        if 'later' in part:
+            text += ['', 'A later run did not come to the end of this part:', '']
+            text += _part(part['later'])
+    table = re.sub(r'\{[^{}]*\}', _joined, json.dumps(results, indent=1))  # a row is a line
+    table = re.sub(r'\{\s*"caption"[^\n]*\n[^\n]*\n\s*\}', _joined, table)
+    for suffix, whole in (('json', table), ('md', '\n'.join(text))):
+        draft = pathlib.Path(f'{stem}.{suffix}.tmp')
+        draft.write_text(whole + '\n')
+        os.replace(draft, f'{stem}.{suffix}')
 
 
-def _document(results: Mapping[str, Any], bars: list[Pair]) -> Iterable[str]:
-    yield f'# Benchmarks on {results["where"]["chip"]}, size {results["size"]}'
-    yield ''
-    commit = f', commit {results["commit"]}' if results['commit'] else ''
-    yield f'{results["date"]}{commit}; load average at the start {results["load_average"]}.'
-    yield f'{machine.line(results["where"])}.'
-    yield f'`{results["command"]}`: {results["state"]}.'
-    yield from lines(bars)
-    for part, about in results['parts'].items():
-        yield from ('', f'## {about["title"] or part}', '')
-        yield f'`python -m benchmarks.{part} --size {results["size"]}`: {about["state"]}.'
-        own = (r for r in results['rows'] if r['part'] == part)
-        yield from lines((r['caption'], r['row']) for r in own)
-    yield ''
+def _part(part: Mapping[str, Any]) -> Iterable[str]:
+    commit = f'commit {part["commit"]}, ' if part['commit'] else ''
+    yield f'`{part["command"]}`: {part["state"]}, {part["seconds"]:.0f} s.'
+    yield f'{part["date"]}, {commit}load average at the start {part["load_average"]};'
+    yield f'{machine.line(part["where"])}.'
+    captions = dict.fromkeys(found['caption'] for found in part['rows'])  # each one table
+    rows = [(c, r['row']) for c in captions for r in part['rows'] if r['caption'] == c]
+    yield from lines(rows)
 
 
-def _replace(path: str, text: str) -> None:
-    draft = pathlib.Path(f'{path}.tmp')
-    draft.write_text(text + '\n' if not text.endswith('\n') else text)
-    os.replace(draft, path)
+def _joined(found: re.Match) -> str:
+    return ' '.join(found[0].split())
 
 
-def _head(row: Row) -> list[str]:
-    numbers = [not isinstance(value, str) for value in row.values()]
-    return [_line(list(row)), '|' + '|'.join('---:' if n else '---' for n in numbers) + '|']
-
-
-def _line(cells: list[str]) -> str:
+def _line(cells: Iterable[str]) -> str:
     return '| ' + ' | '.join(cells) + ' |'

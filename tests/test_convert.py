@@ -1,5 +1,6 @@
 """The reference's checkpoints in and out: equal to the bit, evaluated, and refused in words."""
 
+import functools
 import logging
 
 import jax
@@ -8,9 +9,10 @@ import numpy as np
 import pytest
 
 from css_jax import config as configs
-from css_jax import evaluate, methods, state
+from css_jax import evaluate, methods, models, state
 from css_jax.config import file as stored
 from css_jax.evaluation import evaluator
+from css_jax.models import resnet
 from css_jax.modes import convert
 from css_jax.run import checkpoint
 from css_jax.run import folder as run_folder
@@ -20,27 +22,42 @@ from css_jax.weights import reference as names
 from tests import tiny
 
 
+@pytest.fixture(scope='module', autouse=True)
+def shallow():
+    """A `resnet18` of one block a layer; tests/models/test_weights.py has the names of all."""
+    with pytest.MonkeyPatch.context() as patch:
+        build = functools.partial(resnet.build, resnet.BasicBlock, (1, 1, 1, 1))
+        patch.setitem(models.BACKBONES, 'resnet18', build)
+        yield
+
+
 def made(config):
-    """A first state, its teacher, statistics and memory another than the student's."""
+    """A state of random arrays, its teacher, statistics and memory another than the student's."""
     config = configs.finalise(config)
     method, ctx = methods.METHODS[config.method], methods.context(config)
-    start = state.create(method, method.optimizer(config)[0], ctx)
-    memory = {}
-    if start.memory:
-        prototypes = jnp.arange(7 * 16, dtype=jnp.float32).reshape(7, 16).at[2].set(0)
-        memory = {'prototypes': prototypes, 'seen': (prototypes != 0).any(1)}
-    teacher = jax.tree.map(lambda x: x * 1.5 + 0.1, start.teacher)
-    return config, start.replace(teacher=teacher, memory=memory)
+    rng = np.random.default_rng(0)
+
+    def values(path, s):
+        x = rng.uniform(0.5, 1.5, s.shape) if path[-1].key == 'var' else rng.normal(size=s.shape)
+        return jnp.asarray(x / 4, s.dtype)
+
+    networks = jax.tree_util.tree_map_with_path(values, state.networks(method, ctx))
+    prototypes = np.arange(7 * 16, dtype=np.float32).reshape(7, 16)
+    prototypes[2] = 0
+    memory = {'prototypes': prototypes, 'seen': (prototypes != 0).any(1)}
+    memory = jax.tree.map(jnp.asarray, memory)
+    key = jax.random.key(0)
+    return config, state.TrainState(jnp.int32(8), **networks, memory=memory, opt_state={}, key=key)
 
 
 @pytest.fixture(scope='module')
-def run(tmp_path_factory):
+def run(shallow, tmp_path_factory):
     """A folder as a CSS(mix) run leaves it, and its state."""
     workdir = tmp_path_factory.mktemp('runs') / 'source'
     config, ended = made(tiny.get_config())
     run_folder.claim(config, workdir)
     checkpoints = checkpoint.Checkpoints(workdir)
-    checkpoints.save(8, ended.replace(step=jnp.int32(8)), {'split_hash': 'x'})
+    checkpoints.save(8, ended, {'split_hash': 'x'})
     checkpoints.close()
     return workdir, ended
 
@@ -148,7 +165,7 @@ def to_run(tmp_path, source, **changes):
     [
         ({'num_classes': 9}, r'model is of another network: .*\(7,\), expected \(9,\).*Here: .*=9'),
         ({'method': 'supervised'}, r'.*head_representation.* is not here.*Here: method=supervised'),
-        ({'model.backbone': 'resnet34'}, r'.*layer1_2.* is missing.*Here: .*resnet34'),
+        ({'model.backbone': 'resnet34'}, r'.*layer1_1.* is missing.*Here: .*resnet34'),
         ({'model.representation_dim': 8}, r'.*expected \(8,\).*representation_dim=8'),
     ],
 )

@@ -1,4 +1,4 @@
-"""The account of what crosses devices, and the model built on it."""
+"""The account of what crosses devices."""
 
 import math
 from collections import Counter
@@ -6,8 +6,12 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from benchmarks import traffic
+from configs import voc
+from css_jax import config as configs
+from tests import traffic
 from tests.conftest import ROOT
+
+DEVICES = 8
 
 # Two sums that could go together, a third that needs both, one in a loop's body, and one array
 # that is passed on; as XLA prints them.
@@ -66,38 +70,18 @@ def test_a_ring_sends_every_byte_twice_but_for_one_share():
     assert traffic.sent(passed, 8) == 40
 
 
-@pytest.mark.parametrize(
-    ('chips', 'devices', 'latency'),
-    [
-        ('H100', 8, 10e-6),
-        ('H100', 64, 40e-6),
-        ('H100', 1024, 80e-6),
-        ('TPU v5p', 8, 6e-6),  # 2 x 2 x 2: three links there, three back
-        ('TPU v5p', 64, 12e-6),
-    ],
-)
-def test_the_model_is_a_sum(chips, devices, latency):
-    assert math.isclose(traffic.latency(chips, devices), latency)
-    found = traffic.model(chips, devices, 1, 450e6, 1000)
-    bandwidth = {'TPU v5p': 600e9}.get(chips, 450e9 if devices == 8 else 50e9)
-    assert found['compute ms'] == 84
-    np.testing.assert_allclose(found['bytes ms'], 1e3 * 450e6 / bandwidth)
-    np.testing.assert_allclose(found['latency ms'], 1e6 * latency)
-    total = found['compute ms'] + found['bytes ms'] + found['latency ms']
-    np.testing.assert_allclose([found['step ms'], found['efficiency']], [total, 84 / total])
-
-
 @pytest.fixture(scope='module')
 def kinds():
     """What the paper's network sends on eight devices."""
-    return traffic.arrays(traffic.configuration('real'), 8, (512, 512))
+    config = configs.finalise(voc.get_config('classic,92,css_mix'))
+    return traffic.arrays(config, DEVICES, (512, 512))
 
 
 def test_the_paper_s_network(kinds):
     # torchvision's ResNet-101 has 104 BatchNorms, ASPP 6, the decoder 1 and each head 1.
     assert kinds['BatchNorm, forward'].total() == 2 * 4 * (104 + 6 + 1 + 2)
     # 512 x 512 pixels of three floats, a label and an indicator.
-    assert traffic.sent(kinds[traffic.IMAGE], 8) == 512 * 512 * 5 * 4
+    assert traffic.sent(kinds[traffic.IMAGE], DEVICES) == 512 * 512 * 5 * 4
     # Beside gradients and the image, all together is less than one image's representations.
     rest = set(kinds) - {'gradients', traffic.IMAGE}
     floats = sum(math.prod(shape) * n for name in rest for (_, _, shape), n in kinds[name].items())
@@ -109,6 +93,8 @@ def test_the_table_in_the_documentation_is_the_formula_s(kinds):
     tables = [line.split('|')[1:-1] for line in lines if line.startswith('|')]
     shown = {cells[0].strip(): cells[1:] for cells in tables}
     for name, counter in kinds.items():
-        _, *expected = traffic.row(name, counter).values()
+        bytes_ = sum(4 * math.prod(shape) * n for (_, _, shape), n in counter.items())
+        sent = traffic.sent(counter, DEVICES)
         found = [float(cell.replace(',', '')) for cell in shown[name]]
+        expected = [counter.total(), bytes_ / 2**20, sent / 2**20]
         np.testing.assert_allclose(found, expected, rtol=0.01, atol=1e-3)

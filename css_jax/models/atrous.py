@@ -38,7 +38,7 @@ FORMS = {
     'dilated': Forms('dilated', 'dilated'),
     'space_to_batch': Forms('space_to_batch', 'products'),
 }
-# Decided by `python -m benchmarks.convolutions`, whose first table is the whole network.
+# Decided by `python -m benchmarks.convolutions`: the whole network, in each pair of these forms.
 AUTO = {
     # Measured: products take 0.8 of the time at the paper's width and as long at the quickstart's.
     # Layers in space to batch are no faster, and slower by a factor where the grids are smaller

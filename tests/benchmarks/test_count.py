@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from benchmarks import count, peaks, step
+from benchmarks import count, roofline, step
 from css_jax import methods, state
+
+pytestmark = pytest.mark.soak
 
 
 def counted(function, *shapes, dtype=jnp.float32):
@@ -166,7 +168,17 @@ def test_a_slice_and_a_gather_read_what_they_give():
 # The paper's network: DeepLabV3+ on ResNet-101 at stride 8, 512 x 512, two heads, 21 classes.
 
 
-DILATED = {'model.atrous': 'dilated'}
+def traced(size, **changes):
+    """Kernels of a step."""
+    run = step.Run(step.configuration(size, **changes))
+    return count.kernels(run.jitted.trace(*run.shapes).jaxpr)
+
+
+def forward(size, pixels, **changes):
+    """Kernels of the network on two images."""
+    ctx = methods.context(step.configuration(size, **changes))
+    images = jax.ShapeDtypeStruct((2, pixels, pixels, 3), jnp.float32)
+    return count.kernels(jax.make_jaxpr(ctx.train)(state.shapes(ctx), images))
 
 
 def network_flops(kernels):
@@ -177,28 +189,23 @@ def network_flops(kernels):
 
 
 def test_the_network_is_526_gflop_an_image():
-    ctx = methods.context(step.case_configuration('real', step.BFLOAT16, **DILATED))
-    images = jax.ShapeDtypeStruct((2, 512, 512, 3), jnp.float32)
-    kernels = count.kernels(jax.make_jaxpr(ctx.train)(state.shapes(ctx), images))
+    kernels = forward('real', 512, **{'model.atrous': 'dilated'})
     assert network_flops(kernels) / 2 == pytest.approx(526e9, rel=0.005)
 
 
-@pytest.mark.parametrize(('case', 'tflop'), [(step.BFLOAT16, 58.9), (step.BOTH, 67.3)])
-def test_a_step_of_16_pairs(case, tflop):
-    config = step.case_configuration('real', case, **DILATED)
-    assert network_flops(count.kernels(step.traced(config))) / 1e12 == pytest.approx(
-        tflop, rel=0.005
-    )
+@pytest.mark.parametrize(('both', 'tflop', 'ms'), [(False, 58.9, 120), (True, 67.3, 136)])
+def test_a_step_of_16_pairs_and_its_bound_on_an_h200(both, tflop, ms):
+    kernels = traced('real', **{'model.atrous': 'dilated', 'teacher.labelled_pass': both})
+    assert network_flops(kernels) / 1e12 == pytest.approx(tflop, rel=0.005)
+    bound = roofline.bound(kernels, roofline.DATASHEETS['H200'])
+    assert bound == pytest.approx(ms, rel=0.01)
 
 
 def test_either_form_of_the_dilated_convolutions_has_the_same_arithmetic():
-    flops = []
-    for form in ('dilated', 'space_to_batch'):
-        config = step.case_configuration('small', step.FLOAT32, **{'model.atrous': form})
-        ctx = methods.context(config)
-        images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
-        kernels = count.kernels(jax.make_jaxpr(ctx.train)(state.shapes(ctx), images))
-        flops.append(count.totals(kernels)['flops'])
+    flops = [
+        count.totals(forward('small', 64, **{'model.atrous': form}))['flops']
+        for form in ('dilated', 'space_to_batch')
+    ]
     assert flops[0] == pytest.approx(flops[1], rel=1e-3)
 
 
@@ -206,6 +213,6 @@ def test_the_bound_is_the_slower_of_arithmetic_and_memory():
     best = {'bfloat16': 4.0, 'default': 2.0, 'float32': 1.0, 'GB/s': 1000.0}
     product = count.Kernel('product', 'bfloat16', flops=8e12, bytes=1e9)
     copy = count.Kernel('pass', bytes=3e12, count=2)
-    assert peaks.bound([product], best) == pytest.approx(2000)
-    assert peaks.bound([product, copy], best) == pytest.approx(2000 + 6000)
-    assert peaks.rate({'bfloat16': 1.0, 'default': 2.0, 'float32': 3.0}, 'bfloat16') == 3.0
+    assert roofline.bound([product], best) == pytest.approx(2000)
+    assert roofline.bound([product, copy], best) == pytest.approx(2000 + 6000)
+    assert roofline.rate({'bfloat16': 1.0, 'default': 2.0, 'float32': 3.0}, 'bfloat16') == 3.0
