@@ -26,7 +26,6 @@ CONFIG = {
 }
 BACKBONES = {'resnet18': 0.125, 'resnet50': 0.0625, 'mobilenet_v1': 0.25}  # and widths
 VALUES = [*((stage,) for stage in remat.STAGES), ('all',)]
-ALTERNATING = [remat.STAGES[::2], remat.STAGES[1::2]]
 # Without it XLA's CPU compiler takes recomputation out again, see docs/memory.md.
 KEEP = {'xla_disable_hlo_passes': 'cse_barrier_expander'}
 
@@ -102,10 +101,11 @@ def assert_same_gradients(values, backbone):
 
     mesh, spec = Mesh(np.array(jax.devices()[:2]), (axis,)), PartitionSpec
     over = jax.shard_map(local, mesh=mesh, in_specs=(spec(), spec(axis)), out_specs=spec())
-    compiled = jax.jit(over).lower(given, x).compile(compiler_options=KEEP)
-    place = partial(jax.device_put, device=NamedSharding(mesh, spec()))
-    expected, *results = compiled(place(given), jax.device_put(x, NamedSharding(mesh, spec(axis))))
-    assert all(float(np.abs(g).max()) > 0 for g in jax.tree.leaves(expected[0]))
+    shardings = NamedSharding(mesh, spec()), NamedSharding(mesh, spec(axis))
+    lowered = jax.jit(over, in_shardings=shardings).lower(given, x)
+    program = lowered.compile(compiler_options=KEEP)
+    expected, *results = jax.device_get(program(*jax.device_put((given, x), shardings)))
+    assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(expected[0]))
     for result in results:
         assert_equal(result, expected)
 
@@ -135,13 +135,13 @@ def test_names_are_the_same(backbone):
 
 
 def test_gradients_and_statistics_are_the_same():
-    assert_same_gradients(ALTERNATING, 'tiny')
+    assert_same_gradients([('all',)], 'tiny')
 
 
 def test_mobilenet_s_gradients_and_statistics_are_the_same(monkeypatch):
     """Of a few of its blocks, without a decoder."""
     blocks = mobilenet.BLOCKS
-    monkeypatch.setattr(mobilenet, 'BLOCKS', (*blocks[1:2], blocks[3], *blocks[5:8], blocks[11]))
+    monkeypatch.setattr(mobilenet, 'BLOCKS', (*blocks[1:2], blocks[3], *blocks[5:7], blocks[11]))
     monkeypatch.setattr(models, 'build', alone)
     assert_same_gradients(VALUES[-1:], 'mobilenet_v1')
 
@@ -153,7 +153,8 @@ def test_gradients_of_every_stage_alone_in_every_backbone(backbone, value):
     assert_same_gradients([value], backbone)
 
 
-def test_a_compiled_program_needs_less_memory():
+def test_a_compiled_program_needs_less_memory(monkeypatch):
+    monkeypatch.setattr(models, 'build', alone)
     assert temporary(('all',)) < 0.6 * temporary(())
 
 
