@@ -474,11 +474,7 @@ def runs(tmp_path_factory):
     return golden.Runs(tmp_path_factory.mktemp('golden'))
 
 
-# CSS(cross) differs from CSS(mix) in its labels alone, which tests/test_css.py has by hand.
-LONG = {'css_cross': pytest.mark.soak}
-
-
-@pytest.mark.parametrize('method', [pytest.param(m, marks=LONG.get(m, ())) for m in GOLDEN])
+@pytest.mark.parametrize('method', GOLDEN)
 def test_the_quickstart_s_losses_stay(method, runs):
     """The same on Python 3.11 and 3.12: the dataset and all draws are seeded."""
     found = runs.losses(method)
