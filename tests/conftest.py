@@ -1,5 +1,6 @@
 """All tests, and the processes they start, share one cache of compiled programs."""
 
+import functools
 import gc
 import importlib.metadata
 import os
@@ -15,7 +16,7 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # the cache's notes on machi
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # also where there is a GPU: it may be but one
 if os.environ['JAX_PLATFORMS'] == 'cpu':
     # Compiling is most of what the tests take; unoptimised programs compute the same.
-    flags = '--xla_backend_optimization_level=0'
+    flags = '--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1'
     if importlib.metadata.version('jax').startswith('0.10.'):  # halves it again; gone in 0.11
         flags += ' --xla_cpu_use_fusion_emitters=false'
     os.environ.setdefault('XLA_FLAGS', flags)
@@ -44,6 +45,18 @@ def pytest_collection_modifyitems(items):
     """Begins with the longest files; a sort is stable."""
     order = {name: place for place, name in enumerate(FIRST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
+@pytest.fixture(scope='module')
+def shallow():
+    """Makes `resnet18` one block a layer; tests/models has the names of all of its arrays."""
+    from css_jax import models
+    from css_jax.models import resnet
+
+    with pytest.MonkeyPatch.context() as patch:
+        build = functools.partial(resnet.build, resnet.BasicBlock, (1, 1, 1, 1))
+        patch.setitem(models.BACKBONES, 'resnet18', build)
+        yield
 
 
 @pytest.fixture(scope='session')

@@ -1,6 +1,5 @@
 """The reference's checkpoints in and out: equal to the bit, evaluated, and refused in words."""
 
-import functools
 import logging
 
 import jax
@@ -9,10 +8,9 @@ import numpy as np
 import pytest
 
 from css_jax import config as configs
-from css_jax import evaluate, methods, models, state
+from css_jax import evaluate, methods, state
 from css_jax.config import file as stored
 from css_jax.evaluation import evaluator
-from css_jax.models import resnet
 from css_jax.modes import convert
 from css_jax.run import checkpoint
 from css_jax.run import folder as run_folder
@@ -21,14 +19,7 @@ from css_jax.weights import initial
 from css_jax.weights import reference as names
 from tests import tiny
 
-
-@pytest.fixture(scope='module', autouse=True)
-def shallow():
-    """A `resnet18` of one block a layer; tests/models/test_weights.py has the names of all."""
-    with pytest.MonkeyPatch.context() as patch:
-        build = functools.partial(resnet.build, resnet.BasicBlock, (1, 1, 1, 1))
-        patch.setitem(models.BACKBONES, 'resnet18', build)
-        yield
+pytestmark = pytest.mark.usefixtures('shallow')
 
 
 def made(config):

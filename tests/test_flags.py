@@ -20,7 +20,6 @@ from css_jax import step as steps
 from css_jax.config import defaults, table, warnings
 from css_jax.data import splits, streams
 from css_jax.evaluation import protocols, results
-from css_jax.models import resnet
 from css_jax.parallel import cost
 from tests import tiny
 from tests.small import small
@@ -38,13 +37,6 @@ def leaves(table, path=''):
 # Of the house and of CSS; what another method declares is its own tests' to read.
 OWN = set(configs.keys('css'))
 KEYS = {key: value for key, value in leaves(tiny.get_config()).items() if key in OWN or '*' in key}
-
-
-@pytest.fixture
-def shallow(monkeypatch):
-    """One block a layer."""
-    build = functools.partial(resnet.build, resnet.BasicBlock, (1, 1, 1, 1))
-    monkeypatch.setitem(models.BACKBONES, 'resnet18', build)
 
 
 # Every key is read.

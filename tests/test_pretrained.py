@@ -1,7 +1,6 @@
 """Starting from a file of weights and from another run: what is taken, what is said, what not."""
 
 import contextlib
-import functools
 import json
 import logging
 import shutil
@@ -16,7 +15,7 @@ from ml_collections import FrozenConfigDict
 from css_jax import config as configs
 from css_jax import evaluate, methods, models, prepare, state, train
 from css_jax.config import pixels
-from css_jax.models import layers, resnet
+from css_jax.models import layers
 from css_jax.models.backbones import IMAGENET
 from css_jax.modes import preview, sweep
 from css_jax.run import checkpoint
@@ -26,14 +25,7 @@ from css_jax.weights import initial, reference
 from tests import tiny
 from tests.small import small
 
-
-@pytest.fixture(scope='module', autouse=True)
-def shallow():
-    """A `resnet18` of one block a layer; tests/models/test_layouts.py has the names of all."""
-    with pytest.MonkeyPatch.context() as patch:
-        build = functools.partial(resnet.build, resnet.BasicBlock, (1, 1, 1, 1))
-        patch.setitem(models.BACKBONES, 'resnet18', build)
-        yield
+pytestmark = pytest.mark.usefixtures('shallow')
 
 
 def config_of(method='css_mix', **changes):

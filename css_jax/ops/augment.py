@@ -152,16 +152,18 @@ def photometric(
     Raises:
         ValueError: the shapes do not go together.
     """
-    images = color(
-        keys,
-        images,
-        jitter_prob=augment.jitter_prob,
-        brightness=augment.brightness,
-        contrast=augment.contrast,
-        saturation=augment.saturation,
-        hue=augment.hue,
-    )
-    images = blur(keys, images, prob=augment.blur_prob, sigma=augment.blur_sigma)
+    if augment.jitter_prob > 0:  # else its operations would stay in the program, for nothing
+        images = color(
+            keys,
+            images,
+            jitter_prob=augment.jitter_prob,
+            brightness=augment.brightness,
+            contrast=augment.contrast,
+            saturation=augment.saturation,
+            hue=augment.hue,
+        )
+    if augment.blur_prob > 0:
+        images = blur(keys, images, prob=augment.blur_prob, sigma=augment.blur_sigma)
     images, maps = flip(keys, images, maps, prob=augment.flip_prob)
     return normalise(images, mean, std), maps
 
