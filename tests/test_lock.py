@@ -9,11 +9,12 @@ import sys
 import pytest
 
 from css_jax import config as configs
-from css_jax import train
+from css_jax import models, train
 from css_jax.data import streams
 from css_jax.run import folder as run_folder
 from tests import tiny
 from tests.conftest import ROOT
+from tests.small import small
 
 HOLDER = """
 import sys, time
@@ -25,7 +26,8 @@ with folder.lock(sys.argv[1]):
 
 
 @pytest.fixture
-def config(data_dir):
+def config(data_dir, monkeypatch):
+    monkeypatch.setattr(models, 'build', small)
     config = tiny.get_config('supervised')
     config.data.dir = data_dir
     return config

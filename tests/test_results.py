@@ -20,9 +20,11 @@ from css_jax.run import folder as run_folder
 from tests import tiny
 from tests.test_evaluate import mixed_source
 
+pytestmark = pytest.mark.usefixtures('shallow')
+
 
 @pytest.fixture(scope='module')
-def runs(tmp_path_factory, data_dir):
+def runs(tmp_path_factory, data_dir, shallow):
     """Two untrained runs, whose students say the contrary of their teachers."""
     folder = tmp_path_factory.mktemp('runs')
     for seed in (0, 1):

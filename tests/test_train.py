@@ -283,25 +283,6 @@ def test_an_evaluation_that_fails_loses_no_step(tmp_path, data_dir, monkeypatch)
     assert whole == run and [r['step'] for r in run if 'eval_miou' in r] == [2, 4, 6]
 
 
-def test_what_start_up_traces_is_what_is_compiled(tmp_path, data_dir, monkeypatch):
-    """A second trace would be seconds of every start."""
-    traced = collections.Counter()
-
-    def counted(function):
-        def wrapped(*args, **kwargs):
-            traced[function.__name__] += 1
-            return function(*args, **kwargs)
-
-        return wrapped
-
-    monkeypatch.setattr(steps, 'train_step', counted(steps.train_step))
-    monkeypatch.setattr(inference, 'multi_scale', counted(inference.multi_scale))
-    config = tiny.get_config('cutmix')
-    config.data.dir, config.burn_in_steps, config.steps = data_dir, 1, 2
-    train.train(config, tmp_path)
-    assert traced == {'train_step': 2, 'multi_scale': 1}  # of two phases, of one evaluation
-
-
 def test_progress_leaves_out_compilation_and_its_step():
     clock = progress.Progress(0, 100)
     with clock.pause(steps=1):
@@ -312,7 +293,9 @@ def test_progress_leaves_out_compilation_and_its_step():
 
 
 def test_a_burn_in_reads_and_counts_the_labelled_images_alone(tmp_path, data_dir, monkeypatch):
+    """And nothing is traced twice: what start-up has traced is compiled."""
     asked, update, open_ = [], progress.Progress.update, streams.train_batches
+    traced = collections.Counter()
 
     def opened(data, seed, step, *processes, names):
         asked.append((step, sorted(names)))
@@ -322,8 +305,17 @@ def test_a_burn_in_reads_and_counts_the_labelled_images_alone(tmp_path, data_dir
         asked.append((step, images_per_step))
         return update(clock, step, images_per_step)
 
+    def traces(function):
+        def wrapped(*args, **kwargs):
+            traced[function.__name__] += 1
+            return function(*args, **kwargs)
+
+        return wrapped
+
     monkeypatch.setattr(streams, 'train_batches', opened)
     monkeypatch.setattr(progress.Progress, 'update', counted)
+    monkeypatch.setattr(steps, 'train_step', traces(steps.train_step))
+    monkeypatch.setattr(inference, 'multi_scale', traces(inference.multi_scale))
     config = tiny.get_config('cutmix')
     config.update_from_flattened_dict({'steps': 3, 'burn_in_steps': 2, 'data.dir': data_dir})
     train.train(config, tmp_path)
@@ -335,3 +327,4 @@ def test_a_burn_in_reads_and_counts_the_labelled_images_alone(tmp_path, data_dir
         (2, ['labelled', 'unlabelled']),
         (3, sum(sizes)),
     ]
+    assert traced == {'train_step': 2, 'multi_scale': 1}  # of two phases, of one evaluation
