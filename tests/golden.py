@@ -1,10 +1,10 @@
-"""Trains ten steps of the quickstart and gives the losses.
+"""Trains the first four steps of a quickstart of ten and gives the losses.
 
     python -m tests.golden FOLDER
 
 FOLDER gets the dataset. The output is JSON: method -> step -> name of a loss -> value.
-tests/test_house.py holds it against tests/fixtures/golden.json, which was written by the program
-itself before the first method but CSS was there.
+tests/test_house.py holds it against tests/fixtures/golden.json, which the program itself wrote when
+it still gave the losses that it gave before the first method but CSS was there.
 """
 
 import functools
@@ -24,7 +24,7 @@ from data_prep import records
 from data_prep.shapes.builder import Builder
 
 METHODS = ('css_mix', 'css_cross', 'supervised')
-STEPS = (1, 2, 10)
+STEPS = (1, 2, 4)
 
 
 class Runs:
@@ -74,7 +74,9 @@ class Runs:
     def _made(self, name):
         config = quickstart.get_config(name)
         config.data.dir = str(self._folder)
-        config.update_from_flattened_dict({'steps': max(STEPS), 'burn_in_steps': 0})
+        config.update_from_flattened_dict({'steps': 10, 'burn_in_steps': 0})
+        if name != 'supervised':
+            config.unsupervised.threshold = 0.1  # so that the first steps have pseudo-labels
         config, method = configs.finalise(config), methods.METHODS[name]
         images = {stream: len(ids) for stream, ids in splits.subsets(config.data).items()}
         return method, method.optimizer(config)[0], methods.context(config, images=images)

@@ -1,17 +1,15 @@
-"""Runs steps on layouts of devices, in a process of its own; test_spread.py starts these.
+"""Runs steps on layouts of devices, in processes of their own; test_spread.py starts these.
 
-    python -m tests.spread FOLDER PORT COUNT INDEX NAME...
-
-COUNT processes meet at PORT. Each NAME is 'plain' (jit without a device axis) or MODE:DEVICES, such
-as 'pmap:8', with a third part where something else than three steps is to be run: 'jit:8:again'
-(the program of 'jit:8' once more, right after it), 'pmap:8:mean_of_means' (a mistake,
-see `MISTAKES`) or 'jit:8:draws' (see `draws`). What a process ends with goes to
-FOLDER/NAME.INDEX.npz.
+A run's name is 'plain' (jit without a device axis) or MODE:DEVICES, such as 'pmap:8', with a third
+part where something else than three steps is to be run: 'jit:8:again' (the program of 'jit:8' once
+more, right after it), 'pmap:8:mean_of_means' (a mistake, see `MISTAKES`) or 'jit:8:draws' (see
+`draws`). What process i ends with goes to FOLDER/NAME.i.npz.
 """
 
 import contextlib
 import dataclasses
 import functools
+import os
 import pathlib
 import sys
 from unittest import mock
@@ -50,7 +48,6 @@ def configuration(**changes):
     """CSS on the tiny configuration, with a learning rate that lets no rounding grow."""
     c = tiny.get_config()
     c.optimizer.learning_rate = 0.02
-    c.augment.jitter_prob = c.augment.blur_prob = 0.0  # less to compile
     c.update_from_flattened_dict({key.replace('__', '.'): value for key, value in changes.items()})
     return configs.finalise(c)
 
@@ -174,12 +171,18 @@ def draws(layout):
     return arrays(layout.compile_step(measure, current, batch)(current, batch)[1])
 
 
-def main(folder, port, count, index, *names):
+def main(folder):
+    """Runs what the command line names; $PLACE is how to meet the other processes, and which it is.
+
+    Args:
+        folder: for what it ends with.
+    """
+    port, count, index = os.environ['PLACE'].split()
     if int(count) > 1:
         parallel.start(f'localhost:{port}', int(count), int(index))
     models.build = small
     compiled = None
-    for name in names:
+    for name in sys.argv[1:]:
         mode, devices, what = [*name.split(':'), '', ''][:3]
         layout = None
         if mode != 'plain':
@@ -192,7 +195,4 @@ def main(folder, port, count, index, *names):
             else:
                 found, compiled = walk(layout, compiled if what == 'again' else None)
         np.savez(pathlib.Path(folder) / f'{name}.{index}.npz', **found)
-
-
-if __name__ == '__main__':
-    main(*sys.argv[1:])
+    sys.exit()

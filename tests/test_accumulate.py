@@ -36,7 +36,6 @@ def plain_network(monkeypatch):
 
 def configured(changes=()):
     config = tiny.get_config()
-    config.augment.jitter_prob = config.augment.blur_prob = 0.0  # less to compile
     config.contrastive.weight = 1.0
     for stream in config.data.streams.values():
         stream.batch_size = spread.BATCH

@@ -32,7 +32,6 @@ CHANGES = {
     'augment.resize': (1.0, 1.0),
     'augment.mixing': 'none',
     'augment.flip_prob': 0.0,
-    'augment.blur_prob': 0.0,  # less to compile
 }
 IMAGES = {'labelled': 8, 'unlabelled': 16}  # two steps a pass over the labelled images
 CASES = {

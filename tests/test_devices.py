@@ -51,7 +51,6 @@ def stepped(name, devices):
     """
     config = tiny.get_config()
     config.optimizer.learning_rate = 0.02
-    config.augment.jitter_prob = config.augment.blur_prob = 0.0  # less to compile
     config.update_from_flattened_dict(CASES[name])
     config = configs.finalise(config)
     build = models.build if name == 'real network' else small

@@ -21,6 +21,8 @@ SMALL = {
     'steps': 2,
     'model.representation_dim': 16,
     'log_every': 1,
+    'augment.jitter_prob': 0.0,  # less to compile
+    'augment.blur_prob': 0.0,
     'contrastive.anchors': 16,
     'contrastive.negatives': 32,
     'contrastive.bank': 16,

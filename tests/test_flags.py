@@ -139,6 +139,7 @@ def test_every_key_is_read(monkeypatch, tmp_path, data_dir, shallow):
         config = tiny.get_config()
         config.data.dir, config.method, config.steps = data_dir, method, 3  # from 1
         config.supervised.loss = 'ohem'
+        config.augment.jitter_prob = config.augment.blur_prob = 0.5
         train.train(config, tmp_path / method)
         evaluate.evaluate(config, tmp_path / method)
         monkeypatch.setattr(models, 'build', small)  # the first method has read the network's keys
@@ -301,6 +302,7 @@ def applied(method, settings='{}'):
 def configured(method, settings):
     config = tiny.get_config()
     config.method = method
+    config.augment.jitter_prob = config.augment.blur_prob = 0.5
     for key, value in settings.items():
         value = tuple(value) if isinstance(value, list) else value  # JSON has no tuples
         for stream in config.data.streams if '*' in key else ('',):

@@ -31,7 +31,6 @@ def configured(method, **changes):
     """Method, context and the first state."""
     config = tiny.get_config('supervised' if method == 'supervised' else 'cutmix')
     config.method = method
-    config.augment.jitter_prob = config.augment.blur_prob = 0.0  # less to compile
     config.update_from_flattened_dict({k.replace('__', '.'): v for k, v in changes.items()})
     config = configs.finalise(config)
     found, ctx = methods.METHODS[method], methods.context(config, images=IMAGES)

@@ -23,6 +23,7 @@ from tests import tiny
 from tests.small import small
 
 LABELLED = ('0', '3')
+STEPS = 6
 
 
 def prepare(folder, invert):
@@ -49,7 +50,7 @@ def prepare(folder, invert):
 
 def get_config(data_dir, ids_file, method='css_mix'):
     config = tiny.get_config(method)
-    config.steps, config.checkpoint_every = 3, 3
+    config.steps, config.checkpoint_every = STEPS, STEPS
     config.data.dir = data_dir
     config.data.streams.labelled.update({'dataset': 'camvid', 'count': 0, 'ids_file': ids_file})
     config.data.streams.unlabelled.dataset = 'camvid'
@@ -80,7 +81,7 @@ def runs(tmp_path_factory):
 
 def test_the_truth_of_unlabelled_images_never_enters_training(runs):
     parts = ('student', 'teacher', 'memory')
-    true, other = (checkpoint.restore_arrays(run, 3, parts) for run in runs)
+    true, other = (checkpoint.restore_arrays(run, STEPS, parts) for run in runs)
     jax.tree.map(np.testing.assert_array_equal, true, other)
     results = [pseudo_labels.pseudo_labels(run_folder.load(run), run) for run in runs]
     assert results[0]['mix'] != results[1]['mix']  # while its measure does see it
@@ -95,7 +96,7 @@ def test_iou_and_coverage_are_of_the_labels_that_sampling_leaves(runs, capsys):
     assert (runs[0] / 'pseudo_labels.md').read_text() in table
     ids = splits.subsets(config.data)
     assert {key: value for key, value in results.items() if key not in pseudo_labels.KINDS} == {
-        'step': 3,
+        'step': STEPS,
         'split_hash': splits.fingerprint(ids),
         'images': 5,
         'delta_u': 0.2,
@@ -104,8 +105,8 @@ def test_iou_and_coverage_are_of_the_labels_that_sampling_leaves(runs, capsys):
     }
 
     ctx = methods.context(config)
-    memory = checkpoint.restore_arrays(runs[0], 3, ['memory'])['memory']
-    variables = checkpoint.restore_network(runs[0], 3, state.shapes(ctx))
+    memory = checkpoint.restore_arrays(runs[0], STEPS, ['memory'])['memory']
+    variables = checkpoint.restore_network(runs[0], STEPS, state.shapes(ctx))
     data = file.read(runs[0]).data
     data.streams.unlabelled.reads = 'mask'
     batches = streams.train_batches(data, seed=config.seed)
@@ -146,7 +147,7 @@ def test_each_checkpoint_has_files_of_its_own(runs, monkeypatch):
     renamed = []
     replace = os.replace
     monkeypatch.setattr(os, 'replace', lambda a, b: renamed.append(b) or replace(a, b))
-    for which, name in {'3': 'pseudo_labels_step3', 'best': 'pseudo_labels_best'}.items():
+    for which, name in {str(STEPS): f'pseudo_labels_step{STEPS}', 'best': 'pseudo_labels_best'}.items():
         results = pseudo_labels.pseudo_labels(config, runs[0], which)
         paths = [runs[0] / f'{name}.md', runs[0] / f'{name}.json']
         assert json.loads(paths[1].read_text()) == results

@@ -1,15 +1,9 @@
 """One step, however it is compiled and spread: modes, devices and processes end in one state."""
 
-import os
-import socket
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
-from tests import spread
-from tests.conftest import ROOT
+from tests import program, spread
 
 TOLERANCE = 1e-5  # of the largest value of each array; what is measured is 1e-6
 # (processes, devices of each): what they run. All are compared with the first.
@@ -42,29 +36,16 @@ def run(runs, folder):
     folders, started = {sizes: folder / f'{sizes[0]}x{sizes[1]}' for sizes in runs}, []
     for (count, devices), names in runs.items():
         folders[count, devices].mkdir()
-        with socket.socket() as free:
-            free.bind(('localhost', 0))
-            port = free.getsockname()[1]
-        for index in range(count):
-            command = [sys.executable, '-m', 'tests.spread', str(folders[count, devices])]
-            command += [str(port), str(count), str(index), *names]
-            started.append(
-                subprocess.Popen(
-                    command,
-                    env={**os.environ, 'JAX_NUM_CPU_DEVICES': str(devices)},
-                    cwd=ROOT,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    text=True,
-                )
-            )
-    try:
-        outputs = [process.communicate(timeout=600)[0] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    for process, output in zip(started, outputs, strict=True):
-        assert process.returncode == 0, output
+        started += program.start(
+            None,
+            *names,
+            count=count,
+            devices=devices,
+            env=lambda index, count, port: {'PLACE': f'{port} {count} {index}'},
+            before=f'from tests import spread\nspread.main({str(folders[count, devices])!r})',
+        )
+    for code, *told in program.finish(started, timeout=600):
+        assert code == 0, told
 
     def load(processes, devices, name, index=0):
         return dict(np.load(folders[processes, devices] / f'{name}.{index}.npz'))

@@ -27,6 +27,7 @@ TERMS = ('loss_supervised', 'loss_unsupervised', 'loss_contrastive')
 def setup(axis=None):
     config = tiny.get_config()
     config.optimizer.learning_rate = LEARNING_RATE
+    config.augment.jitter_prob, config.augment.blur_prob = 0.8, 0.5  # drawn alike on any devices
     config = configs.finalise(config)
     method = methods.METHODS[config.method]
     tx = method.optimizer(config)[0]

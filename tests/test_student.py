@@ -27,7 +27,6 @@ VIEWS = {  # of different brightness, so that statistics tell one from the other
 def configuration(method='cutmix', **changes):
     c = tiny.get_config('supervised' if method == 'supervised' else 'cutmix')
     c.method = method
-    c.augment.jitter_prob = c.augment.blur_prob = 0.0  # less to compile
     c.optimizer.learning_rate = 0.02
     c.update_from_flattened_dict({key.replace('__', '.'): value for key, value in changes.items()})
     return configs.finalise(c)

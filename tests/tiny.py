@@ -18,8 +18,6 @@ def get_config(method: str = 'css_mix') -> ConfigDict:
     c.data.streams.unlabelled = configs.stream(
         'shapes', exclude='labelled', resize=(1.0, 1.0), pad='reflect', **common
     )
-    c.augment.jitter_prob = 0.8
-    c.augment.blur_prob = 0.5
     c.eval.batch_size = 4
     c.optimizer.warmup_steps = 0
     c.unsupervised.threshold = 0.2
