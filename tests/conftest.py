@@ -1,6 +1,5 @@
 """All tests, and the processes they start, share one cache of compiled programs."""
 
-import functools
 import gc
 import importlib.metadata
 import os
@@ -51,11 +50,10 @@ def pytest_collection_modifyitems(items):
 def shallow():
     """Makes `resnet18` one block a layer; tests/models has the names of all of its arrays."""
     from css_jax import models
-    from css_jax.models import resnet
+    from tests import small
 
     with pytest.MonkeyPatch.context() as patch:
-        build = functools.partial(resnet.build, resnet.BasicBlock, (1, 1, 1, 1))
-        patch.setitem(models.BACKBONES, 'resnet18', build)
+        patch.setitem(models.BACKBONES, 'resnet18', small.shallow)
         yield
 
 

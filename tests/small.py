@@ -1,11 +1,17 @@
 """Networks of one convolution, and random variables, for tests that need no more."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from css_jax.models import resnet
 from css_jax.models.layers import BatchNorm, Conv
+
+# `resnet18` of one block a layer.
+shallow = functools.partial(resnet.build, resnet.BasicBlock, (1, 1, 1, 1))
 
 
 class Small(nn.Module):

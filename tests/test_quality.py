@@ -147,9 +147,9 @@ def test_each_checkpoint_has_files_of_its_own(runs, monkeypatch):
     renamed = []
     replace = os.replace
     monkeypatch.setattr(os, 'replace', lambda a, b: renamed.append(b) or replace(a, b))
-    for which, name in {str(STEPS): f'pseudo_labels_step{STEPS}', 'best': 'pseudo_labels_best'}.items():
+    for which, name in ((str(STEPS), f'step{STEPS}'), ('best', 'best')):
         results = pseudo_labels.pseudo_labels(config, runs[0], which)
-        paths = [runs[0] / f'{name}.md', runs[0] / f'{name}.json']
+        paths = [runs[0] / f'pseudo_labels_{name}.{kind}' for kind in ('md', 'json')]
         assert json.loads(paths[1].read_text()) == results
         assert [path for path in renamed if path in paths] == paths  # whole or not at all
     for name in ('pseudo_labels.json', 'pseudo_labels.md'):
