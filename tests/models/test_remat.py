@@ -138,6 +138,7 @@ def test_gradients_and_statistics_are_the_same():
     assert_same_gradients([('all',)], 'tiny')
 
 
+@pytest.mark.soak
 def test_mobilenet_s_gradients_and_statistics_are_the_same(monkeypatch):
     """Of a few of its blocks, without a decoder."""
     blocks = mobilenet.BLOCKS
