@@ -25,7 +25,7 @@ from data_prep import records
 from data_prep.shapes.builder import Builder
 from tests import small
 
-METHODS = ('css_mix', 'css_cross', 'supervised')
+METHODS = ('css_mix', 'css_cross')
 STEPS = (1, 2, 4)
 
 
@@ -77,8 +77,7 @@ class Runs:
         config = quickstart.get_config(name)
         config.data.dir = str(self._folder)
         config.update_from_flattened_dict({'steps': 10, 'burn_in_steps': 0})
-        if name != 'supervised':
-            config.unsupervised.threshold = 0.1  # so that the first steps have pseudo-labels
+        config.unsupervised.threshold = 0.1  # so that the first steps have pseudo-labels
         config, method = configs.finalise(config), methods.METHODS[name]
         images = {stream: len(ids) for stream, ids in splits.subsets(config.data).items()}
         with mock.patch.dict(models.BACKBONES, resnet18=small.shallow):

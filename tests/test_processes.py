@@ -65,8 +65,9 @@ def test_two_processes_train_as_one(runs):
         assert results == expected and loss == pytest.approx(expected_loss, rel=1e-5)
 
     first, second = output['two']
-    told = [line for line in second.splitlines() if not line.startswith('[Gloo]')]
-    assert told == []  # by process 0 alone
+    # By process 0 alone, but for Gloo's lines, whose threads break into one another.
+    told = [line for line in second.splitlines() if not re.search('Gloo|peer ranks|^$', line)]
+    assert told == []
     assert '4 x cpu in all, 2 x process, learning rate 0.05' in first
     assert 'batch of labelled: 4 images in all, 2 a process, 1 a device' in first
     assert 'batch of unlabelled: 4 images in all, 4 a process, 4 a device' in output['alone']
@@ -133,28 +134,18 @@ def test_a_run_goes_on_on_any_number_of_processes(runs, tmp_path, flags):
     program.finish(processes)
     assert checkpoint.find(workdir, 'last') == EVERY
 
+    # The other process is told where it exchanges data, or by jax where it does not.
     processes = program.start(workdir, *flags, '--config.parallel=pmap', count=2, devices=2, hold=5)
     program.wait_for(processes, lambda: program.steps(workdir)[-1] == 5)
-    processes[1].send_signal(signal.SIGTERM)
-    time.sleep(HEARD)
-    program.release(workdir)
-    (code, output, _), (other_code, _, _) = program.finish(processes)
-    assert (code, other_code) == (128 + signal.SIGTERM,) * 2
-    step = checkpoint.find(workdir, 'last')
-    assert f'resuming from step {EVERY}' in output and 5 <= step < STEPS - 1
-
-    # The other process is told where it exchanges data, or by jax where it does not.
-    processes = program.start(workdir, *flags, count=2, devices=2, hold=step + 1)
-    program.wait_for(processes, lambda: program.steps(workdir)[-1] == step + 1)
     processes[1].kill()
     killed = time.perf_counter()
     program.release(workdir)
     (code, output, errors), _ = program.finish(processes)
     assert time.perf_counter() - killed < 30
-    assert code == 1 and f'resuming from step {step}' in output
+    assert code == 1 and f'resuming from step {EVERY}' in output
     assert 'another process has ended, it says why; the same command resumes' in errors
     last = checkpoint.find(workdir, 'last')
-    assert last >= step and last >= program.steps(workdir)[-1] - EVERY
+    assert last >= EVERY and last >= program.steps(workdir)[-1] - EVERY
 
     (output,) = program.run(workdir, *flags, devices=4)
     assert f'resuming from step {last}' in output
