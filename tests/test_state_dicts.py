@@ -1,18 +1,21 @@
 """Files of arrays: what is written is read back, and nothing else is opened or overwritten."""
 
 import argparse
-import contextlib
+import io
+import os
 import pathlib
 import pickle
 import re
 import subprocess
 import sys
+import zipfile
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from css_jax.weights import files as weight_files
+from css_jax.weights import torch_files
 
 TREE = {
     'model': {
@@ -22,8 +25,95 @@ TREE = {
     'prototypes': np.float32([[1, 2], [0, 0]]),
 }
 ROOT = pathlib.Path(__file__).parents[1]
-SERIALIZATION = SimpleNamespace(safe_globals=lambda _: contextlib.nullcontext())  # of torch
 PACKAGES = {'.npz': 'numpy', '.safetensors': 'safetensors', '.pth': 'torch', '.pt': 'torch'}
+
+
+class Named:
+    """Pickled as the name of something: that is all a file has of torch's functions and classes."""
+
+    def __init__(self, module, name):
+        self.module, self.name = module, name
+
+    def __call__(self, *given):
+        return Called(self, given)
+
+
+class Called:
+    """Pickled as a call of a `Named`, and what is set on the result."""
+
+    def __init__(self, function, given, state=None):
+        self.function, self.given, self.state = function, given, state
+
+
+class Storage:
+    """A block of numbers; pickled by its key."""
+
+    def __init__(self, key, kind, numbers):
+        self.key, self.kind, self.numbers = key, kind, numbers
+
+
+class Pickler(pickle._Pickler):
+    """Writes the opcodes that torch writes, without torch."""
+
+    def persistent_id(self, value):
+        if isinstance(value, Storage):
+            kind = Named('torch', value.kind)
+            return ('storage', kind, value.key, 'cpu', len(value.numbers), *self.part)
+        return None
+
+    def save_named(self, value):
+        self.write(f'c{value.module}\n{value.name}\n'.encode())
+
+    def save_called(self, value):
+        self.save(value.function)
+        self.save(value.given)
+        self.write(pickle.REDUCE)
+        if value.state is not None:
+            self.save(value.state)
+            self.write(pickle.BUILD)
+
+    dispatch = pickle._Pickler.dispatch | {Named: save_named, Called: save_called}
+
+
+def pickled(value, part=()):
+    file = io.BytesIO()
+    pickler = Pickler(file, 2)
+    pickler.part = part
+    pickler.dump(value)
+    return file.getvalue()
+
+
+def storages(value):
+    """All storages of calls inside dicts."""
+    if isinstance(value, Storage):
+        return {value.key: value}
+    inner = value.given if isinstance(value, Called) else ()
+    inner = value.values() if isinstance(value, dict) else inner
+    return {k: s for part in inner for k, s in storages(part).items()}
+
+
+def save(path, tree, form='zip'):
+    """Writes a file as torch does, of `tensor`s in dicts."""
+    found = storages(tree)
+    if form == 'zip':
+        with zipfile.ZipFile(path, 'w') as archive:
+            archive.writestr('archive/data.pkl', pickled(tree))
+            archive.writestr('archive/byteorder', 'little')
+            for key, storage in found.items():
+                archive.writestr(f'archive/data/{key}', storage.numbers.tobytes())
+        return
+    system = {'protocol_version': 1001, 'little_endian': True, 'type_sizes': {'int': 4}}
+    parts = [pickled(x) for x in (0x1950A86A20F9469CFC6C, 1001, system)]
+    parts += [pickled(tree, part=(None,)), pickled([*found])]
+    for storage in found.values():
+        parts += [len(storage.numbers).to_bytes(8, 'little'), storage.numbers.tobytes()]
+    path.write_bytes(b''.join(parts))
+
+
+def tensor(storage, size, stride, offset=0):
+    rebuild = Named('torch._utils', '_rebuild_tensor_v2')
+    hooks = Named('collections', 'OrderedDict')()
+    return rebuild(storage, offset, size, stride, False, hooks)
 
 
 @pytest.fixture(params=list(weight_files.FORMATS))
@@ -59,35 +149,168 @@ def test_a_damaged_file_is_named(tmp_path, ending):
         weight_files.read(path)
 
 
-def test_python_objects_are_not_opened(tmp_path):
-    opened = []
-
-    class Trap:
-        def __reduce__(self):
-            return opened.append, (1,)
-
+def test_objects_in_an_npz_are_not_opened(tmp_path):
     np.savez(tmp_path / 'a.npz', a=np.array([{1: 2}], object))
     with pytest.raises(ValueError, match=r'a.npz is not a .npz file of arrays'):
         weight_files.read(tmp_path / 'a.npz')
-    pytest.importorskip('torch')
-    (tmp_path / 'a.pth').write_bytes(pickle.dumps({'model': Trap()}))
-    with pytest.raises(ValueError, match=r'a.pth'):
+
+
+@pytest.mark.parametrize('form', ['zip', 'legacy'])
+def test_torch_s_files_are_read_without_torch(form, tmp_path):
+    numbers = Storage('0', 'FloatStorage', np.arange(24, dtype=np.float32))
+    halves = Storage('1', 'BFloat16Storage', np.array([0x3FC0, 0xC000], np.uint16))
+    parameter = Named('torch._utils', '_rebuild_parameter')
+    metadata = Named('collections', 'OrderedDict')()
+    metadata.state = {'_metadata': {'version': 1}}  # as every state dict has it
+    scalar = Named('numpy.core.multiarray', 'scalar')
+    kind = Called(Named('numpy', 'dtype'), ('f8', False, True), (3, '<', None, None, None, -1))
+    raw = Named('_codecs', 'encode')('\x00\x00', 'latin1')
+    tree = {
+        'whole': tensor(numbers, (2, 3, 4), (12, 4, 1)),
+        'turned': parameter(tensor(numbers, (3, 2), (1, 3), 6), True, metadata),
+        'single': tensor(numbers, (), (), 5),
+        'none': tensor(numbers, (0, 3), (3, 1), 24),
+        'half': {'b': tensor(halves, (2,), (1,))},
+        'epoch': 3,
+        'score': scalar(kind, raw),
+        'list': [1, 'x', None, (2.5, True)],
+    }
+    save(tmp_path / 'a.pth', tree, form)
+    found = weight_files.read(tmp_path / 'a.pth')
+    expected = {
+        'whole': np.arange(24).reshape(2, 3, 4),
+        'turned': np.arange(6, 12).reshape(2, 3).T,
+        'single': np.float32(5),
+        'none': np.zeros((0, 3)),
+        'half.b': np.float32([1.5, -2]),
+    }
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        assert found[name].dtype == np.float32 and found[name].flags.owndata
+        np.testing.assert_array_equal(found[name], array)
+
+
+class Trap:
+    """Runs a function where it is unpickled."""
+
+    def __init__(self, function, *given):
+        self.call = function, given
+
+    def __reduce__(self):
+        return self.call
+
+
+# Names that a file could call, or what it could make of what is known.
+PLANTED = {
+    'a function': pickle.dumps({'model': Trap(os.system, 'touch planted')}, 2),
+    'builtins': pickle.dumps({'model': Trap(eval, "open('planted', 'w')")}, 2),
+    'the old form': b"cos\nsystem\n(S'touch planted'\ntR.",
+    'inst': b"(S'touch planted'\nios\nsystem\n.",
+    'obj': b"(cos\nsystem\nS'touch planted'\no.",
+    'by protocol 4': pickle.dumps({'model': Trap(os.system, 'touch planted')}, 4),
+    'an attribute of what is known': b'\x80\x04\x8c\x0bcollections\x8c\x1aOrderedDict.__init__'
+    b'.__globals__\x93.',
+    'of a module of ours': b'ccss_jax.weights.torch_files\nos\n.',
+    'an extension': b'\x80\x02\x82\x01.',
+}
+
+
+@pytest.mark.parametrize('form', ['zip', 'legacy'])
+@pytest.mark.parametrize('planted', PLANTED)
+def test_planted_code_is_not_run(planted, form, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / 'a.pth'
+    if form == 'zip':
+        with zipfile.ZipFile(path, 'w') as archive:
+            archive.writestr('archive/data.pkl', PLANTED[planted])
+    else:  # in place of the dict, and of all that stands before it
+        start = [pickled(x) for x in (0x1950A86A20F9469CFC6C, 1001, {})]
+        for i in range(4):
+            path.write_bytes(b''.join([*start[:i], PLANTED[planted]]))
+            with pytest.raises(ValueError, match=r'^\S*a.pth (holds|is not)'):
+                weight_files.read(path)
+    path.write_bytes(path.read_bytes())
+    with pytest.raises(ValueError, match=r'^\S*a.pth (holds|is not)'):
+        weight_files.read(path)
+    assert [file.name for file in tmp_path.iterdir()] == ['a.pth']
+
+
+def test_what_a_file_sets_on_a_function_does_not_stay(tmp_path):
+    """BUILD sets attributes of what it is given, functions included."""
+    rebuild = Named('torch._utils', '_rebuild_tensor_v2')
+    numbers = Storage('0', 'FloatStorage', np.ones(4, np.float32))
+    # (function, state) BUILD: the slots' state of a pair goes through setattr.
+    body = pickled(rebuild)[:-1] + pickled((None, {'__defaults__': (1,)}))[2:-1] + b'b.'
+    with zipfile.ZipFile(tmp_path / 'a.pth', 'w') as archive:
+        archive.writestr('archive/data.pkl', body)
+    before = vars(torch_files._tensor).copy(), torch_files._tensor.__defaults__
+    with pytest.raises(ValueError, match='expected a dict of arrays'):
         weight_files.read(tmp_path / 'a.pth')
-    assert opened == []
+    assert before == (vars(torch_files._tensor), torch_files._tensor.__defaults__)
+    save(tmp_path / 'b.pth', {'a': tensor(numbers, (4,), (1,))})
+    assert weight_files.read(tmp_path / 'b.pth')['a'].tolist() == [1] * 4
 
 
-def test_torch_checkpoints_with_more_than_arrays(tmp_path):
+@pytest.mark.parametrize(
+    ('size', 'stride', 'offset'),
+    [
+        ((5,), (1,), 0),  # more than there is
+        ((2, 2), (3, 1), 1),
+        ((10**6, 10**6), (0, 0), 0),  # the same number for ever
+        ((2,), (-1,), 3),
+        ((2,), (1, 1), 0),
+        ((2.0,), (1,), 0),
+        ((1,), (1,), 4),
+    ],
+)
+def test_tensors_stay_within_their_storage(size, stride, offset, tmp_path):
+    numbers = Storage('0', 'FloatStorage', np.ones(4, np.float32))
+    save(tmp_path / 'a.pth', {'a': tensor(numbers, size, stride, offset)})
+    with pytest.raises(ValueError, match=r'a.pth is not a .pth file of arrays: a tensor'):
+        weight_files.read(tmp_path / 'a.pth')
+
+
+@pytest.mark.parametrize('form', ['zip', 'legacy'])
+def test_a_file_cut_off_anywhere_is_no_file(form, tmp_path):
+    numbers = Storage('0', 'FloatStorage', np.ones(40, np.float32))
+    save(tmp_path / 'a.pth', {'a': tensor(numbers, (40,), (1,))}, form)
+    whole = (tmp_path / 'a.pth').read_bytes()
+    for length in range(0, len(whole), 7):
+        (tmp_path / 'a.pth').write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r'a.pth (is not a .pth file|holds)'):
+            weight_files.read(tmp_path / 'a.pth')
+
+
+def test_numbers_of_the_other_byte_order_are_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / 'a.pth', 'w') as archive:
+        archive.writestr('archive/data.pkl', pickled({}))
+        archive.writestr('archive/byteorder', 'big')
+    with pytest.raises(ValueError, match='big-endian'):
+        weight_files.read(tmp_path / 'a.pth')
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+def test_torch_s_own_files_are_read(zipped, tmp_path):
     torch = pytest.importorskip('torch')
     half = torch.tensor([1.5, -2.0], dtype=torch.bfloat16)
-    torch.save(
-        {'epoch': 3, 'state_dict': {'a': torch.nn.Parameter(torch.ones(2)), 'b': half}, 'x': [1]},
-        tmp_path / 'a.pth',
-    )
-    read = weight_files.read(tmp_path / 'a.pth')
-    assert {k: v.tolist() for k, v in read.items()} == {
-        'state_dict.a': [1, 1],
-        'state_dict.b': [1.5, -2],
+    kinds = ('float64', 'float16', 'int64', 'int32', 'int16', 'int8', 'uint8', 'bool')
+    tree = {
+        'epoch': 3,
+        'state_dict': torch.nn.Conv2d(2, 3, 1).state_dict(),
+        'a': torch.nn.Parameter(torch.arange(6.0).reshape(2, 3).T),
+        'half': half,
+        'x': [1],
+        'scalars': [np.float64(3), np.int64(3), np.bool_(True), np.str_('x')],
+        **{kind: torch.ones(2, dtype=getattr(torch, kind)) for kind in kinds},
     }
+    torch.save(tree, tmp_path / 'a.pth', _use_new_zipfile_serialization=zipped)
+    read = weight_files.read(tmp_path / 'a.pth')
+    assert read['a'].tolist() == tree['a'].tolist() and read['half'].tolist() == [1.5, -2]
+    for name, value in tree['state_dict'].items():
+        np.testing.assert_array_equal(read[f'state_dict.{name}'], value.numpy())
+    for kind in kinds:
+        assert read[kind].dtype == kind and read[kind].tolist() == [1, 1]
+    assert len(read) == 4 + len(kinds)
 
 
 def test_paths_are_checked_by_name_alone(tmp_path):
@@ -106,67 +329,34 @@ def advised(error):
     return re.search(r'python -c "(.*)"', str(error.value))[1]
 
 
-def test_a_missing_package_is_said_with_the_way_out(monkeypatch, tmp_path):
-    monkeypatch.setitem(
-        weight_files.FORMATS, '.pth', ('no_such_package.numpy', 'pip install torch')
-    )
-    with pytest.raises(ValueError, match=r'need no_such_package.*pip install torch') as error:
-        weight_files.check('w.pth', 'model.pretrained')
-    with pytest.raises(ValueError, match=r'\(pip install torch\)\. Or take .npz or .safetensors$'):
-        weight_files.check_format('w.pth', '--target')
+def test_writing_torch_s_files_needs_torch(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, 'torch', None)
+    for call in (
+        lambda: weight_files.check_format('w.pth', '--target'),
+        lambda: weight_files.write(tmp_path / 'w.pth', TREE),
+    ):
+        with pytest.raises(ValueError, match=r"torch>=2.6'\)\. Or take .npz or .safetensors$"):
+            call()
+    assert not list(tmp_path.iterdir())
 
-    # What is advised to do elsewhere works on dicts inside dicts, and needs numpy alone.
-    torch = SimpleNamespace(load=lambda *_, **__: TREE, serialization=SERIALIZATION)
-    monkeypatch.setitem(sys.modules, 'torch', torch)
-    monkeypatch.setitem(weight_files.FORMATS, '.pth', ('torch', ''))
-    monkeypatch.chdir(tmp_path)
-    exec(advised(error), {})
-    assert weight_files.read('w.npz').keys() == {
-        'model.conv1.weight',
-        'ema_model.bn1.num_batches_tracked',
-        'prototypes',
-    }
+
+def test_files_are_read_without_jax():
     others = 'import css_jax.weights.files, sys; print({"jax", "flax", "torch"} & {*sys.modules})'
     output = subprocess.check_output([sys.executable, '-c', others], cwd=ROOT, text=True)
     assert output == 'set()\n'
 
 
 def test_a_refusal_names_the_object_and_gives_a_call_that_is_not_refused(monkeypatch, tmp_path):
-    message = (
-        'Weights only load failed. \x1b[1mdo those steps only if you trust it\x1b[0m.\n\t'
-        'WeightsUnpickler error: Unsupported global: GLOBAL argparse.Namespace was not an allowed'
-    )
-
-    def load(file, device=None, *, weights_only, **_):
-        if weights_only:
-            raise pickle.UnpicklingError(message)
-        return {**TREE, 'args': object()}
-
-    saved = {}
-    torch = SimpleNamespace(load=load, serialization=SERIALIZATION)
-    torch.save = lambda tree, file: saved.update({file: tree})
-    monkeypatch.setitem(sys.modules, 'torch', torch)
+    numbers = Storage('0', 'FloatStorage', np.ones(4, np.float32))
+    arguments = Named('argparse', 'Namespace')()
+    save(tmp_path / 'w.pth', {'model': {'a': tensor(numbers, (4,), (1,))}, 'args': arguments})
     with pytest.raises(ValueError, match=r'w.pth holds argparse.Namespace beside') as error:
         weight_files.read(tmp_path / 'w.pth')
-    assert '\x1b' not in str(error.value) and 'weights_only=True' not in str(error.value)
-    exec(advised(error), {})
+    saved = {}
+    torch = SimpleNamespace(
+        load=lambda file, device, weights_only: {**TREE, 'args': argparse.Namespace()},
+        save=lambda tree, file: saved.update({file: tree}),
+    )
+    monkeypatch.setitem(sys.modules, 'torch', torch)
+    exec(re.search(r'python -c "(.*)"', str(error.value))[1], {})
     assert saved == {'w_arrays.pth': TREE}
-
-    message = 'Weights only. \x1b[1mIn\x1b[0m.\nWeightsUnpickler error: \n\nUnsupported 60\n\nSee'
-    with pytest.raises(ValueError, match=r'w.pth is not a .pth file of arrays: Unsupported 60$'):
-        weight_files.read(tmp_path / 'w.pth')
-
-
-def test_torch_opens_numpy_scalars_and_no_other_objects(tmp_path, monkeypatch):
-    torch = pytest.importorskip('torch')
-    scalars = {'a': np.float64(3), 'b': np.int64(3), 'c': np.bool_(True), 'd': np.str_('x')}
-    torch.save({'model': {'w': torch.ones(2)}, **scalars}, tmp_path / 'scalars.pth')
-    assert {k: v.tolist() for k, v in weight_files.read(tmp_path / 'scalars.pth').items()} == {
-        'model.w': [1, 1]
-    }
-    monkeypatch.chdir(tmp_path)
-    torch.save({'model': {'w': torch.ones(2)}, 'args': argparse.Namespace(x=1)}, 'w.pth')
-    with pytest.raises(ValueError, match=r'holds argparse.Namespace beside') as error:
-        weight_files.read('w.pth')
-    exec(advised(error), {})
-    assert weight_files.read('w_arrays.pth').keys() == {'model.w'}

@@ -98,13 +98,15 @@ def read(path: str | pathlib.Path) -> dict[str, Any]:
 # What broken pickles and zips raise.
 _DAMAGE = (
     *(ValueError, TypeError, LookupError, AttributeError, EOFError, MemoryError, OverflowError),
-    *(pickle.UnpicklingError, zipfile.BadZipFile, NotImplementedError, RuntimeError),
+    *(pickle.UnpicklingError, zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError),
 )
 
 
 def _read_zip(file: BinaryIO) -> Any:
     with zipfile.ZipFile(file) as archive:
         names = set(archive.namelist())
+        if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+            raise ValueError('compressed, which torch does not do')
         index = next((name for name in names if name.endswith('/data.pkl')), '')
         if not index:
             raise ValueError('a zip file without the data.pkl of torch')
@@ -198,8 +200,14 @@ def _parameter(tensor: _Tensor, *_: Any) -> _Tensor:
     return tensor
 
 
-def _nothing(*_: Any) -> None:
-    """Stand for what is known and left out: single numpy numbers and what they are made of."""
+class _Nothing:
+    """Stands for what is known and left out: single numpy numbers and what they are made of."""
+
+    def __init__(self, *_: Any):
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
 
 
 _KNOWN: Mapping[str, Any] = {
@@ -216,7 +224,7 @@ _KNOWN: Mapping[str, Any] = {
             'numpy._core.multiarray.scalar',
             '_codecs.encode',
         ),
-        _nothing,
+        _Nothing,
     ),
 }
 
