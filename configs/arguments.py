@@ -71,8 +71,8 @@ def finish(
     Args:
         config: the file's own, with a stream 'labelled'.
         given: from `read`. 'seed' is that of the run and that of the draw of the labelled images,
-            as the paper's three runs are on three splits (Sec. 4.2); 'pretrained' is the file of
-            the backbone's weights.
+            as the paper's three runs are on three splits (Sec. 4.2); 'pretrained' is the backbone's
+            weights, None: what the file of configs/ has.
         settings: from `read`: key of css_jax/config/table.py -> text.
         file: the file's path, for messages.
 
@@ -83,7 +83,8 @@ def finish(
         ValueError: there is no such key, or the text is not a value of it.
     """
     config.seed = config.data.streams.labelled.subset_seed = given['seed']
-    config.model.pretrained = given['pretrained']
+    if given['pretrained'] is not None:
+        config.model.pretrained = given['pretrained']
     for key in settings:
         declared = table.find(key)
         if declared and isinstance(declared.example, tuple):

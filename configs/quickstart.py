@@ -39,7 +39,7 @@ METHODS = {
     'css_mix': _CONTRASTIVE,
     'css': _CONTRASTIVE,
 }
-DEFAULTS = {'method': 'css_mix', 'labels': 0, 'seed': 0, 'pretrained': ''}
+DEFAULTS = {'method': 'css_mix', 'labels': 0, 'seed': 0, 'pretrained': None}
 
 
 def get_config(argument: str = '') -> ConfigDict:

@@ -1,9 +1,9 @@
 """PASCAL VOC 2012, as in Tables 1, 2, 5, 6 and 7: PROTOCOL,LABELS,METHOD,key=value.
 
     python -m data_prep.voc --source FOLDER
-    python -m css_jax.main --config configs/voc.py:classic,92,css_mix,pretrained=FILE --workdir DIR
+    python -m css_jax.main --config configs/voc.py:classic,92,css_mix --workdir DIR
 
-mIoU in the paper, of runs that start from ImageNet weights, which `pretrained=FILE` has:
+mIoU in the paper, of runs that start from ImageNet weights:
 
     configs/voc.py:classic,92,supervised                             Table 1: 51.57 ± 3.58
     configs/voc.py:classic,92,cutmix                                 Table 1: 65.82 ± 3.60
@@ -22,6 +22,10 @@ All cells are in configs/tables.py; `--mode sweep --table N` runs them.
 PROTOCOL (classic): *classic* labels some of the 1,464 finely annotated images, with ResNet-101 as
 torchvision has it; *blender* some of all 10,582, with a deep stem. The rest of the 10,582 is
 unlabelled. LABELS (92; blender 662) is how many; METHOD (css_mix) one of css_jax.methods.METHODS.
+
+The first weights are torchvision's of ResNet-101, downloaded once; `pretrained=FILE` has others,
+`pretrained=` is for random ones. Those of a deep stem have no public address that was verified, so
+*blender* has the deep stem with `pretrained=FILE` (or `pretrained=`), and torchvision's without.
 
 `split=random` (classic) draws the labelled images by `seed=S` (0), which seeds the run, too: the
 paper's three runs on *classic* are on three random splits. `split=list` (blender) takes one of the
@@ -44,6 +48,7 @@ PROTOCOLS = {
     'classic': {'stem': 'conv7', 'from': 'train', 'labels': 92, 'split': 'random'},
     'blender': {'stem': 'deep', 'from': 'trainaug', 'labels': 662, 'split': 'list'},
 }
+PRETRAINED = 'resnet101'  # of css_jax/models/published.py
 DEFAULTS = {
     'protocol': 'classic',
     'labels': 0,  # the protocol's
@@ -51,7 +56,7 @@ DEFAULTS = {
     'seed': 0,
     'split': '',  # the protocol's
     'lists': 'splits',
-    'pretrained': '',
+    'pretrained': None,
 }
 
 
@@ -68,7 +73,10 @@ def get_config(argument: str = '') -> ConfigDict:
 
     c = configs.default()
     c.method = given['method']
-    c.model.stem = protocol['stem']
+    if given['pretrained'] is None:
+        c.model.stem, c.model.pretrained = 'conv7', PRETRAINED
+    else:
+        c.model.stem = protocol['stem']
     chosen = arguments.chosen(labels, split, f'{given["lists"]}/pascal', FILE)
     c.data.streams.labelled = configs.stream('voc', split=protocol['from'], **chosen)
     c.data.streams.unlabelled = configs.stream(

@@ -64,7 +64,7 @@ def test_what_ends_early_or_never_begins():
 
 
 def test_random_weights_where_the_paper_has_none():
-    config = voc.get_config('supervised')
+    config = voc.get_config('supervised,pretrained=')
     (found,) = warnings.warnings(config, configs.finalise(config), {'labelled': 92})
     assert 'this run starts from random weights' in found
 

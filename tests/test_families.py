@@ -58,7 +58,7 @@ def voc_dir(tmp_path):
 
 
 def test_classic_voc(voc_dir, tmp_path):
-    config = voc.get_config('classic,1,css_mix,seed=3')
+    config = voc.get_config('classic,1,css_mix,seed=3,pretrained=')
     results = run(config, voc_dir, tmp_path / 'run')
     streams = results['streams']
     assert streams['labelled']['images'] == 1 and 'voc/full:train' in streams['labelled']['split']
@@ -76,7 +76,7 @@ def test_classic_voc(voc_dir, tmp_path):
 def test_blender_voc_from_a_list(voc_dir, tmp_path):
     ids = (fakes.VOC_IDS['train'][0], fakes.VOC_IDS['extra'][1])
     (tmp_path / 'labeled.txt').write_text('\n'.join(ids))
-    config = voc.get_config('blender,supervised')
+    config = voc.get_config('blender,supervised,pretrained=')
     config.data.streams.labelled.ids_file = str(tmp_path / 'labeled.txt')
     results = run(config, voc_dir, tmp_path / 'run')
     assert results['streams'].keys() == {'labelled'}
@@ -91,7 +91,7 @@ def test_cityscapes(tmp_path):
     (source / 'gtFine_trainvaltest.zip').write_bytes(fakes.zipped(labels))
     place = {'source': str(source), 'splits': fakes.CITYSCAPES_SPLITS}
     records.prepare(Cityscapes(**place, data_dir=tmp_path / 'prepared'))
-    config = cityscapes.get_config('2,css_cross,split=random')
+    config = cityscapes.get_config('2,css_cross,split=random,pretrained=')
     results = run(config, tmp_path / 'prepared', tmp_path / 'run')
     assert 'sliding windows of 32x32 at stride 22x22' in results['protocol']
     assert results['streams']['unlabelled']['images'] == 1 and len(results['iou']) == 19

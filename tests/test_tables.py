@@ -85,8 +85,8 @@ def test_the_same_run_has_the_same_number_in_tables_5_6_and_7():
 def test_the_setup_is_that_of_the_paper():
     """Sec. 4.1 and 4.2."""
     classic = final(tables.get(1), tables.get(1).cells[-1])
-    blender = final(tables.get(2), tables.get(2).cells[0])
-    streets = final(tables.get(3), tables.get(3).cells[0])
+    blender = final(tables.get(2), tables.get(2).cells[0], ',pretrained=deep.pth')
+    streets = final(tables.get(3), tables.get(3).cells[0], ',pretrained=deep.pth')
     sup = final(tables.get(1), tables.get(1).cells[0])
     assert set(sup.data.streams) == {'labelled'}
     for config in (classic, blender):
@@ -119,14 +119,23 @@ def warned(config):
 
 def test_random_weights_where_the_paper_has_imagenet_s_are_a_warning():
     table = tables.get(1)
-    (warning,) = warned(final(table, table.cells[0]))
-    assert 'random weights' in warning and 'model.pretrained' in warning
+    (warning,) = warned(final(table, table.cells[0], ',pretrained='))
+    assert 'random weights' in warning and '--config.model.pretrained=resnet101)' in warning
+    assert not warned(final(table, table.cells[0]))
     assert not warned(final(table, table.cells[0], ',pretrained=resnet101.npz'))
-    started = ConfigDict(final(table, table.cells[0]))
+    started = ConfigDict(final(table, table.cells[0], ',pretrained='))
     started.init_from = 'runs/other'
     assert not warned(started)
     # With the representation head it comes beside the others.
-    assert warning in warned(final(table, table.cells[-1]))
+    assert warning in warned(final(table, table.cells[-1], ',pretrained='))
+
+
+@pytest.mark.parametrize('number', [2, 3])
+def test_another_stem_than_the_paper_s_is_a_warning(number):
+    table = tables.get(number)
+    paper = warned(final(table, table.cells[0], ',pretrained=deep.pth'))
+    (warning,) = set(warned(final(table, table.cells[0]))) - set(paper)
+    assert "model.stem=conv7: the paper's network has a deep stem" in warning
 
 
 @pytest.mark.parametrize('number', [4, '0', '', 'x'])

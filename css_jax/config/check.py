@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from css_jax import methods
 from css_jax.config import table
 from css_jax.methods.method import computing
+from css_jax.models import published
 
 
 def known(config: ConfigDict) -> None:
@@ -52,6 +53,11 @@ def values(config: ConfigDict) -> None:
         raise ValueError(
             f'optimizer.floor: got {o.floor}, expected at most optimizer.learning_rate='
             f'{o.learning_rate}, which it would raise'
+        )
+    if wrong := published.mismatch(config.model.pretrained, config.model):
+        raise ValueError(
+            f'model.pretrained: got {config.model.pretrained!r}, whose weights are of {wrong}; '
+            'expected weights of this network: a name, a file, or nothing for random ones'
         )
     for name, stream in config.data.streams.items():
         if stream.batch_size % config.accumulate_steps:

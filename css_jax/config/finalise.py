@@ -8,6 +8,7 @@ from css_jax import methods
 from css_jax.config import check, defaults, pixels, table
 from css_jax.data import sources
 from css_jax.keys import choice
+from css_jax.models import published
 
 
 def finalise(config: ConfigDict, workdir: str | pathlib.Path | None = None) -> FrozenConfigDict:
@@ -51,6 +52,10 @@ def _finalised(
             table.add(stream, leaf, None)
     check.streams(config)
     _drop(config)
+
+    # A name is what a file of configs/ starts with; a run to start with has a backbone already.
+    if config.init_from and config.model.pretrained in published.NAMES:
+        config.model.pretrained = ''
 
     # Of the run that this one starts with, whatever the method's defaults are.
     derived = {

@@ -82,7 +82,9 @@ KEYS = {
     'accumulate_steps': Key(1, 'micro-batches a step is computed in', range=(1, _MANY)),
     'init_from': Key('', 'folder of another run whose networks and memory this one starts with'),
     **models.KEYS,
-    'model.pretrained': Key('', 'file of backbone weights; empty: random ones'),
+    'model.pretrained': Key(
+        '', 'backbone weights: a file, or a name of css_jax/models/published.py; empty: random ones'
+    ),
     'data.dir': Key('', 'of prepared datasets; empty: TFDS_DATA_DIR or ~/tensorflow_datasets'),
     'data.mean': Key(
         lambda c: backbones.pixels(c.model).mean,

@@ -10,6 +10,7 @@ from css_jax import methods
 from css_jax.config import defaults, table
 from css_jax.keys import at
 from css_jax.methods.method import computing
+from css_jax.models import published
 
 
 def warnings(given: ConfigDict, config: ConfigDict, images: Mapping[str, int]) -> list[str]:
@@ -27,6 +28,7 @@ def warnings(given: ConfigDict, config: ConfigDict, images: Mapping[str, int]) -
         own = methods.METHODS[config.method].warnings(config, images)
     return [
         *_random_weights(config),
+        *_other_stem(config),
         *_undone(config),
         *_unread(given, config),
         *own,
@@ -38,8 +40,25 @@ def _random_weights(config: ConfigDict) -> Iterator[str]:
     if dataset in ('voc', 'cityscapes') and not (config.model.pretrained or config.init_from):
         yield (
             "model.pretrained is empty: this run starts from random weights, the paper's from "
-            'ImageNet ones (--config.model.pretrained=FILE)'
+            f'ImageNet ones ({_how(config.model)})'
         )
+
+
+def _other_stem(config: ConfigDict) -> Iterator[str]:
+    dataset = config.eval.dataset.partition('/')[0]
+    splits = {stream.split for name, stream in config.data.streams.items() if name == 'labelled'}
+    deep = dataset == 'cityscapes' or (dataset == 'voc' and 'trainaug' in splits)
+    if deep and config.model.get('stem') == 'conv7':
+        yield (
+            "model.stem=conv7: the paper's network has a deep stem here, for which no weights have "
+            'a name; `pretrained=FILE` behind the colon of --config takes them'
+        )
+
+
+def _how(model: ConfigDict) -> str:
+    name = model.get('backbone')
+    known = name in published.NAMES and not published.mismatch(name, model)
+    return f'--config.model.pretrained={name if known else "FILE"}'
 
 
 def _undone(config: ConfigDict) -> Iterator[str]:

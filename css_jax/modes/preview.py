@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import logging
 import pathlib
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -21,8 +22,9 @@ from css_jax.parallel import cost
 from css_jax.prepare import check, phases_of
 from css_jax.run import checkpoint
 from css_jax.run import folder as run_folder
-from css_jax.weights import initial
+from css_jax.weights import initial, named
 
+LOG = logging.getLogger('css_jax')
 PICTURE = 'preview.png'
 TEXT = 'preview.txt'
 
@@ -40,7 +42,7 @@ def preview(
     and where it is from, the parameter table, and the arithmetic and memory of one compiled step. A
     run that is in DIR already is shown at its latest checkpoint, with its configuration untouched;
     otherwise the weights are those that it would start with: of `model.pretrained` or `init_from`
-    if given, else random.
+    if given, else random. Where they have yet to be downloaded, random ones stand for them.
 
     Args:
         config: see `css_jax.config`.
@@ -75,7 +77,13 @@ def preview(
         with contextlib.closing(checkpoint.Checkpoints(workdir, read_only=True)) as checkpoints:
             current = checkpoints.restore(current)
     else:
-        current = state.create(method, tx, ctx, initial.load(config, method, ctx))
+        if named.absent(config.model.pretrained):
+            LOG.info('model.pretrained=%s is downloaded when training begins: what is shown has '
+                     'random weights', config.model.pretrained)  # fmt: skip
+            given = {}
+        else:
+            given = initial.load(config, method, ctx)
+        current = state.create(method, tx, ctx, given)
     batch = next(batches)
 
     def view(current: state.TrainState, batch: dict) -> dict:

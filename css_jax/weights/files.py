@@ -18,18 +18,19 @@ PARTS = ('model', 'ema_model', 'prototypes', 'state_dict')
 _DAMAGE = (ValueError, KeyError, EOFError, zipfile.BadZipFile, safetensors.SafetensorError)
 
 
-def check(path: str | pathlib.Path, key: str) -> None:
+def check(path: str | pathlib.Path, key: str, or_else: str = '') -> None:
     """Make sure that a file can be read as far as its name tells, without opening it.
 
     Args:
         path: the file.
         key: what gave it, for the message.
+        or_else: what else could have been given, for the message, as in 'a name or '.
 
     Raises:
         ValueError: its ending is none of `FORMATS`.
         FileNotFoundError: it is not there.
     """
-    _check_ending(path, key)
+    _check_ending(path, key, or_else)
     if not pathlib.Path(path).is_file():
         raise FileNotFoundError(f'{key}: {path} is not there; expected a file')
 
@@ -99,9 +100,11 @@ def write(path: str | pathlib.Path, tree: Mapping[str, Any]) -> None:
     os.replace(draft, path)
 
 
-def _check_ending(path: str | pathlib.Path, key: str) -> None:
+def _check_ending(path: str | pathlib.Path, key: str, or_else: str = '') -> None:
     if pathlib.Path(path).suffix not in FORMATS:
-        raise ValueError(f'{key}: got {str(path)!r}, expected a file ending in {list(FORMATS)}')
+        raise ValueError(
+            f'{key}: got {str(path)!r}, expected {or_else}a file ending in {list(FORMATS)}'
+        )
 
 
 def _torch(path: str | pathlib.Path) -> Any:

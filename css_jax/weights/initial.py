@@ -1,6 +1,7 @@
 """What a run starts with other than random weights: a backbone's file, or another run.
 
-`config.model.pretrained` names a file of backbone weights, `config.init_from` the folder of a run.
+`config.model.pretrained` is a file of backbone weights or the name of published ones,
+`config.init_from` the folder of a run.
 Both are read before a fresh run writes anything; one that resumes from a checkpoint needs neither
 (but is given the same names: these are part of what it was trained with).
 """
@@ -15,11 +16,12 @@ from ml_collections import ConfigDict
 
 from css_jax import state
 from css_jax.methods import Method
+from css_jax.models import published
 from css_jax.models.backbones import Pixels, pixels
 from css_jax.run import checkpoint
 from css_jax.run import folder as run_folder
 from css_jax.state import Context
-from css_jax.weights import files, layouts, reference
+from css_jax.weights import files, layouts, named, reference
 
 LOG = logging.getLogger('css_jax')
 Arrays = dict[str, np.ndarray]
@@ -40,7 +42,9 @@ def load(config: ConfigDict, method: Method, ctx: Context) -> dict[str, Arrays]:
     Raises:
         ValueError: both sources are named; the file or run does not fit this network or its
             pixels; names the arrays, both shapes and the likely cause.
-        FileNotFoundError: there is no such file or run.
+        FileNotFoundError: there is no such file or run, or what a name stands for is not here and
+            cannot be had, see `css_jax.weights.named`.
+        OSError: it cannot be downloaded.
     """
     if config.init_from and config.model.pretrained:
         raise ValueError(
@@ -77,7 +81,9 @@ def described(config: ConfigDict) -> str:
 
 def _from_file(config: ConfigDict, ctx: Context) -> dict[str, Arrays]:
     path, layout = config.model.pretrained, layouts.of(config.model.backbone)
-    files.check(path, 'model.pretrained')
+    if path in published.NAMES:
+        path = named.path(path, 'model.pretrained')
+    files.check(path, 'model.pretrained', f'one of {", ".join(published.NAMES)} or ')
     shapes = state.flat(state.shapes(ctx))
     backbone = {name: like for name, like in shapes.items() if '/backbone/' in name}
     arrays = files.read(path)
@@ -86,7 +92,7 @@ def _from_file(config: ConfigDict, ctx: Context) -> dict[str, Arrays]:
     except ValueError as error:
         m = config.model
         raise ValueError(
-            f'model.pretrained={path} does not fit the network (backbone={m.backbone}, '
+            f'model.pretrained={m.pretrained} does not fit the network (backbone={m.backbone}, '
             f'stem={m.stem}, width={m.width}): {error}'
         ) from None
     count = sum(array.size for name, array in taken.items() if name.startswith('params/'))

