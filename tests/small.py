@@ -1,6 +1,7 @@
 """Networks of one convolution, and random variables, for tests that need no more."""
 
 import functools
+import zlib
 
 import flax.linen as nn
 import jax
@@ -52,6 +53,20 @@ def drawn(shapes, low=0.5, high=1.5):
         return jnp.asarray(values, jnp.float32)
 
     return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def stored(name, shape):
+    """The array of this name by the rule of fixtures/README.md."""
+    r = np.random.default_rng(zlib.crc32(name.encode()))
+    if name.endswith('running_mean') or name.endswith('.bias'):
+        array = 0.1 * r.standard_normal(shape)
+    elif name.endswith('running_var'):
+        array = r.uniform(0.5, 1.5, shape)
+    elif len(shape) == 4:
+        array = r.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
+    else:
+        array = r.uniform(*((0.1, 0.3) if 'bn3' in name else (0.5, 1.5)), shape)
+    return array.astype(np.float32)
 
 
 def small(config, num_classes, outputs, axis_name):

@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Any, NamedTuple
 
-from css_jax.models import mobilenet, resnet
+from css_jax.models import efficientnet, mobilenet, resnet
 
 # Name -> constructor: (config.model, axis_name) -> module, (images [B, H, W, 3], train) -> name of
 # a feature map -> [B, h, w, C]. Every backbone has 'stride4', which the decoder works at, and
@@ -14,6 +14,10 @@ BACKBONES = {
     'resnet50': partial(resnet.build, resnet.Bottleneck, (3, 4, 6, 3)),
     'resnet101': partial(resnet.build, resnet.Bottleneck, (3, 4, 23, 3)),
     'mobilenet_v1': mobilenet.build,
+    **{
+        f'efficientnet_{variant}': partial(efficientnet.build, variant)
+        for variant in efficientnet.SCALES
+    },
 }
 
 
@@ -30,9 +34,15 @@ class Pixels(NamedTuple):
 
 
 IMAGENET = Pixels((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-# Backbone -> its pixels, where they are not ImageNet's: Keras's MobileNet takes x / 127.5 - 1 of
-# 8-bit x.
-PIXELS = {'mobilenet_v1': Pixels((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))}
+# Backbone -> its pixels, where they are not ImageNet's: of 8-bit x Keras's MobileNet takes
+# x / 127.5 - 1, EfficientNet-Lite (x - 127) / 128.
+PIXELS = {
+    'mobilenet_v1': Pixels((0.5,) * 3, (0.5,) * 3),
+    **{
+        f'efficientnet_{variant}': Pixels((127 / 255,) * 3, (128 / 255,) * 3)
+        for variant in efficientnet.SCALES
+    },
+}
 
 
 def pixels(config: Any) -> Pixels:

@@ -22,11 +22,13 @@ def _expected_stages(names: Any) -> str:
 
 # The paper's values are the defaults.
 KEYS = {
-    'model.backbone': Key('resnet101', 'resnet18 | 34 | 50 | 101 | mobilenet_v1',
-                          choices=BACKBONES),
+    'model.backbone': Key(
+        'resnet101', 'resnet18 | 34 | 50 | 101 | mobilenet_v1 | efficientnet_lite0 | 1 | 2',
+        choices=BACKBONES,
+    ),
     'model.stem': Key('conv7', "conv7 (torchvision's) | deep (three 3x3)",
                       choices=('conv7', 'deep')),
-    'model.output_stride': Key(8, '8 | 16', choices=(8, 16)),
+    'model.output_stride': Key(8, '8 | 16 | 32 (EfficientNet-Lite)', choices=(8, 16, 32)),
     'model.width': Key(1.0, 'multiplies every channel count', range=(1e-3, 1e3)),
     'model.dtype': Key(
         'float32', 'of the computation; parameters and statistics are always float32',
@@ -174,7 +176,7 @@ def build(config: Any, outputs: Mapping[str, int], axis_name: str | None) -> Dee
     check_choice('atrous', form, ('auto', *atrous.FORMS))
     if not config.width > 0:
         raise ValueError(f'width is {config.width!r}; expected a number above 0')
-    rate = round(96 / config.output_stride)  # ASPP: 12, 24, 36 at stride 8; 6, 12, 18 at 16
+    rate = round(96 / config.output_stride)  # ASPP: 12, 24, 36 at stride 8; 3, 6, 9 at 32
     return DeepLab(
         backbone=BACKBONES[config.backbone](config, axis_name),
         outputs=tuple(outputs.items()),

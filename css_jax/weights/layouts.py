@@ -57,7 +57,9 @@ def backbone(
     table = layout.names(shapes)
     ignored = [name for name in own if name not in table]
     missing = [name for name in table if name not in own]
-    unknown = [name for name in ignored if re.match(r'(conv|bn|layer|stem)\w*[./]', name)]
+    unknown = [
+        name for name in ignored if re.match(r'((conv|bn|layer|stem)\w*[./]|_blocks\.)', name)
+    ]
     unknown = [name for name in unknown if not name.startswith('conv_preds')]  # Keras's classifier
     taken, wrong = {}, []
     for name, path in table.items():
@@ -88,7 +90,7 @@ def _cause(missing: list[str], unknown: list[str]) -> str:
     names = missing + unknown
     if any(re.match(r'conv1\.', name) for name in missing):
         return 'another stem: see model.stem (conv7: conv1.weight; deep: conv1.0.weight to 6)'
-    if any(re.match(r'layer\d', name) for name in names):
+    if any(re.match(r'layer\d|_blocks\.', name) for name in names):
         return 'another depth: see model.backbone'
     return 'another width, see model.width (1.0 for the published ResNets), or backbone'
 
@@ -101,6 +103,29 @@ def _torch_names(paths: Iterable[str]) -> dict[str, str]:
 def _torch_to_ours(path: str, array: np.ndarray) -> np.ndarray:
     del path
     return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
+
+
+_LITE_LEAVES = {
+    'kernel': 'weight',
+    'scale': 'weight',
+    'mean': 'running_mean',
+    'var': 'running_var',
+}
+_LITE_NORMS = {'expand': '_bn0', 'depthwise': '_bn1', 'project': '_bn2'}
+
+
+def _lite_names(paths: Iterable[str]) -> dict[str, str]:
+    """Block 3's expand/kernel is _blocks.3._expand_conv.weight, its bn/mean _bn0.running_mean."""
+    table = {}
+    for path in paths:
+        module, leaf = path.split('/backbone/')[1].rsplit('/', 1)
+        name = re.sub(
+            r'block(\d+)/(\w+)/bn', lambda m: f'_blocks.{m[1]}.{_LITE_NORMS[m[2]]}', module
+        )
+        name = re.sub(r'block(\d+)/(\w+)', r'_blocks.\1._\2_conv', name)
+        name = {'conv_stem': '_conv_stem', 'conv_stem/bn': '_bn0'}.get(name, name)
+        table[f'{name}.{_LITE_LEAVES.get(leaf, leaf)}'] = path
+    return table
 
 
 _KERAS_LEAVES = {'scale': 'gamma', 'bias': 'beta', 'mean': 'moving_mean', 'var': 'moving_variance'}
@@ -125,4 +150,6 @@ def _keras_to_ours(path: str, array: np.ndarray) -> np.ndarray:
 
 TORCH = Layout('layer1.0.conv1.weight', _torch_names, _torch_to_ours)
 KERAS = Layout('conv_dw_1/depthwise_kernel', _keras_names, _keras_to_ours)
-LAYOUTS = {'mobilenet_v1': KERAS}
+# A depthwise kernel [C, 1, k, k] becomes [k, k, 1, C] as any other.
+LITE = Layout('_blocks.0._depthwise_conv.weight', _lite_names, _torch_to_ours)
+LAYOUTS = {'mobilenet_v1': KERAS, **{f'efficientnet_lite{i}': LITE for i in range(3)}}

@@ -9,7 +9,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from css_jax import models
-from css_jax.models import mobilenet
+from css_jax.models import mobile, mobilenet
 from css_jax.models.backbones import PIXELS
 from css_jax.models.layers import BatchNorm
 from css_jax.weights import layouts
@@ -189,7 +189,7 @@ def test_depthwise_is_a_grouped_convolution(stride, dilation):
         half = x.astype(jnp.bfloat16)
         return [
             (
-                mobilenet.depthwise(given, kernel, stride, dilation),
+                mobile.depthwise(given, kernel, stride, dilation),
                 grouped(given.astype(jnp.float32), kernel, stride, dilation),
             )
             for given in (x, half)
@@ -201,7 +201,7 @@ def test_depthwise_is_a_grouped_convolution(stride, dilation):
 
 
 def test_depthwise_kernels_start_with_the_variance_of_their_nine_inputs():
-    conv = mobilenet.Conv(0, 3, 1, 1, BatchNorm, jnp.float32)
+    conv = mobile.Conv(0, 3, 1, 1, BatchNorm, jnp.float32)
     init = jax.jit(lambda key: conv.init(key, jnp.zeros((1, 8, 8, 1024)), False)['params'])
     kernel = np.asarray(init(jax.random.key(0))['kernel'])
     assert kernel.shape == (3, 3, 1, 1024)

@@ -1,6 +1,5 @@
 """Weights by the reference's names: its outputs, the round trip, and bad state dicts."""
 
-import zlib
 from pathlib import Path
 
 import jax
@@ -9,6 +8,7 @@ import pytest
 
 from css_jax import models
 from css_jax.weights import reference
+from tests.small import stored
 
 FIXTURE = Path(__file__).parents[1] / 'fixtures' / 'reference_small.npz'
 CONFIG = {
@@ -19,20 +19,6 @@ CONFIG = {
     'representation_dim': 256,
     'dtype': 'float32',
 }
-
-
-def stored(name, shape):
-    """The array of this name by the rule of fixtures/README.md."""
-    r = np.random.default_rng(zlib.crc32(name.encode()))
-    if name.endswith('running_mean') or name.endswith('.bias'):
-        array = 0.1 * r.standard_normal(shape)
-    elif name.endswith('running_var'):
-        array = r.uniform(0.5, 1.5, shape)
-    elif len(shape) == 4:
-        array = r.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
-    else:
-        array = r.uniform(*((0.1, 0.3) if 'bn3' in name else (0.5, 1.5)), shape)
-    return array.astype(np.float32)
 
 
 def state_dict_of(config, num_classes=5):
