@@ -41,6 +41,8 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int = 1
     the size of the map (ASPP on small images), are cut from the kernel: the result and all
     gradients are the same, the work is not.
 
+    The gradients are those of `lax.conv_general_dilated`, but for the kernel's where `by_products`.
+
     Args:
         x: [B, H, W, C].
         kernel: [k, k, C, features].
@@ -58,6 +60,20 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int = 1
         reach = min(centre, (size - 1) // dilation)  # taps on each side that meet the map
         kernel = lax.slice_in_dim(kernel, centre - reach, centre + reach + 1, axis=axis)
         padding.append((reach * dilation, reach * dilation))
+    chosen = _with_products if by_products(kernel.shape) else _convolution
+    return chosen(x, kernel, stride, dilation, tuple(padding))
+
+
+def by_products(shape: Sequence[int]) -> bool:
+    """Return whether the gradient of a kernel [k, k, C, features] is products on this platform.
+
+    On a CPU, from 64 channels on both sides; docs/speed.md has what was measured. Below, and on all
+    other platforms, it is XLA's, a convolution whose window is the map.
+    """
+    return jax.default_backend() == 'cpu' and min(shape[2:]) >= 64
+
+
+def _convolution(x, kernel, stride, dilation, padding):
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -66,6 +82,36 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int = 1
         rhs_dilation=(dilation, dilation),
         dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
     )
+
+
+_with_products = jax.custom_vjp(_convolution, nondiff_argnums=(2, 3, 4))
+
+
+def _forward(x, kernel, stride, dilation, padding):
+    return _convolution(x, kernel, stride, dilation, padding), (x, kernel)
+
+
+def _backward(stride, dilation, padding, kept, gradient):
+    """Return the gradients of `_convolution`: XLA's of x, and of each tap of the kernel a product.
+
+    A tap's is the sum over pixels of the output's gradient times the input that the tap reads. The
+    gradient comes first, so that it is transposed for all taps once, and the inputs never are.
+    """
+    x, kernel = kept
+    (x_gradient,) = jax.vjp(lambda x: _convolution(x, kernel, stride, dilation, padding), x)[1](
+        gradient
+    )
+    height, width = (stride * (size - 1) + 1 for size in gradient.shape[1:3])
+    padded, taps = jnp.pad(x, ((0, 0), *padding, (0, 0))), []
+    for i in range(0, kernel.shape[0] * dilation, dilation):
+        for j in range(0, kernel.shape[1] * dilation, dilation):
+            read = padded[:, i : i + height : stride, j : j + width : stride]
+            float32 = {'preferred_element_type': jnp.float32}
+            taps.append(jnp.einsum('bhwf,bhwc->fc', gradient, read, **float32).T)
+    return x_gradient, jnp.stack(taps).reshape(kernel.shape).astype(kernel.dtype)
+
+
+_with_products.defvjp(_forward, _backward)
 
 
 def max_pool(x: jax.Array, padding: Sequence[tuple[int, int]]) -> jax.Array:

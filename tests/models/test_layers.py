@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 from jax import lax
 
-from css_jax.models.layers import BatchNorm, Conv, channels, convolve, he_normal, max_pool
+from css_jax.models.layers import (
+    BatchNorm,
+    Conv,
+    by_products,
+    channels,
+    convolve,
+    he_normal,
+    max_pool,
+)
 
 
 def plain(x, kernel, stride, dilation):
@@ -36,10 +44,12 @@ def plain(x, kernel, stride, dilation):
         ((8, 8), 3, 2, 1),  # even size, stride 2: torch pads (1, 1), 'SAME' would pad (0, 1)
     ],
 )
-def test_cut_taps_change_nothing(size, taps, stride, dilation):
+@pytest.mark.parametrize(('inputs', 'features'), [(3, 4), (64, 65)])
+def test_cut_taps_and_products_change_nothing(size, taps, stride, dilation, inputs, features):
     r = np.random.default_rng(0)
-    x = jnp.asarray(r.standard_normal((2, *size, 3)), jnp.float32)
-    kernel = jnp.asarray(r.standard_normal((taps, taps, 3, 4)), jnp.float32)
+    x = jnp.asarray(r.standard_normal((2, *size, inputs)), jnp.float32)
+    kernel = jnp.asarray(r.standard_normal((taps, taps, inputs, features)), jnp.float32)
+    assert by_products(kernel.shape) == (inputs == 64 and jax.default_backend() == 'cpu')
 
     @jax.jit
     def outcomes(x, kernel):
@@ -52,6 +62,29 @@ def test_cut_taps_change_nothing(size, taps, stride, dilation):
     with jax.default_matmul_precision('highest'):
         for a, b in zip(*outcomes(x, kernel), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-5 * float(np.abs(b).max()))
+
+
+def gradient_of_kernel(dtype, inputs=64):
+    """Function of x and kernel that gives the kernel's gradient, and arguments."""
+    r = np.random.default_rng(0)
+    x = jnp.asarray(r.standard_normal((2, 6, 7, inputs)), dtype)
+    kernel = jnp.asarray(r.standard_normal((3, 3, inputs, 64)), dtype)
+    return jax.grad(lambda k, x: convolve(x, k, 1, 2).astype(jnp.float32).sum()), kernel, x
+
+
+def test_a_kernel_s_gradient_is_products_on_a_cpu_alone(monkeypatch):
+    for platform, inputs, expected in (('cpu', 64, 9), ('cpu', 63, 0), ('gpu', 64, 0)):
+        monkeypatch.setattr(jax, 'default_backend', lambda name=platform: name)
+        f, *arguments = gradient_of_kernel(jnp.float32, inputs)
+        assert str(jax.make_jaxpr(f)(*arguments)).count('dot_general') == expected
+
+
+def test_its_products_in_bfloat16_are_added_in_float32():
+    f, kernel, x = gradient_of_kernel(jnp.bfloat16)
+    found, exact = f(kernel, x), f(kernel.astype('float32'), x.astype('float32'))
+    assert found.dtype == jnp.bfloat16
+    error = np.abs(np.asarray(found, np.float32) - exact)
+    assert (error <= 2**-8 * np.abs(exact) + 1e-5 * np.abs(exact).max()).all()
 
 
 def test_initial_values_have_the_stated_distributions():
