@@ -169,11 +169,13 @@ def test_a_network_on_it():
     assert params['aspp']['conv0']['kernel'].shape == (1, 1, 768, 192)
 
 
-@pytest.mark.parametrize(('stride', 'dilation'), [(1, 1), (2, 1), (1, 4)])
-def test_depthwise_is_a_grouped_convolution(stride, dilation):
+@pytest.mark.parametrize(
+    ('taps', 'stride', 'dilation'), [(3, 1, 1), (3, 2, 1), (3, 1, 4), (5, 2, 1), (5, 1, 2)]
+)
+def test_depthwise_is_a_grouped_convolution(taps, stride, dilation):
     r = np.random.default_rng(4)
     x = jnp.asarray(r.standard_normal((2, 9, 6, 5)), jnp.float32)
-    kernel = jnp.asarray(r.standard_normal((3, 3, 1, 5)), jnp.float32)
+    kernel = jnp.asarray(r.standard_normal((taps, taps, 1, 5)), jnp.float32)
 
     def grouped(x, kernel, stride, dilation):
         return jax.lax.conv_general_dilated(
@@ -196,7 +198,7 @@ def test_depthwise_is_a_grouped_convolution(stride, dilation):
         ]
 
     for found, expected in both(x):
-        assert found.dtype == jnp.float32  # in bfloat16 the nine products are added in float32
+        assert found.dtype == jnp.float32  # in bfloat16 the products are added in float32
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 

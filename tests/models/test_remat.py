@@ -24,7 +24,12 @@ CONFIG = {
     'representation_dim': 8,
     'dtype': 'float32',
 }
-BACKBONES = {'resnet18': 0.125, 'resnet50': 0.0625, 'mobilenet_v1': 0.25}  # and widths
+BACKBONES = {  # and widths
+    'resnet18': 0.125,
+    'resnet50': 0.0625,
+    'mobilenet_v1': 0.25,
+    'efficientnet_lite0': 0.25,
+}
 VALUES = [*((stage,) for stage in remat.STAGES), ('all',)]
 # Without it XLA's CPU compiler takes recomputation out again, see docs/memory.md.
 KEEP = {'xla_disable_hlo_passes': 'cse_barrier_expander'}
@@ -166,7 +171,14 @@ def test_less_is_kept_with_every_stage():
     assert sizes == sorted(set(sizes), reverse=True)
 
 
-def test_mobilenet_s_stages_begin_with_its_strides(monkeypatch):
+@pytest.mark.parametrize(
+    ('backbone', 'stem', 'first', 'after'),
+    [
+        ('mobilenet_v1', 'conv1', 1, (2, 4, 6, 12, 14)),
+        ('efficientnet_lite0', 'conv_stem', 0, (1, 3, 5, 11, 16)),
+    ],
+)
+def test_stages_of_blocks_begin_with_their_strides(monkeypatch, backbone, stem, first, after):
     found, chain = {}, remat.chain
 
     def record(module, stage, blocks, *rest):
@@ -174,13 +186,11 @@ def test_mobilenet_s_stages_begin_with_its_strides(monkeypatch):
         return chain(module, stage, blocks, *rest)
 
     monkeypatch.setattr(remat, 'chain', record)
-    shapes((), 'mobilenet_v1')
-    assert found['stem'] == ['conv1', 'block1']
-    assert found['layer1'] == ['block2', 'block3']  # to stride 4
-    assert found['layer2'] == ['block4', 'block5']
-    assert found['layer3'] == [f'block{i}' for i in range(6, 12)]
-    assert found['layer4'] == ['block12', 'block13']
-    assert found['aspp'] == ['aspp'] and len(found) == 6
+    shapes((), backbone)
+    assert found.pop('stem') == [stem, f'block{first}']
+    for k in range(4):  # layer1: to stride 4
+        assert found.pop(f'layer{k + 1}') == [f'block{i}' for i in range(after[k], after[k + 1])]
+    assert found == {'aspp': ['aspp']}
 
 
 def test_a_layer_keeps_the_inputs_of_its_runs(monkeypatch):
