@@ -213,7 +213,7 @@ GRAPH = {
 NETWORK = {
     'model.stem': _S,
     'model.stem_ceil_mode': ('supervised', {'model.stem': 'deep'}),
-    'model.output_stride': _S,
+    'model.output_stride': ('supervised', {'model.backbone': 'efficientnet_lite0'}),
     'model.width': _S,
     'model.dtype': _S,
     'model.atrous': _S,
