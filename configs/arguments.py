@@ -99,6 +99,21 @@ def finish(
     return config
 
 
+def resnet101(config: ConfigDict, given: Mapping[str, Any], stem: str) -> None:
+    """Set the stem and the first weights of the paper's network, in place.
+
+    Args:
+        config: the file's own.
+        given: from `read`, with 'pretrained'.
+        stem: the paper's. It is there where weights are given, or none; torchvision's, which are
+            taken where nothing is said, are of the plain one.
+    """
+    if given['pretrained'] is None:
+        config.model.stem, config.model.pretrained = 'conv7', 'resnet101'
+    else:
+        config.model.stem = stem
+
+
 def chosen(labels: int, split: str, folder: str, file: str) -> dict[str, Any]:
     """Return the keys of a stream that choose its labelled images.
 

@@ -31,7 +31,6 @@ from css_jax import config as configs
 from css_jax.methods import METHODS
 
 FILE = 'configs/cityscapes.py'
-PRETRAINED = 'resnet101'  # of css_jax/models/published.py
 DEFAULTS = {
     'labels': 186,
     'method': 'css_mix',
@@ -53,10 +52,7 @@ def get_config(argument: str = '') -> ConfigDict:
 
     c = configs.default()
     c.method = given['method']
-    if given['pretrained'] is None:
-        c.model.stem, c.model.pretrained = 'conv7', PRETRAINED
-    else:
-        c.model.stem = 'deep'
+    arguments.resnet101(c, given, 'deep')
     c.supervised.loss = 'ohem'
     folder = f'{given["lists"]}/cityscapes'
     chosen = arguments.chosen(given['labels'], given['split'], folder, FILE)

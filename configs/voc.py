@@ -48,7 +48,6 @@ PROTOCOLS = {
     'classic': {'stem': 'conv7', 'from': 'train', 'labels': 92, 'split': 'random'},
     'blender': {'stem': 'deep', 'from': 'trainaug', 'labels': 662, 'split': 'list'},
 }
-PRETRAINED = 'resnet101'  # of css_jax/models/published.py
 DEFAULTS = {
     'protocol': 'classic',
     'labels': 0,  # the protocol's
@@ -73,10 +72,7 @@ def get_config(argument: str = '') -> ConfigDict:
 
     c = configs.default()
     c.method = given['method']
-    if given['pretrained'] is None:
-        c.model.stem, c.model.pretrained = 'conv7', PRETRAINED
-    else:
-        c.model.stem = protocol['stem']
+    arguments.resnet101(c, given, protocol['stem'])
     chosen = arguments.chosen(labels, split, f'{given["lists"]}/pascal', FILE)
     c.data.streams.labelled = configs.stream('voc', split=protocol['from'], **chosen)
     c.data.streams.unlabelled = configs.stream(

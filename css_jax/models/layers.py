@@ -96,6 +96,16 @@ def _backward(stride, dilation, padding, kept, gradient):
 
     A tap's is the sum over pixels of the output's gradient times the input that the tap reads. The
     gradient comes first, so that it is transposed for all taps once, and the inputs never are.
+
+    Args:
+        stride: of the output, both axes.
+        dilation: of the kernel, both axes.
+        padding: of height and width, before and after.
+        kept: x [B, H, W, C] and the kernel [k, k', C, features].
+        gradient: of the output, [B, h, w, features].
+
+    Returns:
+        That of x [B, H, W, C], and of the kernel [k, k', C, features], of their dtypes.
     """
     x, kernel = kept
     (x_gradient,) = jax.vjp(lambda x: _convolution(x, kernel, stride, dilation, padding), x)[1](

@@ -1,4 +1,4 @@
-"""Files of named arrays: .npz, .safetensors, and torch's .pth and .pt, which only writing needs."""
+"""Files of named arrays: .npz, .safetensors, and .pth and .pt; only writing these needs torch."""
 
 import importlib
 import os
