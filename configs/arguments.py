@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from css_jax import config as configs
 from css_jax.config import command_line, table
+from css_jax.models import published
 from data_prep.splits import lists
 
 SPLITS = ('random', 'list')
@@ -90,7 +91,9 @@ def finish(
         if declared and isinstance(declared.example, tuple):
             raise ValueError(f'{file}: {key} has commas in its value: give it as --config.{key}=')
         near = difflib.get_close_matches(key, [*config, *given], n=1)
-        if near and near[0] not in config:  # an option, which the table of keys does not know
+        if (
+            not declared and near and near[0] not in config
+        ):  # an option, which the table of keys does not know
             raise ValueError(f'{file}: no key {key!r}; did you mean {near[0]!r}?')
     try:
         config.update_from_flattened_dict(command_line.values(config, settings))
@@ -105,13 +108,13 @@ def resnet101(config: ConfigDict, given: Mapping[str, Any], stem: str) -> None:
     Args:
         config: the file's own.
         given: from `read`, with 'pretrained'.
-        stem: the paper's. It is there where weights are given, or none; torchvision's, which are
-            taken where nothing is said, are of the plain one.
+        stem: the paper's. It is there where a file of weights is given, or none; torchvision's,
+            which are taken where nothing is said, are of the plain one.
     """
     if given['pretrained'] is None:
-        config.model.stem, config.model.pretrained = 'conv7', 'resnet101'
-    else:
-        config.model.stem = stem
+        config.model.pretrained = 'resnet101'
+    named = given['pretrained'] is None or given['pretrained'] in published.NAMES
+    config.model.stem = 'conv7' if named else stem
 
 
 def chosen(labels: int, split: str, folder: str, file: str) -> dict[str, Any]:

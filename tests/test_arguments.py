@@ -33,6 +33,12 @@ def test_words_are_known_by_what_they_are():
     assert (config.data.streams.labelled.count, config.steps) == (183, 300)
 
 
+@pytest.mark.parametrize('family', FAMILIES)
+def test_a_key_that_is_called_like_an_option_is_a_key(family):
+    config = FAMILIES[family].get_config('model.pretrained=w.npz,eval.split=fresh')
+    assert (config.model.pretrained, config.eval.split) == ('w.npz', 'fresh')
+
+
 def test_keys_are_read_as_what_the_table_has():
     config = voc.get_config(
         'eval.flip=true,optimizer.floor=1e-5,model.stem_ceil_mode=True,data.dir=/data,augment.hue=0'

@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import io
 import logging
+import pathlib
 import threading
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 from configs import camvid, cityscapes, voc
 from css_jax import config as configs
 from css_jax import methods, state
+from css_jax.config import warnings
 from css_jax.models import published
 from css_jax.modes import preview
 from css_jax.run import folder as run_folder
@@ -116,6 +118,21 @@ def test_what_is_not_whole_is_not_taken(answer, words, server):
     server.answers[PATH] = good()
     assert named.path('resnet18', KEY).read_bytes() == WHOLE
     assert in_cache() == [PATH[1:], f'{PATH[1:]}.lock'] and len(server.asked) == 3
+
+
+def test_a_cache_that_cannot_be_made_is_told_with_its_variable(server, monkeypatch, tmp_path):
+    (tmp_path / 'file').touch()
+    monkeypatch.setenv(named.CACHE, str(tmp_path / 'file'))
+    with pytest.raises(OSError, match=r'^model.pretrained=resnet18: .*CSS_JAX_CACHE sets the fold'):
+        named.path('resnet18', KEY)
+    assert not server.asked
+
+
+def test_the_cache_is_where_its_variables_say(monkeypatch):
+    monkeypatch.delenv(named.CACHE, raising=False)
+    for home, expected in (('/x', '/x/css_jax'), ('', '~/.cache/css_jax')):
+        monkeypatch.setenv('XDG_CACHE_HOME', home)
+        assert named.cache() == pathlib.Path(expected).expanduser() / 'weights'
 
 
 def test_nobody_answers(server, monkeypatch):
@@ -254,7 +271,11 @@ def test_what_is_neither_name_nor_file_is_told_with_the_names(tmp_path):
 
 def test_a_run_to_start_from_has_a_backbone_already(tmp_path):
     run_folder.save(configs.finalise(tiny.get_config()), tmp_path)
-    assert configs.finalise(named_config(init_from=str(tmp_path))).model.pretrained == ''
+    config = named_config(init_from=str(tmp_path))
+    final = configs.finalise(config)
+    assert final.model.pretrained == ''
+    told = warnings.warnings(config, final, {'labelled': 8})
+    assert 'model.pretrained=resnet18 has no effect: the run in init_from has a backbone' in told[0]
 
 
 def torch_file(ctx):

@@ -149,6 +149,23 @@ def test_a_damaged_file_is_named(tmp_path, ending):
         weight_files.read(path)
 
 
+def test_other_damage_of_an_npz_is_named_too(tmp_path):
+    path = tmp_path / 'a.npz'
+    with path.open('wb') as file:
+        np.save(file, np.ones(3))  # one array, of no name
+    with pytest.raises(ValueError, match=r'a.npz is not a .npz file of arrays'):
+        weight_files.read(path)
+    np.savez_compressed(path, a=np.arange(1000))
+    content = bytearray(path.read_bytes())
+    content[60:90] = bytes(30)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r'a.npz is not a .npz file of arrays'):
+        weight_files.read(path)
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.writestr('readme.txt', 'hello')
+    assert weight_files.read(path) == {}
+
+
 def test_objects_in_an_npz_are_not_opened(tmp_path):
     np.savez(tmp_path / 'a.npz', a=np.array([{1: 2}], object))
     with pytest.raises(ValueError, match=r'a.npz is not a .npz file of arrays'):
@@ -233,6 +250,31 @@ def test_planted_code_is_not_run(planted, form, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r'^\S*a.pth (holds|is not)'):
         weight_files.read(path)
     assert [file.name for file in tmp_path.iterdir()] == ['a.pth']
+
+
+DEPTH = 100_000
+HOSTILE = {
+    'a key of tuples in tuples': b'\x80\x02})' + b'\x85' * DEPTH + b'K\x01s.',
+    'the same in pairs': b'\x80\x02})' + b'N\x86' * DEPTH + b'K\x01s.',
+    'the same behind a mark': b'\x80\x02}()' + b'\x85' * DEPTH + b'K\x01u.',
+    'the same in a call': b'\x80\x02ccollections\nOrderedDict\n])'
+    + b'\x85' * DEPTH
+    + b'K\x01\x86a\x85R.',
+    'the same in a set': b'\x80\x04\x8f()' + b'\x85' * DEPTH + b'\x90.',
+    'dicts in dicts': b'\x80\x02' + b'}K\x01' * DEPTH + b'N' + b's' * DEPTH + b'.',
+    'four billion places': b'\x80\x02Nr\xff\xff\xff\xff.',
+    'bytes without end': b'\x80\x05\x96' + (2**40).to_bytes(8, 'little') + b'.',
+    'a name that moves the cursor': b'cos\x1b[2J\nsystem\x07\n.',
+}
+
+
+@pytest.mark.parametrize('hostile', HOSTILE)
+def test_hostile_files_end_in_one_line(hostile, tmp_path):
+    with zipfile.ZipFile(tmp_path / 'a.pth', 'w') as archive:
+        archive.writestr('archive/data.pkl', HOSTILE[hostile])
+    with pytest.raises(ValueError, match=r'a.pth (holds|is not)') as error:
+        weight_files.read(tmp_path / 'a.pth')
+    assert str(error.value).isprintable()
 
 
 def test_what_a_file_sets_on_a_function_does_not_stay(tmp_path):
@@ -358,5 +400,11 @@ def test_a_refusal_names_the_object_and_gives_a_call_that_is_not_refused(monkeyp
         save=lambda tree, file: saved.update({file: tree}),
     )
     monkeypatch.setitem(sys.modules, 'torch', torch)
-    exec(re.search(r'python -c "(.*)"', str(error.value))[1], {})
+    torch.is_tensor = lambda value: isinstance(value, np.ndarray)
+    advice = re.search(r'python -c "(.*)"', str(error.value))[1]
+    exec(advice, {})
     assert saved == {'w_arrays.pth': TREE}
+    flat = {'conv1.weight': np.ones(3), 'arch': 'resnet'}
+    torch.load = lambda file, device, weights_only: flat
+    exec(advice, {})
+    assert saved['w_arrays.pth'].keys() == {'conv1.weight'}

@@ -29,6 +29,7 @@ def warnings(given: ConfigDict, config: ConfigDict, images: Mapping[str, int]) -
     return [
         *_random_weights(config),
         *_other_stem(config),
+        *_not_needed(given, config),
         *_undone(config),
         *_unread(given, config),
         *own,
@@ -53,6 +54,12 @@ def _other_stem(config: ConfigDict) -> Iterator[str]:
             "model.stem=conv7: the paper's network has a deep stem here, for which no weights have "
             'a name; `pretrained=FILE` behind the colon of --config takes them'
         )
+
+
+def _not_needed(given: ConfigDict, config: ConfigDict) -> Iterator[str]:
+    name = given.model.get('pretrained')
+    if config.init_from and name in published.NAMES:
+        yield f'model.pretrained={name} has no effect: the run in init_from has a backbone already'
 
 
 def _how(model: ConfigDict) -> str:

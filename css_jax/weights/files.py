@@ -4,6 +4,7 @@ import importlib
 import os
 import pathlib
 import zipfile
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,10 @@ from css_jax.weights import torch_files
 FORMATS = ('.npz', '.safetensors', '.pth', '.pt')
 # What a checkpoint may have of use, where the rest of it is not opened.
 PARTS = ('model', 'ema_model', 'prototypes', 'state_dict')
-_DAMAGE = (ValueError, KeyError, EOFError, zipfile.BadZipFile, safetensors.SafetensorError)
+_DAMAGE = (
+    *(ValueError, KeyError, EOFError, TypeError, RuntimeError, zlib.error, zipfile.BadZipFile),
+    safetensors.SafetensorError,
+)
 
 
 def check(path: str | pathlib.Path, key: str, or_else: str = '') -> None:
@@ -62,7 +66,7 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     try:
         if path.suffix == '.npz':
             with np.load(path, allow_pickle=False) as file:
-                return {name: file[name] for name in file.files}
+                return _flat({name: file[name] for name in file.files})
         if path.suffix == '.safetensors':
             return safetensors.numpy.load_file(path)
         return _flat(torch_files.read(path))
@@ -124,7 +128,7 @@ def _refusal(path: pathlib.Path, name: str) -> str:
         f'holds {name} beside its arrays, which is not opened for safety. Open it yourself, where '
         'torch is, if you trust it, and save its arrays alone: python -c "import torch; ck = '
         f"torch.load('{path.name}', 'cpu', weights_only=False); torch.save({{k: ck[k] for k in "
-        f"{PARTS} if k in ck}}, '{new}')\""
+        f"{PARTS} if k in ck}} or {{k: v for k, v in ck.items() if torch.is_tensor(v)}}, '{new}')\""
     )
 
 

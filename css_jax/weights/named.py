@@ -1,7 +1,8 @@
 """Weights that a name stands for: downloaded once, or from a package that pip has installed.
 
-Two variables of the environment: CSS_JAX_CACHE is the folder for downloads (default:
-~/.cache/css_jax), CSS_JAX_OFFLINE=1 keeps everything from being downloaded.
+Two variables of the environment: downloads lie in $CSS_JAX_CACHE/weights (default:
+$XDG_CACHE_HOME/css_jax, or ~/.cache/css_jax), CSS_JAX_OFFLINE=1 keeps everything from being
+downloaded.
 """
 
 import contextlib
@@ -27,7 +28,7 @@ _PIECE = 1 << 20  # bytes
 
 def cache() -> pathlib.Path:
     """Return the folder for downloads."""
-    home = os.environ.get('XDG_CACHE_HOME', '~/.cache')
+    home = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
     return pathlib.Path(os.environ.get(CACHE) or f'{home}/css_jax').expanduser() / 'weights'
 
 
@@ -80,13 +81,15 @@ def _downloaded(name: str, found: Download, key: str) -> pathlib.Path:
             raise FileNotFoundError(
                 f'{key}={name}: {file} is not there and {OFFLINE} is set: {by_hand}, or unset it'
             )
-        folder.mkdir(parents=True, exist_ok=True)
-        with _alone(file):
-            if not file.is_file():  # else another process was faster
-                try:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with _alone(file):
+                if not file.is_file():  # else another process was faster
                     _download(found, file)
-                except (OSError, http.client.HTTPException) as error:
-                    raise OSError(f'{key}={name}: {found.url}: {error}; or {by_hand}') from None
+        except (OSError, http.client.HTTPException) as error:
+            raise OSError(
+                f'{key}={name}: {found.url}: {error}; or {by_hand} ({CACHE} sets the folder)'
+            ) from None
     _check(file, found.sha256, key)
     return file
 
@@ -100,7 +103,7 @@ def _download(found: Download, file: pathlib.Path) -> None:
     draft, checksum, done = file.with_name(f'{file.name}.part'), hashlib.sha256(), 0
     LOG.info('downloading %s to %s', found.url, file)
     with urllib.request.urlopen(found.url, timeout=_PATIENCE) as answer, draft.open('wb') as out:
-        size = answer.headers.get('Content-Length')
+        size = answer.length  # None where the server does not say
         total = size and int(size)
         # In a terminal alone: a file of lines has the one above.
         with tqdm.tqdm(
@@ -111,8 +114,8 @@ def _download(found: Download, file: pathlib.Path) -> None:
                 out.write(piece)
                 done += len(piece)
                 bar.update(len(piece))
-    if size and done != int(size):
-        raise OSError(f'{done:,} of {int(size):,} bytes have come')
+    if size is not None and done != size:
+        raise OSError(f'{done:,} of {size:,} bytes have come')
     if not checksum.hexdigest().startswith(found.sha256):
         draft.unlink()
         raise OSError(

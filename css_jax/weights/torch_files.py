@@ -11,10 +11,11 @@ import io
 import os
 import pathlib
 import pickle
+import struct
 import sys
 import zipfile
-from collections.abc import Callable, Mapping
-from typing import Any, BinaryIO, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, BinaryIO, ClassVar, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -43,8 +44,9 @@ class Refused(ValueError):
     """
 
     def __init__(self, name: str):
-        super().__init__(f'it holds {name}')
-        self.name = name
+        # It is printed, whatever the file says.
+        self.name = ''.join(c if c.isprintable() else '?' for c in name)[:80]
+        super().__init__(f'it holds {self.name}')
 
 
 class _Kind(NamedTuple):
@@ -91,7 +93,10 @@ def read(path: str | pathlib.Path) -> dict[str, Any]:
         except Refused:
             raise
         except _DAMAGE as error:
-            raise ValueError(str(error) or type(error).__name__) from None
+            words = str(error) or type(error).__name__
+            if isinstance(error, LookupError):  # its words are what was looked up alone
+                words = f'broken at {words}'
+            raise ValueError(''.join(c if c.isprintable() else '?' for c in words)[:200]) from None
     return found
 
 
@@ -99,6 +104,7 @@ def read(path: str | pathlib.Path) -> dict[str, Any]:
 _DAMAGE = (
     *(ValueError, TypeError, LookupError, AttributeError, EOFError, MemoryError, OverflowError),
     *(pickle.UnpicklingError, zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError),
+    struct.error,
 )
 
 
@@ -117,6 +123,8 @@ def _read_zip(file: BinaryIO) -> Any:
 
         def load(storage: _Storage) -> np.ndarray:
             member, size = f'{folder}data/{storage.key}', storage.count * storage.dtype.itemsize
+            if member not in names:
+                raise ValueError(f'{member} is missing')
             if archive.getinfo(member).file_size != size:
                 have = archive.getinfo(member).file_size
                 raise ValueError(f'{member} has {have} bytes, expected {size}')
@@ -128,9 +136,14 @@ def _read_zip(file: BinaryIO) -> Any:
 
 def _read_legacy(file: BinaryIO) -> Any:
     file.seek(0)
-    start = _Unpickler(file).load()
+    try:
+        start = _Unpickler(file).load()
+    except Refused:
+        raise
+    except _DAMAGE:
+        start = None
     if start != _MAGIC:
-        raise ValueError('it begins as no file of torch does')
+        raise ValueError('it begins as no file of torch 0.4 or later does')
     protocol, system = _Unpickler(file).load(), _Unpickler(file).load()
     if protocol != _PROTOCOL or not system.get('little_endian', True):
         raise ValueError(f'protocol {protocol}, {system}: expected {_PROTOCOL}, little-endian')
@@ -138,18 +151,34 @@ def _read_legacy(file: BinaryIO) -> Any:
     tree = unpickler.load()
     arrays = {}
     for key in _Unpickler(file).load():
-        storage = unpickler.storages[key]
+        storage = unpickler.storages.get(key)
+        if storage is None:
+            raise ValueError(f'storage {key!r} is of no tensor')
         count = int.from_bytes(file.read(8), 'little')
         size = storage.count * storage.dtype.itemsize
         left = os.fstat(file.fileno()).st_size - file.tell()
         if count != storage.count or size > left:
             raise ValueError(f'storage {key} has {count} numbers in {left} bytes, expected {size}')
         arrays[key] = np.frombuffer(file.read(size), storage.dtype)
+    if missing := unpickler.storages.keys() - arrays.keys():
+        raise ValueError(f'storage {min(missing)!r} is missing')
     return _filled(tree, lambda storage: arrays[storage.key])
 
 
-class _Unpickler(pickle.Unpickler):
+# Opcodes that torch has no use for: sets, whose items are hashed, registered extensions, arrays of
+# bytes of any length, and objects that are made in other ways than by a name that is called.
+_UNUSED = {
+    *(pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET, pickle.EXT1, pickle.EXT2, pickle.EXT4),
+    *(pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER),
+    *(pickle.INST, pickle.OBJ, pickle.NEWOBJ, pickle.NEWOBJ_EX),
+}
+
+
+class _Unpickler(pickle._Unpickler):
     """Reads a pickle in which `_KNOWN` stands for all names.
+
+    In Python: the one in C takes memory for as many places as a file claims, and hashes tuples
+    nested so deep that the process ends.
 
     Attributes:
         storages: key -> storage, of all that tensors have named so far.
@@ -158,6 +187,31 @@ class _Unpickler(pickle.Unpickler):
     def __init__(self, file: BinaryIO):
         super().__init__(file, encoding='utf-8')
         self.storages: dict[str, _Storage] = {}
+
+    def load_dict(self) -> None:
+        """Make a dict of what lies behind the last mark."""
+        _check_keys(self.stack[::2])
+        pickle._Unpickler.load_dict(self)
+
+    def load_setitem(self) -> None:
+        """Put the last pair into the dict before it."""
+        _check_keys(self.stack[-2:-1])
+        pickle._Unpickler.load_setitem(self)
+
+    def load_setitems(self) -> None:
+        """Put the pairs behind the last mark into the dict before it."""
+        _check_keys(self.stack[::2])
+        pickle._Unpickler.load_setitems(self)
+
+    dispatch: ClassVar = {
+        code: load
+        for code, load in pickle._Unpickler.dispatch.items()
+        if bytes([code]) not in _UNUSED
+    } | {
+        pickle.DICT[0]: load_dict,
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+    }
 
     def find_class(self, module: str, name: str) -> Any:
         """Return what stands for a name; the pickle may call it, and set attributes of it."""
@@ -178,6 +232,20 @@ class _Unpickler(pickle.Unpickler):
         if not (isinstance(key, str) and isinstance(count, int) and count >= 0):
             raise ValueError(f'a storage is called {key!r} with {count!r} numbers')
         return self.storages.setdefault(key, _Storage(key, kind.dtype, count))
+
+
+def _check_keys(keys: Iterable[Any]) -> None:
+    """Refuse keys that are no texts or numbers: anything else may take for ever to be hashed."""
+    for key in keys:
+        if not isinstance(key, str | int | float | bytes | None):
+            raise ValueError(f'a dict has a {type(key).__name__} for a key')
+
+
+def _ordered(pairs: Iterable[tuple[Any, Any]] = ()) -> collections.OrderedDict:
+    """Stand for collections.OrderedDict; of Python 2 it comes with its pairs."""
+    pairs = [(name, value) for name, value in pairs]
+    _check_keys(name for name, _ in pairs)
+    return collections.OrderedDict(pairs)
 
 
 def _tensor(storage: _Storage, offset: int, size: tuple, stride: tuple, *_: Any) -> _Tensor:
@@ -211,7 +279,8 @@ class _Nothing:
 
 
 _KNOWN: Mapping[str, Any] = {
-    'collections.OrderedDict': collections.OrderedDict,
+    'collections.OrderedDict': _ordered,
+    'torch._utils._rebuild_tensor': _tensor,  # before 2018
     'torch._utils._rebuild_tensor_v2': _tensor,
     'torch._utils._rebuild_parameter': _parameter,
     **{f'torch.{name}': _Kind(np.dtype(kind)) for name, kind in _STORAGES.items()},
