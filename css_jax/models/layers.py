@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -60,17 +61,24 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int = 1
         reach = min(centre, (size - 1) // dilation)  # taps on each side that meet the map
         kernel = lax.slice_in_dim(kernel, centre - reach, centre + reach + 1, axis=axis)
         padding.append((reach * dilation, reach * dilation))
-    chosen = _with_products if by_products(kernel.shape) else _convolution
+    size = [-(-side // stride) for side in x.shape[1:3]]
+    chosen = _with_products if by_products(kernel.shape, size) else _convolution
     return chosen(x, kernel, stride, dilation, tuple(padding))
 
 
-def by_products(shape: Sequence[int]) -> bool:
-    """Return whether the gradient of a kernel [k, k, C, features] is products on this platform.
+def by_products(shape: Sequence[int], size: Sequence[int]) -> bool:
+    """Return whether a kernel's gradient is computed as products of matrices on this platform.
 
-    On a CPU, from 64 channels on both sides; docs/speed.md has what was measured. Below, and on all
-    other platforms, it is XLA's, a convolution whose window is the map.
+    On a CPU, where both sides have 128 channels and a map of the narrower one 2^17 values: there
+    XLA's own, a convolution whose window is the map, falls out of the caches. docs/speed.md has
+    what was measured. Elsewhere, and on all other platforms, it is XLA's.
+
+    Args:
+        shape: of the kernel, [k, k, C, features].
+        size: height and width of the output.
     """
-    return jax.default_backend() == 'cpu' and min(shape[2:]) >= 64
+    narrow = min(shape[2:])
+    return jax.default_backend() == 'cpu' and narrow >= 128 and narrow * math.prod(size) >= 2**17
 
 
 def _convolution(x, kernel, stride, dilation, padding):

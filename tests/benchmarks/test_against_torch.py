@@ -9,10 +9,11 @@ from benchmarks import against_torch
 pytestmark = pytest.mark.soak
 
 
-@pytest.fixture(scope='module')
-def network():
+@pytest.fixture(scope='module', params=['resnet18', 'mobilenet_v1', 'efficientnet_lite0'])
+def network(request):
     changes = {'model.width': 0.125, 'model.representation_dim': 16}
-    return against_torch.programs(against_torch.configuration(**changes), batch=4, side=32)
+    changes['model.backbone'] = request.param
+    return against_torch.programs(against_torch.configuration(**changes), batch=4, size=(32, 48))
 
 
 @pytest.mark.parametrize('layout', against_torch.LAYOUTS)

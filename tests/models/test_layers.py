@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+from css_jax.models import layers
 from css_jax.models.layers import (
     BatchNorm,
     Conv,
@@ -44,12 +45,12 @@ def plain(x, kernel, stride, dilation):
         ((8, 8), 3, 2, 1),  # even size, stride 2: torch pads (1, 1), 'SAME' would pad (0, 1)
     ],
 )
-@pytest.mark.parametrize(('inputs', 'features'), [(3, 4), (64, 65)])
-def test_cut_taps_and_products_change_nothing(size, taps, stride, dilation, inputs, features):
+@pytest.mark.parametrize('products', [False, True])
+def test_cut_taps_and_products_change_nothing(size, taps, stride, dilation, products, monkeypatch):
+    monkeypatch.setattr(layers, 'by_products', lambda shape, size: products)
     r = np.random.default_rng(0)
-    x = jnp.asarray(r.standard_normal((2, *size, inputs)), jnp.float32)
-    kernel = jnp.asarray(r.standard_normal((taps, taps, inputs, features)), jnp.float32)
-    assert by_products(kernel.shape) == (inputs == 64 and jax.default_backend() == 'cpu')
+    x = jnp.asarray(r.standard_normal((2, *size, 3)), jnp.float32)
+    kernel = jnp.asarray(r.standard_normal((taps, taps, 3, 4)), jnp.float32)
 
     @jax.jit
     def outcomes(x, kernel):
@@ -64,23 +65,36 @@ def test_cut_taps_and_products_change_nothing(size, taps, stride, dilation, inpu
             np.testing.assert_allclose(a, b, atol=1e-5 * float(np.abs(b).max()))
 
 
-def gradient_of_kernel(dtype, inputs=64):
-    """Function of x and kernel that gives the kernel's gradient, and arguments."""
+@pytest.mark.parametrize(
+    ('platform', 'inputs', 'features', 'size', 'expected'),
+    [
+        ('cpu', 304, 256, (32, 40), True),  # a decoder's
+        ('cpu', 128, 256, (32, 32), True),
+        ('cpu', 512, 512, (16, 16), True),
+        ('gpu', 512, 512, (16, 16), False),
+        ('cpu', 304, 256, (16, 16), False),
+        ('cpu', 256, 128, (31, 33), False),
+        ('cpu', 64, 512, (128, 128), False),
+    ],
+)
+def test_which_kernel_s_gradients_are_products(
+    platform, inputs, features, size, expected, monkeypatch
+):
+    monkeypatch.setattr(jax, 'default_backend', lambda: platform)
+    assert by_products((3, 3, inputs, features), size) == expected
+    images = jax.ShapeDtypeStruct((2, 2 * size[0] - 1, 2 * size[1], inputs), jnp.float32)
+    kernel = jax.ShapeDtypeStruct((3, 3, inputs, features), jnp.float32)
+    gradient = jax.grad(lambda kernel, x: convolve(x, kernel, stride=2).sum())
+    program = str(jax.make_jaxpr(gradient)(kernel, images))
+    assert program.count('dot_general') == 9 * expected
+
+
+def test_its_products_in_bfloat16_are_added_in_float32(monkeypatch):
+    monkeypatch.setattr(layers, 'by_products', lambda shape, size: True)
     r = np.random.default_rng(0)
-    x = jnp.asarray(r.standard_normal((2, 6, 7, inputs)), dtype)
-    kernel = jnp.asarray(r.standard_normal((3, 3, inputs, 64)), dtype)
-    return jax.grad(lambda k, x: convolve(x, k, 1, 2).astype(jnp.float32).sum()), kernel, x
-
-
-def test_a_kernel_s_gradient_is_products_on_a_cpu_alone(monkeypatch):
-    for platform, inputs, expected in (('cpu', 64, 9), ('cpu', 63, 0), ('gpu', 64, 0)):
-        monkeypatch.setattr(jax, 'default_backend', lambda name=platform: name)
-        f, *arguments = gradient_of_kernel(jnp.float32, inputs)
-        assert str(jax.make_jaxpr(f)(*arguments)).count('dot_general') == expected
-
-
-def test_its_products_in_bfloat16_are_added_in_float32():
-    f, kernel, x = gradient_of_kernel(jnp.bfloat16)
+    x = jnp.asarray(r.standard_normal((2, 6, 7, 64)), jnp.bfloat16)
+    kernel = jnp.asarray(r.standard_normal((3, 3, 64, 64)), jnp.bfloat16)
+    f = jax.grad(lambda k, x: convolve(x, k, 1, 2).astype(jnp.float32).sum())
     found, exact = f(kernel, x), f(kernel.astype('float32'), x.astype('float32'))
     assert found.dtype == jnp.bfloat16
     error = np.abs(np.asarray(found, np.float32) - exact)
