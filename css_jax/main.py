@@ -126,7 +126,7 @@ def _run(changes: Mapping[str, str | None]) -> None:
         convert.to_file(workdir, given['target'], which)
         return
     with parallel.together():
-        config = command_line.load(_config_path())
+        config = command_line.load(_config_path(), changes)
         config.update_from_flattened_dict(command_line.values(config, changes))
     if mode == 'train':
         train.train(config, workdir)

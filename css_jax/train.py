@@ -154,7 +154,7 @@ def _announce(run: Run) -> None:
     changed = defaults.departures(config, (*method.defaults, *own))
     column = f', follow={config.follow}' if 'follow' in config else ''
     LOG.info('method %s%s; otherwise: %s', config.method, column, ', '.join(changed) or 'nothing')
-    for warning in run.warnings:
+    for warning in [*run.warnings, *splits.warnings(config.data, run.ids)]:
         LOG.warning('warning: %s', warning)
     for line in splits.report(config.data, run.ids):
         LOG.info('%s', line)

@@ -1,21 +1,22 @@
-"""What the builders share: reading pairs, the form of a record, what is noted, the report.
+"""What the builders share: the form of a record, what is noted, the report.
 
 Beside the records lies, per split and in record order, each image's id, its size and its number of
 pixels of each class. Subsets, class coverage and reports therefore need no scan of the images.
 """
 
-import io
 import os
+import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from unittest import mock
 
 import cv2
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
 from tensorflow_datasets.core import constants, shuffle
+
+from data_prep.images import encode_png
 
 VOID = 255  # label of pixels that have no class
 
@@ -69,63 +70,33 @@ def examples(
 
     Yields:
         (key, example) as `_generate_examples` must.
+
+    Raises:
+        ValueError: a label has a value that is neither a class nor void; names the image.
     """
     noted = {'ids': [], 'sizes': [], 'pixels': []}
     num_classes = len(metadata['class_names'])
     for key, (image_id, image, label) in enumerate(items):
         noted['ids'].append(image_id)
         noted['sizes'].append(list(label.shape))
-        pixels = np.bincount(label.ravel(), minlength=num_classes)[:num_classes]
-        noted['pixels'].append(pixels.tolist())
+        pixels = np.bincount(label.ravel(), minlength=VOID + 1)
+        wrong = np.flatnonzero(pixels[num_classes:VOID])
+        if wrong.size:
+            raise ValueError(
+                f'{split}, image {image_id!r}: label value {num_classes + wrong[0]} in '
+                f'{pixels[num_classes:VOID].sum()} pixels; expected 0 to {num_classes - 1}, or '
+                f'{VOID} for void'
+            )
+        noted['pixels'].append(pixels[:num_classes].tolist())
         yield key, {'id': image_id, 'image': image, 'label': encode_png(label)}
     metadata['splits'][split] = noted
-
-
-def decode_pair(
-    image: tuple[object, bytes], label: tuple[object, bytes]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Decode an image and its label, and compares their sizes.
-
-    Args:
-        image: name for messages, and a JPEG or PNG.
-        label: name for messages, and a PNG of one channel: grey, or palette indices.
-
-    Returns:
-        image uint8 [H, W, 3] (RGB), label uint8 [H, W] with its values as they are in the file.
-
-    Raises:
-        ValueError: a file cannot be read, the label is a colour image, or the sizes differ.
-    """
-    pixels, values = _open(*image), _open(*label)
-    # Palette images keep their indices here; other decoders give their colours, silently.
-    if values.mode not in ('L', 'P'):
-        raise ValueError(
-            f'{label[0]}: expected one channel of class ids (grey or palette), '
-            f'came an image of mode {values.mode}'
-        )
-    if values.size != pixels.size:
-        raise ValueError(
-            f'{label[0]}: expected width x height {pixels.width}x{pixels.height} '
-            f'as in {image[0]}, came {values.width}x{values.height}'
-        )
-    return np.asarray(pixels.convert('RGB')), np.asarray(values)
-
-
-def _open(name: object, encoded: bytes) -> Image.Image:
-    """Decode an image to its last pixel."""
-    try:
-        image = Image.open(io.BytesIO(encoded))
-        image.load()
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # PIL's, on broken files
-        raise ValueError(f'{name} is no readable image: {error}') from error
-    return image
 
 
 def relabel(label: np.ndarray, ids: Mapping[int, int], name: object, expected: str) -> np.ndarray:
     """Map a file's label values to class ids.
 
     Args:
-        label: uint8 [H, W].
+        label: int32 [H, W], none below 0.
         ids: value in the file -> class id or `VOID`.
         name: of the file, for messages.
         expected: which values there may be, for messages.
@@ -136,9 +107,9 @@ def relabel(label: np.ndarray, ids: Mapping[int, int], name: object, expected: s
     Raises:
         ValueError: a value is none of `ids`.
     """
-    known, table = np.zeros(256, bool), np.zeros(256, np.uint8)
+    known, table = np.zeros(1 << 16, bool), np.zeros(1 << 16, np.uint8)
     known[list(ids)], table[list(ids)] = True, list(ids.values())
-    wrong = label[~known[label]]
+    wrong = label[~known[np.minimum(label, len(known) - 1)]]
     if wrong.size:
         raise ValueError(f'{name}: label value {wrong[0]}; expected {expected}')
     return table[label]
@@ -151,20 +122,15 @@ def shrink(image: np.ndarray, label: np.ndarray, factor: int) -> tuple[np.ndarra
     return image, cv2.resize(label, size, interpolation=cv2.INTER_NEAREST_EXACT)
 
 
-def encode_png(array: np.ndarray) -> bytes:
-    """Encode uint8 [H, W] (grey) or [H, W, 3] (RGB) as PNG."""
-    if array.ndim == 3:
-        array = cv2.cvtColor(array, cv2.COLOR_RGB2BGR)
-    return cv2.imencode('.png', array)[1].tobytes()
-
-
 def prepare(builder: tfds.core.DatasetBuilder) -> None:
-    """Write the builder's records, with a progress bar; nothing happens where they exist.
+    """Write the builder's records, in a terminal with a progress bar; not where they exist.
 
     They are written to a folder of another name that is renamed at the end, so that an interrupted
     preparation leaves nothing that looks finished. While it is written a split lies on the disk
     twice, and never in memory.
     """
+    if not sys.stderr.isatty():  # in a file its lines would run into those of the program
+        tfds.disable_progress_bar()
     try:
         with mock.patch.object(shuffle, 'Shuffler', _Spool):
             builder.download_and_prepare(file_format='array_record')
@@ -232,16 +198,37 @@ def report(builder: tfds.core.DatasetBuilder) -> str:
         line = f'from {name}: {noted["bytes"]:,} bytes, SHA-256 {noted["sha256"]}'
         lines.append(line + known[noted.get('published')])
     for split, noted in metadata['splits'].items():
-        pixels, sizes = np.array(noted['pixels']), np.array(noted['sizes'])
-        area = sizes.prod(axis=1).sum()
-        kinds = sorted({f'{width}x{height}' for height, width in noted['sizes']})
-        shown = ', '.join(kinds[:3]) + (f' and {len(kinds) - 3} more' if len(kinds) > 3 else '')
-        lines.append(f'\n{split}: {len(sizes)} images, width x height {shown}')
-        lines.append(f'  {"class":<14}{"pixels":>9}{"images":>8}')
-        for name, total, images in zip(names, pixels.sum(0), (pixels > 0).sum(0), strict=True):
-            lines.append(f'  {name:<14}{total / area:>9.2%}{images:>8}')
-        lines.append(f'  {"(void)":<14}{1 - pixels.sum() / area:>9.2%}')
+        lines += split_lines(split, noted, names)
+    everything = np.concatenate([np.array(n['pixels']) for n in metadata['splits'].values()])
+    if (shown := np.flatnonzero(everything.sum(0))).size == 1:
+        lines.append(
+            f'\nwarning: the labels show one class alone, {names[shown[0]]}: every score will be '
+            '100 (masks of 0 and 255, where 255 is void?)'
+        )
     for union, parts in metadata.get('unions', {}).items():
         count = sum(len(metadata['splits'][part]['ids']) for part in parts)
         lines.append(f'\n{union}: {count} images, those of {" and ".join(parts)}')
     return '\n'.join(lines)
+
+
+def split_lines(split: str, noted: Mapping, names: Sequence[str]) -> list[str]:
+    """Describe a split: images, sizes, and a histogram of the classes.
+
+    Args:
+        split: its name.
+        noted: 'sizes' and 'pixels' of every image, as `examples` notes them.
+        names: of the classes; empty for a split without masks.
+    """
+    if not noted['sizes']:
+        return [f'\n{split}: no images']
+    pixels, sizes = np.array(noted['pixels']), np.array(noted['sizes'])
+    area = sizes.prod(axis=1).sum()
+    kinds = sorted({f'{width}x{height}' for height, width in noted['sizes']})
+    shown = ', '.join(kinds[:3]) + (f' and {len(kinds) - 3} more' if len(kinds) > 3 else '')
+    lines = [f'\n{split}: {len(sizes)} images, width x height {shown}']
+    if names:
+        lines.append(f'  {"class":<14}{"pixels":>9}{"images":>8}')
+        for name, total, images in zip(names, pixels.sum(0), (pixels > 0).sum(0), strict=True):
+            lines.append(f'  {name:<14}{total / area:>9.2%}{images:>8}')
+        lines.append(f'  {"(void)":<14}{1 - pixels.sum() / area:>9.2%}')
+    return lines

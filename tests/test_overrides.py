@@ -183,3 +183,15 @@ def test_a_file_is_loaded_with_its_argument(tmp_path):
     (tmp_path / 'alone.py').write_text('def get_config():\n    return int("x")\n')
     with pytest.raises(ValueError, match=r'expected .*alone\.py \(too many positional arg'):
         command_line.load(f'{tmp_path}/alone.py:3')
+
+
+def test_a_file_that_asks_for_the_changes_gets_them(tmp_path):
+    (tmp_path / 'asks.py').write_text(
+        'from ml_collections import ConfigDict\n\n\n'
+        "def get_config(argument='', changes=None):\n"
+        "    return ConfigDict({'argument': argument, 'told': str(changes)})\n"
+    )
+    changes = {'data.dir': '/data', 'eval.flip': None}
+    config = command_line.load(f'{tmp_path}/asks.py:a', changes)
+    assert (config.argument, config.told) == ('a', str(changes))
+    assert command_line.load(f'{tmp_path}/asks.py').told == '{}'

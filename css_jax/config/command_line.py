@@ -51,8 +51,14 @@ def arguments(changes: Mapping[str, str | None]) -> list[str]:
     ]
 
 
-def load(path: str) -> ConfigDict:
+def load(path: str, changes: Mapping[str, str | None] | None = None) -> ConfigDict:
     """Return the table that `get_config` of FILE[:ARGUMENT] gives, locked.
+
+    Args:
+        path: FILE[:ARGUMENT].
+        changes: those of the command line, see `split`; none are made. A `get_config` that has a
+            parameter of this name gets them: where settings follow from data, it has to know
+            which.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -71,12 +77,14 @@ def load(path: str) -> ConfigDict:
     spec.loader.exec_module(module)
     if not hasattr(module, 'get_config'):
         raise ValueError(f'--config={path}: {file!r} has no function get_config')
+    signature = inspect.signature(module.get_config)
+    more = {'changes': dict(changes or {})} if 'changes' in signature.parameters else {}
     try:
-        inspect.signature(module.get_config).bind(*argument)
+        signature.bind(*argument, **more)
     except TypeError as error:
         expected = file if argument else f'{file}:ARGUMENT'
         raise ValueError(f'--config={path}: expected {expected} ({error})') from None
-    return module.get_config(*argument).lock()
+    return module.get_config(*argument, **more).lock()
 
 
 def values(config: ConfigDict, changes: Mapping[str, str | None]) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from css_jax.data import sources
 from css_jax.keys import choice
 from css_jax.models import published
 
+_Classes = dict[str, tuple[str, int]]  # key of a dataset -> (dataset, how many classes it has)
+
 
 def finalise(config: ConfigDict, workdir: str | pathlib.Path | None = None) -> FrozenConfigDict:
     """Fill in every key that is not set, and check all of them.
@@ -64,10 +66,11 @@ def _finalised(
     }
     found = defaults.resolve(config, derived)
     check.values(config)
+    every = _classes(config)
     if not config.num_classes:
-        config.num_classes, dataset = _most_classes(config)
+        config.num_classes, dataset = _most_classes(config, every)
         found['num_classes'] = f'dataset {dataset}'
-    _check_classes(config)
+    _check_classes(config, every)
     return FrozenConfigDict(config), found
 
 
@@ -91,56 +94,66 @@ def _drop(config: ConfigDict) -> None:
         del streams[name]
 
 
-def _classes(config: ConfigDict) -> dict[str, tuple[str, int]]:
-    """Return key of a dataset -> (dataset, its classes): the evaluation's, then the streams'.
+def _classes(config: ConfigDict) -> _Classes:
+    """Return the classes of the evaluation's dataset, then of the streams'.
+
+    A dataset whose classes are noted with its records is left out where these are gone and
+    `num_classes` is set, as in a run that has moved.
 
     Raises:
         ValueError: there is no such dataset.
+        FileNotFoundError: its records are not there, and `num_classes` is not set.
     """
     keys = {'eval': config.eval.dataset}
     keys |= {f'data.streams.{name}': s.dataset for name, s in config.data.streams.items()}
-    found = {}
+    found, counts = {}, {}
     for key, dataset in keys.items():
         try:
-            found[key] = dataset, len(sources.class_names(dataset))
+            if dataset not in counts:
+                counts[dataset] = len(sources.class_names(dataset, config.data.dir))
+            found[key] = dataset, counts[dataset]
+        except FileNotFoundError:
+            if not config.num_classes:
+                raise
         except ValueError as error:
             raise ValueError(f'{key}.dataset: {error}') from None
     return found
 
 
-def _labelled(config: ConfigDict) -> dict[str, tuple[str, int]]:
-    """Return `_classes` of the streams that have labels."""
+def _labelled(config: ConfigDict, every: _Classes) -> _Classes:
+    """Return those of the streams that have labels."""
     streams = config.data.streams
     return {
         key: found
-        for key, found in _classes(config).items()
+        for key, found in every.items()
         if key != 'eval' and not streams[key.rpartition('.')[2]].reads.startswith('none')
     }
 
 
-def _label_sets(config: ConfigDict) -> set[str]:
-    return {dataset.partition('/')[0] for dataset, _ in _labelled(config).values()}
+def _label_sets(labelled: _Classes) -> set[str]:
+    return {sources.label_set(dataset) for dataset, _ in labelled.values()}
 
 
-def _most_classes(config: ConfigDict) -> tuple[int, str]:
+def _most_classes(config: ConfigDict, every: _Classes) -> tuple[int, str]:
     """Return the classes of the evaluation or, with several label sets, of the largest; and whose.
 
     With a label set each, a method's heads have numbers of their own.
     """
-    every = _classes(config)
-    if len(_label_sets(config)) > 1:
-        dataset, count = max(_labelled(config).values(), key=lambda found: found[1])
+    labelled = _labelled(config, every)
+    if len(_label_sets(labelled)) > 1:
+        dataset, count = max(labelled.values(), key=lambda found: found[1])
     else:
         dataset, count = every['eval']
     return count, dataset
 
 
-def _check_classes(config: ConfigDict) -> None:
+def _check_classes(config: ConfigDict, every: _Classes) -> None:
     """Raise ValueError where a dataset has more classes than the network."""
-    every = _classes(config)
-    if len(_label_sets(config)) > 1:
+    labelled = _labelled(config, every)
+    if len(_label_sets(labelled)) > 1:
         return
-    for key, (dataset, count) in ({'eval': every['eval']} | _labelled(config)).items():
+    evaluated = {key: found for key, found in every.items() if key == 'eval'}
+    for key, (dataset, count) in (evaluated | labelled).items():
         if count > config.num_classes:
             raise ValueError(
                 f'num_classes: got {config.num_classes}, but {key} ({dataset}) has {count}'

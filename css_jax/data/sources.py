@@ -11,10 +11,17 @@ import tensorflow_datasets as tfds
 from data_prep import records
 from data_prep.camvid import builder as camvid
 from data_prep.cityscapes import builder as cityscapes
+from data_prep.folder import builder as folder
 from data_prep.shapes import builder as shapes
 from data_prep.voc import builder as voc
 
-DATASETS = {'shapes': shapes, 'camvid': camvid, 'voc': voc, 'cityscapes': cityscapes}
+DATASETS = {
+    'shapes': shapes,
+    'camvid': camvid,
+    'voc': voc,
+    'cityscapes': cityscapes,
+    'folder': folder,  # its configs are what the user has prepared, each a dataset of its own
+}
 VOID = records.VOID
 
 
@@ -44,20 +51,40 @@ class Source:
         return len(self.ids)
 
 
-def class_names(dataset: str) -> tuple[str, ...]:
+def class_names(dataset: str, data_dir: str = '') -> tuple[str, ...]:
     """Return a dataset's class names in the order of the label values; prepares nothing.
 
     Args:
         dataset: name in `DATASETS`, with '/config' where it has several.
+        data_dir: folder of prepared datasets, see `load`; those of `folder` have their names there.
 
     Returns:
         The names.
 
     Raises:
         ValueError: there is no such dataset or configuration.
+        FileNotFoundError: a dataset of `folder` is not prepared.
     """
-    module, _ = _find(dataset)
+    module, config = _find(dataset, data_dir)
+    if _is_own(module):
+        return tuple(_builder(module, config, data_dir).info.metadata['class_names'])
     return module.CLASS_NAMES
+
+
+def label_set(dataset: str) -> str:
+    """Return what names a dataset's classes and images: itself without '/config'.
+
+    The configs of a dataset have the same classes and ids; those of `folder` have nothing in
+    common.
+    """
+    name = dataset.partition('/')[0]
+    return dataset if name in DATASETS and _is_own(DATASETS[name]) else name
+
+
+def splits(dataset: str, data_dir: str = '') -> list[str]:
+    """List the splits of a dataset; for arguments and what is raised see `load`."""
+    metadata = _open(dataset, data_dir).info.metadata
+    return [*metadata['splits'], *metadata.get('unions', {})]
 
 
 def load(dataset: str, split: str, data_dir: str = '') -> Source:
@@ -75,46 +102,82 @@ def load(dataset: str, split: str, data_dir: str = '') -> Source:
         ValueError: there is no such dataset, configuration or split.
         FileNotFoundError: the dataset is not prepared and needs files only the user can get.
     """
-    module, config = _find(dataset)
-    place = {'config': config, 'data_dir': data_dir or None}
-    builder = module.Builder(**place)
-    if not records.is_prepared(builder):
-        if module.NEEDED_FROM_USER:
-            raise FileNotFoundError(_how_to_prepare(dataset, config, data_dir, builder.data_dir))
-        records.prepare(builder)
-        builder = module.Builder(**place)  # now reads back what was noted
-    splits = builder.info.metadata['splits']
+    builder = _open(dataset, data_dir)
+    stored = builder.info.metadata['splits']
     unions = builder.info.metadata.get('unions', {})  # splits that are not stored a second time
-    if split not in (known := [*splits, *unions]):
+    if split not in (known := [*stored, *unions]):
         raise ValueError(
             f'dataset {dataset!r} has no split {split!r}; it has {_list(split, known)}'
         )
     parts = unions.get(split, [split])
-    noted = [splits[part] for part in parts]
+    noted = [stored[part] for part in parts]
     undecoded = tfds.decode.SkipDecoding()
     decoders = {'image': undecoded, 'label': undecoded}
     return Source(
-        dataset=f'{builder.name}/{config}',
+        dataset=f'{builder.name}/{builder.builder_config.name}',
         split=split,
         records=builder.as_data_source('+'.join(parts), decoders=decoders),
         ids=tuple(image_id for part in noted for image_id in part['ids']),
         sizes=np.concatenate([part['sizes'] for part in noted]),
         pixels=np.concatenate([part['pixels'] for part in noted]),
-        class_names=module.CLASS_NAMES,
+        class_names=tuple(builder.info.metadata['class_names']),
     )
 
 
-def _find(dataset: str) -> tuple[types.ModuleType, str]:
+def _open(dataset: str, data_dir: str) -> tfds.core.DatasetBuilder:
+    """Return the builder of a dataset, prepared."""
+    module, config = _find(dataset, data_dir)
+    builder = _builder(module, config, data_dir)
+    if not records.is_prepared(builder):
+        if module.NEEDED_FROM_USER:
+            raise FileNotFoundError(_how_to_prepare(dataset, config, data_dir, builder.data_dir))
+        records.prepare(builder)
+        builder = _builder(module, config, data_dir)  # now reads back what was noted
+    return builder
+
+
+def _builder(module: types.ModuleType, config: str, data_dir: str) -> tfds.core.DatasetBuilder:
+    return module.Builder(config=config, data_dir=data_dir or None)
+
+
+def _is_own(module: types.ModuleType) -> bool:
+    """Say whether a module's configs are datasets of the user."""
+    return hasattr(module, 'prepared')
+
+
+def _find(dataset: str, data_dir: str) -> tuple[types.ModuleType, str]:
     """Return a dataset's module and the name of its configuration (the first if none is named)."""
     name, _, config = dataset.partition('/')
     if name not in DATASETS:
         raise ValueError(f'there is no dataset {name!r}; there are {_list(name, DATASETS)}')
+    if _is_own(DATASETS[name]):
+        return DATASETS[name], _find_own(name, config, data_dir)
     configs = [known.name for known in DATASETS[name].Builder.BUILDER_CONFIGS]
     if config and config not in configs:
         raise ValueError(
             f'dataset {name!r} has no config {config!r}; it has {_list(config, configs)}'
         )
     return DATASETS[name], config or configs[0]
+
+
+def _find_own(name: str, config: str, data_dir: str) -> str:
+    """Return the name of a dataset that the user has prepared: the only one if none is named."""
+    known = DATASETS[name].prepared(data_dir or None)
+    if config in known:
+        return config
+    where = data_dir or 'TFDS_DATA_DIR or ~/tensorflow_datasets'
+    if not config and len(known) == 1:
+        return known[0]
+    if not config and known:
+        several = ', '.join(f'{name}/{one}' for one in known)
+        raise ValueError(f'dataset {name!r}: several are prepared in {where}: {several}; name one')
+    there = f'there are {_list(config, known)}' if known else 'none is there'
+    command = f'python -m data_prep.{name} --source FOLDER --name {config or "NAME"}'
+    command += f' --data_dir {data_dir}' if data_dir else ''
+    missing = f'{name}/{config}' if config else name
+    raise FileNotFoundError(
+        f'dataset {missing!r} is not prepared in {where}: {there}. To prepare it run: {command}'
+    )
 
 
 def _how_to_prepare(dataset: str, config: str, data_dir: str, missing: str) -> str:

@@ -43,15 +43,20 @@ def load(data: ConfigDict) -> dict[str, Source]:
     """Open the source of every stream, once their settings are known to make sense.
 
     Raises:
-        ValueError: they do not, or streams exclude each other in a circle.
+        ValueError: they do not, streams exclude each other in a circle, or one reads labels of a
+            split that has none.
         FileNotFoundError: a dataset is not prepared, see `sources.load`.
     """
     for name in data.streams:
         _check_settings(name, data.streams)
-    return {
+    loaded = {
         name: sources.load(config.dataset, config.split, data.dir)
         for name, config in data.streams.items()
     }
+    for name, source in loaded.items():
+        if data.streams[name].reads[:4] != 'none':
+            check_labels(f'data.streams.{name}.split', source)
+    return loaded
 
 
 def subset(name: str, streams: Mapping, loaded: Mapping[str, Source]) -> tuple[str, ...]:
@@ -106,11 +111,11 @@ def _read_ids(key: str, path: str, source: Source) -> set[str]:
     """Read a list, see `data_prep.splits.lists.read`, and finds every image in the source."""
     wanted = 'a list of images, one a line (python -m data_prep.splits fetches the published ones)'
     check(Path(path).is_file(), key, path, wanted)
+    known = set(source.ids)
     try:
-        named = lists.read(path)
+        named = lists.read(path, known=known)
     except ValueError as error:
         raise ValueError(f'{key}: {error}') from None
-    known = set(source.ids)
     unknown = [image_id for image_id in named if image_id not in known]
     if unknown:
         first = unknown[0]
@@ -181,11 +186,30 @@ def report(data: ConfigDict, ids: Mapping[str, tuple[str, ...]]) -> list[str]:
             if rare:
                 lines.append(f'  rare, in fewer than {_RARE} images: {", ".join(rare)}')
         for other in list(ids)[: list(ids).index(name)]:
-            same = _dataset(data.streams[other].dataset) == _dataset(config.dataset)
-            shared = len(set(chosen) & set(ids[other])) if same else 0
+            same = {sources.label_set(data.streams[one].dataset) for one in (name, other)}
+            shared = len(set(chosen) & set(ids[other])) if len(same) == 1 else 0
             if shared:
                 lines.append(f'  {shared} of its images are in stream {other} too')
     return lines
+
+
+def warnings(data: ConfigDict, ids: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """Say which streams have labels of one class alone, from which nothing can be learned.
+
+    Args:
+        data: `config.data`.
+        ids: stream name -> ids, as from `subsets`.
+    """
+    loaded, found = load(data), []
+    for name, chosen in ids.items():
+        if data.streams[name].reads[:4] != 'none':
+            shown = [known for known, count in coverage(loaded[name], chosen).items() if count]
+            if len(shown) == 1:
+                found.append(
+                    f'stream {name}: its labels show one class alone, {shown[0]}: every loss will '
+                    'be 0 and every score of it 100 (masks of 0 and 255, where 255 is void?)'
+                )
+    return found
 
 
 def coverage(source: Source, ids: Collection[str]) -> dict[str, int]:
@@ -238,6 +262,16 @@ def changed_since(saved: Mapping[str, Any], data: ConfigDict) -> str:
     return f'the training images are no longer those trained on: {difference}' if difference else ''
 
 
+def check_labels(key: str, source: Source) -> None:
+    """Make sure that a split has labels.
+
+    Raises:
+        ValueError: none of its images has a pixel of a class; names the key that asks for them.
+    """
+    came = f'{source.split!r} of {source.dataset}, where no image has a mask'
+    check(bool(source.pixels.any()), key, came, 'a split with masks')
+
+
 def check(good: bool, key: str, came: object, expected: str) -> None:
     """Make sure that a setting is good.
 
@@ -277,11 +311,6 @@ def _check_settings(name: str, streams: Mapping) -> None:
         key, dataset = f'data.streams.{chain[-1]}.exclude', streams[chain[-1]].dataset
         check(other in streams, key, repr(other), f'one of {", ".join(streams)}')
         check(other not in chain, key, repr(other), 'streams that do not exclude each other')
-        same = _dataset(streams[other].dataset) == _dataset(dataset)
+        same = sources.label_set(streams[other].dataset) == sources.label_set(dataset)
         check(same, key, repr(other), f'a stream of the same dataset, {dataset}')
         chain.append(other)
-
-
-def _dataset(name: str) -> str:
-    """Return a dataset's name without '/config': ids are the same in all of its configs."""
-    return name.partition('/')[0]

@@ -86,7 +86,7 @@ def batch_shapes(
         if what == 'mask':
             found[name]['label'] = jax.ShapeDtypeStruct(size, np.uint8)
         if what == 'classes':
-            count = len(sources.class_names(config.dataset))
+            count = len(sources.class_names(config.dataset, data.dir))
             found[name]['classes'] = jax.ShapeDtypeStruct((config.batch_size, count), bool)
         if valid:
             found[name]['valid'] = jax.ShapeDtypeStruct(size, bool)

@@ -15,7 +15,7 @@ from clu import metrics as clu_metrics
 from ml_collections import ConfigDict
 
 from css_jax import methods, parallel
-from css_jax.data import evaluation, sources
+from css_jax.data import evaluation, sources, splits
 from css_jax.evaluation import protocols
 from css_jax.methods import Evaluation, views
 from css_jax.methods.method import computing
@@ -97,12 +97,13 @@ class Evaluator:
             evaluated: one of the method's evaluations.
 
         Raises:
-            ValueError: an image is larger than `eval.pad_to`, or the split has more classes than
-                the network; see also `css_jax.data.sources.load`.
+            ValueError: an image is larger than `eval.pad_to`, or the split has no labels or more
+                classes than the network; see also `css_jax.data.sources.load`.
         """
         c = config.eval
         self.network = evaluated.network
         self._source = sources.load(evaluated.dataset, evaluated.split, config.data.dir)
+        splits.check_labels('eval.split', self._source)
         window = protocols.window(config, evaluated.dataset)
         self._images = evaluation.groups(
             self._source, c.protocol, pad_to=tuple(c.pad_to), window=window

@@ -98,7 +98,7 @@ def pseudo_labels(
         'tau_sim': _temperature(config),
         **scores,
     }
-    names = sources.class_names(data.streams.unlabelled.dataset)
+    names = sources.class_names(data.streams.unlabelled.dataset, data.dir)
     title = f'{config.method}, step {step}: pseudo-labels of {len(ids)} unlabelled images'
     text = f'{title}; IoU in %, then coverage in %\n\n{_table(names, scores)}\n'
     suffix = {'last': '', 'best': '_best'}.get(which, f'_step{step}')  # as results.file_name

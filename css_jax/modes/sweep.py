@@ -234,7 +234,7 @@ def markdown(table: str | int, runs: Sequence[Run], settings: str) -> str:
 
 def _load(path: str, changes: Mapping[str, str | None], folder: pathlib.Path) -> ConfigDict:
     """Return the configuration, finalised, that --config FILE:ARGUMENT and changes to it make."""
-    config = command_line.load(path)
+    config = command_line.load(path, changes)
     try:
         config.update_from_flattened_dict(command_line.values(config, changes))
         return configs.finalise(config, folder)

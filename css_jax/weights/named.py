@@ -18,7 +18,7 @@ from collections.abc import Iterator
 
 import tqdm
 
-from css_jax.models.published import NAMES, Download
+from css_jax.models.published import NAMES, Download, Package
 
 LOG = logging.getLogger('css_jax')
 CACHE, OFFLINE = 'CSS_JAX_CACHE', 'CSS_JAX_OFFLINE'
@@ -35,6 +35,18 @@ def cache() -> pathlib.Path:
 def absent(name: str) -> bool:
     """Return whether `path` would have to download."""
     return isinstance(NAMES.get(name), Download) and not (cache() / NAMES[name].file).is_file()
+
+
+def installed(name: str) -> bool:
+    """Return whether a name's weights come with a package that is installed."""
+    found = NAMES.get(name)
+    if not isinstance(found, Package):
+        return False
+    try:
+        importlib.metadata.distribution(found.package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def path(name: str, key: str) -> pathlib.Path:

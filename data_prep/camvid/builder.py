@@ -1,13 +1,14 @@
 """TFDS builder of `camvid`."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from data_prep import records
+from data_prep import images, records
 
 CLASS_NAMES = (
     'sky', 'building', 'pole', 'road', 'pavement', 'tree',
@@ -103,16 +104,21 @@ def find_pairs(source: Path, split: str, count: int) -> list[tuple[Path, Path]]:
     ]
     found = [folders for folders in layouts if all(folder.is_dir() for folder in folders)]
     if not found:
-        tried = ' nor '.join(f'{images} and {labels}' for images, labels in layouts)
+        tried = ' nor '.join(f'{folder} and {labels}' for folder, labels in layouts)
         raise FileNotFoundError(
             f'--source {source}: there are neither {tried}. In --source FOLDER,\n{NEEDED_FROM_USER}'
         )
     folder, labels = found[0]
-    images = sorted(file for file in folder.iterdir() if file.suffix in ('.jpg', '.png'))
-    pairs = [(image, labels / f'{image.stem}.png') for image in images]
-    for image, label in pairs:
-        if not label.is_file():
-            raise FileNotFoundError(f'{image} has no label: there is no {label}')
+    files = sorted(file for file in folder.iterdir() if images.is_image(file))
+    for first, second in itertools.pairwise(files):
+        if first.stem == second.stem:
+            raise ValueError(f'{first} and {second.name} have one stem; expected one of them')
+    there = {file.stem: file for file in labels.iterdir() if images.is_image(file)}
+    for file in files:
+        if file.stem not in there:
+            expected = labels / f'{file.stem}.png'
+            raise FileNotFoundError(f'{file} has no label: there is no {expected}')
+    pairs = [(file, there[file.stem]) for file in files]
     if len(pairs) != count:
         raise ValueError(f'{folder}: expected {count} images, found {len(pairs)}')
     return pairs
@@ -122,7 +128,7 @@ def read_pair(image_file: Path, label_file: Path, shrink: int) -> tuple[str, byt
     """Read one image and its label.
 
     Args:
-        image_file: JPEG or PNG.
+        image_file: see `data_prep.images.decode`.
         label_file: grey PNG of class ids, void being 255 or, as in the original, 11.
         shrink: pixels that become one, a side: averaged in the image, the nearest in the label.
 
@@ -133,9 +139,9 @@ def read_pair(image_file: Path, label_file: Path, shrink: int) -> tuple[str, byt
         ValueError: a file cannot be read, the sizes differ, or a label value is no class.
     """
     data = image_file.read_bytes()
-    image, label = records.decode_pair((image_file, data), (label_file, label_file.read_bytes()))
+    image, label = images.decode_pair((image_file, data), (label_file, label_file.read_bytes()))
     label = records.relabel(label, _IDS, label_file, _EXPECTED)
     if shrink == 1:
-        return image_file.stem, data, label
-    image, label = records.shrink(image, label, shrink)
-    return image_file.stem, records.encode_png(image), label
+        return image_file.stem, images.encoded(image, data), label
+    pixels, label = records.shrink(image.pixels, label, shrink)
+    return image_file.stem, images.encode_png(pixels), label

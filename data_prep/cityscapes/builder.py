@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import tensorflow_datasets as tfds
 
-from data_prep import archives, records
+from data_prep import archives, images, records
 
 # Label id -> class and its name, "train id": https://github.com/mcordts/cityscapesScripts/blob/
 # master/cityscapesscripts/helpers/labels.py
@@ -75,10 +75,10 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager) -> dict[str, Iterator]:
         del dl_manager  # the user downloads
         files = find_archives(self._source)
-        images, labels = (archives.members(file) for file in files)
+        members, labels = (archives.members(file) for file in files)
         pairs = {}
         for split, count in self._splits.items():
-            pairs[split] = find_pairs(images, split)
+            pairs[split] = find_pairs(members, split)
             if len(pairs[split]) != count:
                 raise ValueError(
                     f'{files[0]}: split {split}: expected {count} images, found {len(pairs[split])}'
@@ -90,7 +90,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             for image_id, (image, label) in pairs[split].items():
                 yield read_item(
                     image_id,
-                    (f'{files[0]}: {image}', images[image]()),
+                    (f'{files[0]}: {image}', members[image]()),
                     (f'{files[1]}: {label}', labels[label]()),
                     self.builder_config.shrink,
                 )
@@ -118,18 +118,18 @@ def find_archives(source: Path) -> tuple[Path, Path]:
     return files
 
 
-def find_pairs(images: archives.Members, split: str) -> dict[str, tuple[str, str]]:
+def find_pairs(members: archives.Members, split: str) -> dict[str, tuple[str, str]]:
     """Find a split's images, and says where the labels have to be.
 
     Args:
-        images: members of the archive of images.
+        members: of the archive of images.
         split: name of the split.
 
     Returns:
         id, such as 'aachen_000000_000019' -> names of image and label in their archives; sorted.
     """
     pairs = {}
-    for name in sorted(images):
+    for name in sorted(members):
         path = PurePosixPath(name)
         if len(path.parts) == 4 and path.match(f'leftImg8bit/{split}/*/*_leftImg8bit.png'):
             image_id = path.name.removesuffix('_leftImg8bit.png')
@@ -155,9 +155,9 @@ def read_item(
     Raises:
         ValueError: a file cannot be read, the sizes differ, or a label value is no label id.
     """
-    pixels, values = records.decode_pair(image, label)
+    photograph, values = images.decode_pair(image, label)
     values = records.relabel(values, _IDS, label[0], _EXPECTED)
     if shrink == 1:
-        return image_id, image[1], values
-    pixels, values = records.shrink(pixels, values, shrink)
-    return image_id, records.encode_png(pixels), values
+        return image_id, images.encoded(photograph, image[1]), values
+    pixels, values = records.shrink(photograph.pixels, values, shrink)
+    return image_id, images.encode_png(pixels), values

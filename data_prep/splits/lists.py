@@ -8,7 +8,7 @@ has coarser labels.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 # Each list at the commit at which it was read, on the page
@@ -58,37 +58,61 @@ TRAIN = {'pascal': 10_582, 'cityscapes': 2_975}  # images, labelled and unlabell
 VAL = {'pascal': 1_449, 'cityscapes': 500}
 IDS = {'pascal': r'\d{4}_\d{6}', 'cityscapes': r'[a-z]+_\d{6}_\d{6}'}
 
-_ENDINGS = ('.png', '.jpg', '.jpeg')
+_ENDING = r'\.(?:jpe?g|png|bmp|tiff?|webp)'
+# A line's first file of an image, which may be in quotes and may have spaces in its name.
+_FILE = re.compile(rf'(["\']?)(?P<path>.+?{_ENDING})\1(?=\s|$)', re.IGNORECASE)
 
 
-def image_id(line: str) -> str:
+def image_id(line: str, known: Collection[str] = ()) -> str:
     """Return the id of the image that a line of a list names.
 
     Args:
         line: an id ('2007_000032') or an image's file ('JPEGImages/2007_000032.jpg',
             'leftImg8bit/train/ulm/ulm_000061_000019_leftImg8bit.png'); after a space or a tab
             anything, such as the file of its label.
+        known: ids that there are. With them a name may have spaces and quotes around it, and an id
+            may have its folder.
 
     Returns:
-        The file's name without folder, ending and Cityscapes' '_leftImg8bit'.
+        The known id. Without one the file's name without folder, ending and Cityscapes'
+        '_leftImg8bit'; but all of a line that has several words and begins with no image's file.
     """
-    name = line.split()[0].rpartition('/')[2]
-    for ending in _ENDINGS:
-        name = name.removesuffix(ending)
-    return name.removesuffix('_leftImg8bit')
+    text = line.strip()
+    word = text.split()[0]
+    first = _stem(word.rpartition('/')[2]).removesuffix('_leftImg8bit')
+    if not known:
+        return first
+    whole = text.strip('"\'')
+    file = _FILE.match(text)
+    path = file['path'] if file else whole
+    parts = path.split('/')
+    tails = ['/'.join(parts[start:]) for start in range(len(parts))]  # folder by folder less
+    # A folder with a space may be an id before the file of a label: the first word goes before.
+    sure = [tail for tail in tails if not re.search(r'\s', path.removesuffix(tail))]
+    for name in (whole, *sure, first, *tails):
+        for found in (name, _stem(name)):
+            if found in known:
+                return found
+    return first if word == text or _stem(word) != word else _stem(whole)
 
 
-def read(path: str | Path) -> dict[str, int]:
+def _stem(name: str) -> str:
+    """Return the name of a file without the ending of an image."""
+    return re.sub(f'{_ENDING}$', '', name, flags=re.IGNORECASE)
+
+
+def read(path: str | Path, known: Collection[str] = ()) -> dict[str, int]:
     """Read a list, see `parse`; raises FileNotFoundError where there is no such file."""
-    return parse(Path(path).read_bytes(), str(path))
+    return parse(Path(path).read_bytes(), str(path), known)
 
 
-def parse(content: bytes, place: str) -> dict[str, int]:
+def parse(content: bytes, place: str, known: Collection[str] = ()) -> dict[str, int]:
     """Read a list of images, one a line as `image_id` takes them; blank lines count for nothing.
 
     Args:
         content: of a text file in UTF-8, its lines ended in any way.
         place: where it came from, for errors.
+        known: ids that there are, see `image_id`.
 
     Returns:
         id -> number of its line, from 1, in the list's order.
@@ -104,7 +128,7 @@ def parse(content: bytes, place: str) -> dict[str, int]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        name = image_id(line)
+        name = image_id(line, known)
         if name in found:
             # Counted twice it would be drawn twice as often; counted once the list would be
             # shorter than its name says.

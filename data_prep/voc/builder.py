@@ -14,7 +14,7 @@ import numpy as np
 import scipy.io
 import tensorflow_datasets as tfds
 
-from data_prep import archives, records
+from data_prep import archives, images, records
 from data_prep.splits import lists
 
 CLASS_NAMES = (
@@ -91,8 +91,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager) -> dict[str, Iterator]:
         del dl_manager  # it wants every archive registered; `archives` needs no more than a folder
         voc_file, extra_file = find_archives(self._source)
-        images = archives.members(voc_file)
-        labels = labels_by_split(voc_file, images, extra_file)
+        members = archives.members(voc_file)
+        labels = labels_by_split(voc_file, members, extra_file)
         counts = {split: len(found) for split, found in labels.items()}
         counts |= {split: sum(counts[part] for part in parts) for split, parts in UNIONS.items()}
         for split, count in self._splits.items():
@@ -102,20 +102,20 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                     f'found {counts[split]} in {voc_file.name} and {extra_file.name}'
                 )
         for found in labels.values():
-            archives.require(voc_file, images, map(_image, found))
+            archives.require(voc_file, members, map(_image, found))
         self.info.metadata['archives'] = {
             file.name: archives.fingerprint(file, PUBLISHED.get(file.name, ('', ''))[1])
             for file in (voc_file, extra_file)
         }
         return {
-            split: self._generate_examples(split, voc_file, images, found)
+            split: self._generate_examples(split, voc_file, members, found)
             for split, found in labels.items()
         }
 
     def _generate_examples(
-        self, split: str, voc_file: Path, images: archives.Members, labels: Labels
+        self, split: str, voc_file: Path, members: archives.Members, labels: Labels
     ) -> Iterator[tuple[int, dict]]:
-        items = (read_item(voc_file, images, image_id, *labels[image_id]) for image_id in labels)
+        items = (read_item(voc_file, members, image_id, *labels[image_id]) for image_id in labels)
         return records.examples(self.info.metadata, split, items)
 
 
@@ -207,7 +207,7 @@ def sbd_labels(file: Path, without: Collection[str]) -> Labels:
         if path.suffix == '.txt':
             listed[name] = lists.parse(data, full_name)
         else:
-            png = records.encode_png(decode_mat(data, full_name))
+            png = images.encode_png(decode_mat(data, full_name))
             labels[path.stem] = (full_name, functools.partial(bytes, png))
     archives.require(file, listed, (f'{_SBD_FOLDER}/{split}.txt' for split in ('train', 'val')))
     ids = {image_id for found in listed.values() for image_id in found} - set(without)
@@ -244,7 +244,7 @@ def decode_mat(data: bytes, name: str) -> np.ndarray:
 
 def read_item(
     voc_file: Path,
-    images: Mapping[str, Callable[[], bytes]],
+    members: Mapping[str, Callable[[], bytes]],
     image_id: str,
     label_name: str,
     read_label: Callable[[], bytes],
@@ -252,15 +252,16 @@ def read_item(
     """Read one image and its label.
 
     Returns:
-        id, JPEG as it is in the archive, label uint8 [H, W].
+        id, encoded image, label uint8 [H, W].
 
     Raises:
         ValueError: a file cannot be read, the sizes differ, or a label value is no class.
     """
     name = _image(image_id)
-    data = images[name]()
-    _, label = records.decode_pair((f'{voc_file}: {name}', data), (label_name, read_label()))
-    return image_id, data, records.relabel(label, _IDS, label_name, _EXPECTED)
+    data = members[name]()
+    image, label = images.decode_pair((f'{voc_file}: {name}', data), (label_name, read_label()))
+    label = records.relabel(label, _IDS, label_name, _EXPECTED)
+    return image_id, images.encoded(image, data), label
 
 
 def _image(image_id: str) -> str:

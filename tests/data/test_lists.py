@@ -199,3 +199,72 @@ def test_command_takes_the_lists_of_a_folder(tmp_path):
     command.main(['--from', str(SHARED), '--target', str(tmp_path)])
     for path in SHARED.rglob('*.txt'):
         assert (tmp_path / path.relative_to(SHARED)).read_bytes() == path.read_bytes()
+
+
+KNOWN = (
+    'photo',
+    'photo (1)',
+    'site A 00',
+    'siteA/001',
+    '001',
+    '10',
+    '3',
+    'крыша 1',
+    '屋根',
+    'a.jpg',
+)
+
+
+@pytest.mark.parametrize(
+    ('line', 'name'),
+    [
+        ('photo (1).jpg', 'photo (1)'),
+        ('images/photo (1).jpg', 'photo (1)'),
+        ('my images/photo (1).jpg', 'photo (1)'),
+        ('photo.jpg', 'photo'),
+        ('photo', 'photo'),
+        ('site A 00', 'site A 00'),
+        (' "site A 00.png" ', 'site A 00'),
+        ("'images/site A 00.PNG'", 'site A 00'),
+        ('site A 00.png masks/site A 00.png', 'site A 00'),
+        ('"site A 00.png" "masks/3.png"', 'site A 00'),
+        ('siteA/001.tif', 'siteA/001'),
+        ('images/siteA/001.TIFF masks/siteA/001.png', 'siteA/001'),
+        ('siteB/001.webp', '001'),
+        ('10.jpeg masks/3.png', '10'),
+        ('10 masks/3.png', '10'),
+        ('dir A/10.bmp masks/3.png', '10'),
+        ('крыша 1.png', 'крыша 1'),
+        ('images/屋根.JPG\tmasks/屋根.png', '屋根'),
+        ('a.jpg.png', 'a.jpg'),
+        ('a.jpg', 'a.jpg'),
+    ],
+)
+def test_a_known_name_may_have_spaces_quotes_and_a_folder(line, name):
+    assert lists.image_id(line, KNOWN) == name
+
+
+@pytest.mark.parametrize(
+    ('line', 'name'),
+    [
+        ('images/other.png masks/3.png', 'other'),
+        ('site B 00.png', 'site B 00'),
+        ('"site B 00.png"', 'site B 00'),
+        ('train/other', 'other'),
+    ],
+)
+def test_an_unknown_name_is_given_back_for_the_message(line, name):
+    assert lists.image_id(line, KNOWN) == name
+
+
+@pytest.mark.parametrize('ending', ['jpg', 'JPG', 'jpeg', 'Png', 'bmp', 'tif', 'TIFF', 'webp'])
+def test_endings_of_images_are_known_in_any_case(ending):
+    assert lists.image_id(f'images/a.b.{ending} x') == 'a.b'
+
+
+def test_a_list_is_read_by_the_known_names(tmp_path):
+    path = write(tmp_path / 'ids.txt', '"photo (1).jpg"\r\n\r\nphoto.jpg\r\n')
+    assert lists.read(path, known=KNOWN) == {'photo (1)': 1, 'photo': 3}
+    write(tmp_path / 'ids.txt', 'photo (1).jpg\nimages/photo (1).jpg\n')
+    with pytest.raises(ValueError, match=r"got 'photo \(1\)' in line 1 and again in line 2"):
+        lists.read(path, known=KNOWN)

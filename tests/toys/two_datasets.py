@@ -13,7 +13,7 @@ STREAMS = ('coarse', 'fine')
 
 
 def classes(config, stream):
-    return len(sources.class_names(config.data.streams[stream].dataset))
+    return len(sources.class_names(config.data.streams[stream].dataset, config.data.dir))
 
 
 def outputs(config):

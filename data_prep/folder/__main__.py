@@ -1,0 +1,167 @@
+"""Makes images of your own, with masks for some of them, the dataset `folder/NAME`."""
+
+import argparse
+import functools
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import logging
+
+from data_prep import command, records
+from data_prep.folder import builder, classes, layouts, picture, reading
+
+_DETAILS = f"""\
+FOLDER has one of these layouts; images without a mask are unlabelled, wherever they lie:
+
+{layouts.EXPECTED}
+
+Beside them may be classes.txt, a class a line: `name` or `name r g b`.
+docs/own_data.md has more."""
+
+
+def main() -> None:
+    """Read the command line, look at all files, report, and write the records."""
+    args = _arguments()
+    logging.set_verbosity(logging.ERROR)
+    with command.stops_in_words():
+        _check_name(args.name)
+        settings = reading.Settings(
+            ignore=tuple(args.ignore),
+            classes=args.classes,
+            val_share=args.val_share,
+            seed=args.seed,
+            max_side=args.max_side,
+            skip_bad=args.skip_bad,
+        )
+        plan, problems = reading.read(Path(args.source), settings)
+        print('\n'.join(plan.report))
+        if len(problems) > args.skip_bad:
+            more = f' and {len(problems) - 1} more' if len(problems) > 1 else ''
+            raise ValueError(
+                f'{problems[0]}{more}: mend what cannot be used, or leave it out with '
+                f'--skip_bad {len(problems)}; nothing was written'
+            )
+        if args.dry_run:
+            print('nothing was written, as --dry_run asks')
+            return
+        _write(args, plan)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog='python -m data_prep.folder',
+        description=__doc__,
+        epilog=_DETAILS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add('--source', required=True, metavar='FOLDER', help='see below')
+    add('--name', default=builder.NAME, help=f'of the dataset ({builder.NAME})')
+    add('--data_dir', help='default: TFDS_DATA_DIR or ~/tensorflow_datasets')
+    add('--classes', default='', help='pick, merge or leave out: background,cat,cattle=cow+ox,'
+        'rest=void')  # fmt: skip
+    add('--ignore', type=_whole(0, classes.LARGEST), action='append', default=[], metavar='N',
+        help='a value of masks that is void, as 255 is; may be repeated')  # fmt: skip
+    add('--val_share', type=_share, default=0.2, metavar='X',
+        help='of the labelled images where there is no val split (0.2)')  # fmt: skip
+    add('--seed', type=_whole(0), default=0, metavar='N', help='of that draw (0)')
+    add('--max_side', type=_whole(0), default=0, metavar='N',
+        help='make images smaller whose longer side has more pixels')  # fmt: skip
+    add('--skip_bad', type=_whole(0), default=0, metavar='N',
+        help='leave out up to N files that cannot be used')  # fmt: skip
+    add('--dry_run', action='store_true', help='report, and write nothing')
+    add('--overwrite', action='store_true', help='replace a dataset of this name')
+    return parser.parse_args()
+
+
+def _whole(least: int, most: int = (1 << 31) - 1):
+    def read(text: str) -> int:
+        if not text.isdecimal() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(
+                f'got {text!r}, expected a whole number from {least} to {most}'
+            )
+        return int(text)
+
+    return read
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f'got {text!r}, expected a number between 0 and 1')
+    return value
+
+
+def _check_name(name: str) -> None:
+    """Raise ValueError where configs/folder.py could not tell the name from its other words."""
+    from css_jax.methods import METHODS
+
+    if not re.fullmatch('[A-Za-z][A-Za-z0-9_-]*', name) or name in METHODS:
+        raise ValueError(
+            f'--name: got {name!r}, expected a letter, then letters, digits, _ or -, and no '
+            f'name of a method ({", ".join(METHODS)})'
+        )
+
+
+def _write(args: argparse.Namespace, plan: reading.Plan) -> None:
+    """Write the records, in place of others where that is asked for."""
+
+    def make() -> builder.Builder:
+        return builder.Builder(
+            config=args.name,
+            data_dir=args.data_dir,
+            class_names=plan.classes.names,
+            items={split: functools.partial(reading.items, plan, split) for split in plan.splits},
+            made_from=plan.made_from,
+        )
+
+    made = make()
+    place = Path(made.data_dir)
+    if not records.is_prepared(made):
+        for folder in records.leftovers(made):
+            print(
+                f'{folder} is unfinished; unless it is being prepared elsewhere, remove it',
+                file=sys.stderr,
+            )
+        records.prepare(made)
+    elif args.overwrite:
+        _replace(make, place)
+    else:
+        before = builder.Builder(config=args.name, data_dir=args.data_dir)
+        if before.info.metadata['made_from'] != plan.made_from:
+            raise ValueError(
+                f'{place} has a dataset of other files or settings; expected another --name, or '
+                '--overwrite'
+            )
+        print(f'folder/{args.name} is prepared already, from the same files: {place}')
+        return
+    drawn = picture.draw(plan, place / 'samples.png')
+    print(
+        f'folder/{args.name} is in {place}\n'
+        f'samples: {drawn}\n'
+        'train:   python -m css_jax.main --config '
+        f'configs/folder.py:{args.name},css_mix --workdir runs/{args.name}'
+    )
+
+
+def _replace(make: Callable[[], builder.Builder], place: Path) -> None:
+    """Write records where others lie; these stay until the new ones are whole."""
+    aside = place.with_name(f'{place.name}.replaced')
+    shutil.rmtree(aside, ignore_errors=True)
+    place.rename(aside)
+    try:
+        records.prepare(make())
+    except BaseException:
+        aside.rename(place)
+        raise
+    shutil.rmtree(aside)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,76 @@
+"""TFDS builder of `folder`: one configuration for each dataset that a user has prepared."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+
+from data_prep import records
+
+NAME = 'default'  # of the dataset where the user gives none
+UNLABELLED = 'unlabelled'  # the split of images without masks; their label is void everywhere
+NEEDED_FROM_USER = """\
+FOLDER has your images, and masks for some of them; docs/own_data.md shows the layouts."""
+
+Items = Callable[[], Iterable[tuple[str, bytes, np.ndarray]]]  # id, encoded image, label
+
+
+class Builder(tfds.core.GeneratorBasedBuilder):
+    """Writes what `data_prep.folder` has read; once prepared, its metadata says what it is."""
+
+    VERSION = tfds.core.Version('1.0.0')
+    BUILDER_CONFIGS = ()
+
+    def __init__(
+        self,
+        *,
+        config: str = NAME,
+        class_names: tuple[str, ...] = (),
+        items: Mapping[str, Items] | None = None,
+        made_from: Mapping[str, Any] | None = None,
+        **kwargs,
+    ):
+        """Initialise.
+
+        Args:
+            config: name of the dataset.
+            class_names: in the order of their label values; only preparing needs these three.
+            items: split -> function that gives its records in order.
+            made_from: what is noted beside the records; plain values.
+            **kwargs: data_dir as in any TFDS builder.
+        """
+        self._class_names, self._items = class_names, items or {}
+        self._made_from = dict(made_from or {})
+        own = tfds.core.BuilderConfig(name=config, description='your own images')
+        level = logging.get_verbosity()
+        logging.set_verbosity(logging.ERROR)  # TFDS warns of every name that its class has not
+        try:
+            super().__init__(config=own, **kwargs)
+        finally:
+            logging.set_verbosity(level)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        info = records.dataset_info(self, self._class_names, description='Images of a folder.')
+        info.metadata['made_from'] = self._made_from
+        return info
+
+    def _split_generators(self, dl_manager) -> dict[str, Iterator]:
+        del dl_manager  # nothing is downloaded
+        return {
+            split: self._generate_examples(split, items()) for split, items in self._items.items()
+        }
+
+    def _generate_examples(
+        self, split: str, items: Iterable[tuple[str, bytes, np.ndarray]]
+    ) -> Iterator[tuple[int, dict]]:
+        return records.examples(self.info.metadata, split, items)
+
+
+def prepared(data_dir: str | None) -> list[str]:
+    """List the names of the datasets that are prepared in a folder of TFDS."""
+    folder = Path(Builder(data_dir=data_dir).data_dir).parents[1]
+    found = folder.glob(f'*/{Builder.VERSION}/dataset_info.json')
+    return sorted(file.parts[-3] for file in found)

@@ -1,0 +1,333 @@
+"""Look at every file of a folder before anything is written; then read it for the records."""
+
+import collections
+import functools
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from data_prep import images, records
+from data_prep.folder import classes, layouts
+from data_prep.folder.builder import UNLABELLED
+from data_prep.folder.layouts import Found, Item
+
+_THREADS = 4
+_SHOWN = 20  # lines of one kind in the report
+_LARGE = 1500  # pixels a side, from which on reading whole images slows training
+
+
+class Settings(NamedTuple):
+    """What the user asks for.
+
+    Attributes:
+        ignore: values of masks that are void, beside 255.
+        classes: see `classes.pick`; '': all.
+        val_share: of the labelled images, where there is no val split.
+        seed: of that draw.
+        max_side: pixels of the longer side, above which images are made smaller; 0: none is.
+        skip_bad: how many files that cannot be used are left out.
+    """
+
+    ignore: tuple[int, ...] = ()
+    classes: str = ''
+    val_share: float = 0.2
+    seed: int = 0
+    max_side: int = 0
+    skip_bad: int = 0
+
+
+class Seen(NamedTuple):
+    """One image and its mask, as they were found.
+
+    Attributes:
+        item: which.
+        problem: why it cannot be used; '': it can.
+        warning: what is odd; '': nothing.
+        size: height and width.
+        values: of the mask -> how many pixels; {} without one.
+        pixels: hash of the image's pixels.
+        files: hash of both files' bytes.
+    """
+
+    item: Item
+    problem: str = ''
+    warning: str = ''
+    size: tuple[int, int] = (0, 0)
+    values: Mapping[int, int] = {}
+    pixels: str = ''
+    files: str = ''
+
+
+class Plan(NamedTuple):
+    """What will be written.
+
+    Attributes:
+        found: the folder's layout and table.
+        splits: split -> image's id -> what was seen of it.
+        classes: names, and what each value of a mask becomes.
+        depth: values of 16-bit images that become 0 and 255; None without such images.
+        max_side: see `Settings`.
+        report: lines, the first of which names the layout.
+        made_from: what is noted beside the records; equal for equal files and settings.
+    """
+
+    found: Found
+    splits: Mapping[str, Mapping[str, Seen]]
+    classes: classes.Classes
+    depth: tuple[int, int] | None
+    max_side: int
+    report: tuple[str, ...]
+    made_from: Mapping[str, Any]
+
+
+def read(source: Path, settings: Settings) -> tuple[Plan, list[str]]:
+    """Look at all files of a folder, with progress.
+
+    Args:
+        source: the folder.
+        settings: what the user asks for.
+
+    Returns:
+        The plan, and why files cannot be used, one sentence each: at most `settings.skip_bad` of
+        them are left out of the plan, with more it must not be carried out.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: its layout, a table of classes or a setting makes no sense, or too little is
+            left.
+    """
+    found = layouts.find(source)
+    depth = images.deep_range(item.image for item in found.items)
+    look = functools.partial(_look, table=found.table, depth=depth or images.FULL)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        looked = pool.map(look, found.items)
+        bar = {'total': len(found.items), 'unit': 'image', 'disable': None}  # in a terminal alone
+        every = list(tqdm(looked, 'reading', **bar))
+    values = {value: seen.item.mask for seen in reversed(every) for value in seen.values}
+    chosen = classes.resolve(values, found.table, settings.ignore, settings.classes)
+    every = [_known(seen, chosen, found.table) for seen in every]
+    problems = [seen.problem for seen in every if seen.problem]
+    good = [seen for seen in every if not seen.problem]
+    if len(problems) <= settings.skip_bad:
+        _check_enough(good, len(problems))
+    good, divided = _divide(good, settings)
+    splits = _named(source, good)
+    made_from = {
+        'layout': found.layout,
+        'settings': settings._asdict() | {'ignore': list(settings.ignore)},
+        'depth': list(depth) if depth else None,
+        'classes': _hash(json.dumps([found.table, chosen.names, [*chosen.ids.items()]]).encode()),
+        'files': _hash(json.dumps({
+            split: {name: seen.files for name, seen in named.items()}
+            for split, named in splits.items()
+        }).encode()),
+    }  # fmt: skip
+    report = _report(found, splits, chosen, depth, divided, problems)
+    plan = Plan(found, splits, chosen, depth, settings.max_side, tuple(report), made_from)
+    return plan, problems
+
+
+def items(plan: Plan, split: str) -> Iterator[tuple[str, bytes, np.ndarray]]:
+    """Read a split for its records: (id, encoded image, label uint8 [H, W]), in order.
+
+    Raises:
+        ValueError: a file is no longer what it was when it was looked at.
+    """
+    for image_id, seen in plan.splits[split].items():
+        data = seen.item.image.read_bytes()
+        photograph = images.decode(seen.item.image, data, plan.depth or images.FULL)
+        if seen.item.mask:
+            values = _mask(seen.item, photograph.size, plan.found.table)
+            expected = 'what it had when it was first read'
+            label = records.relabel(values, plan.classes.ids, seen.item.mask, expected)
+        else:
+            label = np.full(photograph.size, records.VOID, np.uint8)
+        factor = plan.max_side / max(photograph.size) if plan.max_side else 1
+        if factor >= 1:
+            yield image_id, images.encoded(photograph, data), label
+            continue
+        size = tuple(max(1, round(side * factor)) for side in reversed(photograph.size))
+        pixels = cv2.resize(photograph.pixels, size, interpolation=cv2.INTER_AREA)
+        label = cv2.resize(label, size, interpolation=cv2.INTER_NEAREST_EXACT)
+        yield image_id, images.encode_png(pixels), label
+
+
+def _look(item: Item, table: classes.Table | None, depth: tuple[int, int]) -> Seen:
+    """Read one image and its mask."""
+    try:
+        data = item.image.read_bytes()
+        photograph = images.decode(item.image, data, depth)
+        seen = Seen(item, size=photograph.size, pixels=_hash(photograph.pixels.tobytes()))
+        if item.mask is None:
+            return seen._replace(files=_hash(data))
+        values = _mask(item, photograph.size, table)
+        warning = images.check_sizes(item.image, photograph, item.mask, values.shape)
+        if item.mask.suffix.lower() == '.json':  # LabelMe shows images as EXIF turns them
+            warning = ''
+        counted = dict(
+            zip(*(a.tolist() for a in np.unique(values, return_counts=True)), strict=True)
+        )
+        files = _hash(data + item.mask.read_bytes())
+        return seen._replace(warning=warning, values=counted, files=files)
+    except (OSError, ValueError) as error:
+        return Seen(item, problem=str(error))
+
+
+def _mask(item: Item, size: tuple[int, int], table: classes.Table | None) -> np.ndarray:
+    """Return a mask's values, int32 [H, W]."""
+    if item.mask.suffix.lower() == '.json':
+        return classes.draw(item.mask, size, table)
+    mask = images.decode_mask(item.mask, item.mask.read_bytes())
+    return classes.values(mask, table, item.mask)
+
+
+def _known(seen: Seen, chosen: classes.Classes, table: classes.Table | None) -> Seen:
+    """Find fault with a mask that has values which are no class."""
+    wrong = [value for value in seen.values if value not in chosen.ids]
+    if not wrong or seen.problem:
+        return seen
+    pixels = sum(seen.values[value] for value in wrong)
+    shown = ', '.join(map(classes.shown, wrong[:5])) + (' ...' if len(wrong) > 5 else '')
+    last = max(table.values) if table else len(chosen.names) - 1
+    expected = 'one of the table' if table and table.colours else f'0 to {last}, or 255 for void'
+    remedy, kind = '--ignore N makes a value void', 'values'
+    if classes.is_colour(wrong[0]):
+        remedy, kind = 'a line `void r g b` makes a colour void', 'colours'
+    return seen._replace(
+        problem=f'{seen.item.mask}: {pixels} pixels of {kind} {shown}; expected {expected} '
+        f'({remedy})'
+    )
+
+
+def _check_enough(seen: list[Seen], left_out: int) -> None:
+    """Raise ValueError where there are too few labelled images to train on and to evaluate on."""
+    splits = collections.Counter(one.item.split for one in seen)
+    expected = 'at least 1' if splits['val'] else 'at least 2, one of them to evaluate on'
+    if splits['train'] < (1 if splits['val'] else 2):
+        more = f' and {left_out} that cannot be used' if left_out else ''
+        raise ValueError(
+            f'labelled images to train on: got {splits["train"]}{more}, expected {expected}'
+        )
+
+
+def _divide(seen: list[Seen], settings: Settings) -> tuple[list[Seen], str]:
+    """Make a val split of some labelled images where there is none, and say so."""
+    labelled = [i for i, one in enumerate(seen) if one.item.split == 'train']
+    if len(labelled) < 2 or any(one.item.split == 'val' for one in seen):
+        return seen, ''
+    count = min(max(1, round(settings.val_share * len(labelled))), len(labelled) - 1)
+    drawn = set(np.random.default_rng(settings.seed).permutation(labelled)[:count].tolist())
+    divided = [
+        one._replace(item=one.item._replace(split='val')) if i in drawn else one
+        for i, one in enumerate(seen)
+    ]
+    return divided, (
+        f'no val split: {count} of the {len(labelled)} labelled images are it, drawn by seed '
+        f'{settings.seed} (--val_share, --seed)'
+    )
+
+
+def _named(source: Path, seen: list[Seen]) -> dict[str, dict[str, Seen]]:
+    """Return split -> id -> image; an id is the file's stem, with folders where that is no name."""
+
+    def names(item: Item) -> dict[str, None]:
+        stem, whole = PurePosixPath(item.key).name, item.image.relative_to(source)
+        every = (stem, item.key, f'{item.split}/{item.key}', whole.with_suffix(''), whole)
+        return dict.fromkeys(map(str, every))
+
+    counts = collections.Counter(name for one in seen for name in names(one.item))
+    found: dict[str, dict[str, Seen]] = {split: {} for split in ('train', 'val')}
+    for one in sorted(seen, key=lambda one: one.item.key):
+        name = next(name for name in names(one.item) if counts[name] == 1)
+        found.setdefault(one.item.split, {})[name] = one
+    order = ('train', 'val', 'test', UNLABELLED)
+    return {split: found[split] for split in order if split in found}
+
+
+def _report(
+    found: Found,
+    splits: Mapping[str, Mapping[str, Seen]],
+    chosen: classes.Classes,
+    depth: tuple[int, int] | None,
+    divided: str,
+    problems: list[str],
+) -> list[str]:
+    """Describe what was found, before anything is written."""
+    labelled = {split: named for split, named in splits.items() if split != UNLABELLED}
+    count = sum(map(len, labelled.values()))
+    first = f'{found.layout}: {count} labelled images, {len(splits.get(UNLABELLED, {}))} unlabelled'
+    notes = list(chosen.notes)
+    if notes and notes[0].startswith('masks are 0 and 255'):
+        first += f'; {notes.pop(0)}'
+    lines = [first]
+    totals = np.zeros(len(chosen.names), int)
+    for split, named in splits.items():
+        noted = noted_of(named, chosen)
+        lines += records.split_lines(split, noted, chosen.names if split in labelled else ())
+        if split in labelled:
+            totals += (np.array(noted['pixels']).reshape(-1, len(totals)) > 0).sum(0)
+    lines.append('')
+    lines += [divided] if divided else []
+    lines += [*notes, *_shortened(list(found.notes), 'warning: ')]
+    if depth:
+        lines.append(f'16-bit images: their values {depth[0]} to {depth[1]} become 0 to 255')
+    if not splits.get(UNLABELLED):
+        lines.append('no image is without a mask: training will be supervised')
+    for text, which in (('in no image', totals == 0), ('in one image alone', totals == 1)):
+        names = [name for name, yes in zip(chosen.names, which, strict=True) if yes]
+        if names:
+            lines.append(f'warning: classes {text}: {", ".join(names)}')
+    if len(chosen.names) == 1:
+        lines.append(f'warning: one class alone, {chosen.names[0]}: every score will be 100')
+    longest = max((max(s.size) for named in splits.values() for s in named.values()), default=0)
+    if longest > _LARGE:
+        lines.append(
+            f'warning: images of up to {longest} pixels a side are read whole at every step; '
+            '--max_side 1024 makes them smaller'
+        )
+    warnings = [one.warning for named in splits.values() for one in named.values() if one.warning]
+    lines += _shortened([*_repeated(labelled), *warnings], 'warning: ')
+    lines += [f'cannot be used: {problem}' for problem in problems]
+    return lines
+
+
+def noted_of(named: Mapping[str, Seen], chosen: classes.Classes) -> dict[str, list]:
+    """Return what `records.examples` will note of a split, at the files' own sizes."""
+    pixels = np.zeros((len(named), len(chosen.names)), int)
+    for row, one in zip(pixels, named.values(), strict=True):
+        for value, count in one.values.items():
+            if (index := chosen.ids[value]) != records.VOID:
+                row[index] += count
+    return {
+        'ids': list(named),
+        'sizes': [list(one.size) for one in named.values()],
+        'pixels': pixels.tolist(),
+    }
+
+
+def _repeated(labelled: Mapping[str, Mapping[str, Seen]]) -> list[str]:
+    """Name images of train that are in val or test, too."""
+    train = {one.pixels: one.item.image for one in labelled['train'].values()}
+    return [
+        f'{one.item.image} of {split} is the same image as {train[one.pixels]} of train'
+        for split, named in labelled.items()
+        if split != 'train'
+        for one in named.values()
+        if one.pixels in train
+    ]
+
+
+def _shortened(lines: list[str], prefix: str) -> list[str]:
+    more = [f'and {len(lines) - _SHOWN} more'] if len(lines) > _SHOWN else []
+    return [prefix + line for line in [*lines[:_SHOWN], *more]]
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

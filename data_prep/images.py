@@ -1,0 +1,271 @@
+"""Image files of every kind, as records keep them: one way for all builders.
+
+Photographs become 8-bit RGB, upright; masks stay the numbers or colours that they have.
+"""
+
+import io
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from PIL import Image
+
+LOG = logging.getLogger('data_prep')
+ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')  # in any case
+FORMATS = ('JPEG', 'PNG', 'BMP', 'TIFF', 'WEBP')  # Pillow reads many more, some of them programs
+FULL = (0, 65_535)  # of 16 bits
+# MPO: several JPEG in one file, of telephones; readers take the first.
+_KEPT = {('JPEG', 'RGB'), ('JPEG', 'L'), ('MPO', 'RGB'), ('PNG', 'RGB'), ('PNG', 'L')}
+_PNG = b'\x89PNG\r\n\x1a\n'
+_ORIENTATION = 0x0112  # of EXIF
+_TURNS = {  # its value -> the array turned upright
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: np.rot90(a),
+}
+
+
+class Photograph(NamedTuple):
+    """An image as it is trained on.
+
+    Attributes:
+        pixels: uint8 [H, W, 3], RGB, upright.
+        stored: height and width in the file, before EXIF's orientation.
+        orientation: EXIF's; 1: as stored.
+        kept: whether the file's own bytes are this image for everybody who reads it.
+    """
+
+    pixels: np.ndarray
+    stored: tuple[int, int]
+    orientation: int
+    kept: bool
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.pixels.shape[:2]
+
+
+def is_image(file: Path) -> bool:
+    """Return whether a file's ending is one of `ENDINGS`, and it is not hidden."""
+    return file.suffix.lower() in ENDINGS and not file.name.startswith('.')
+
+
+def decode(name: object, data: bytes, depth: tuple[int, int] = FULL) -> Photograph:
+    """Decode a photograph: grey, 16-bit, CMYK and palette become RGB, alpha is left out.
+
+    Args:
+        name: of the file, for messages.
+        data: JPEG, PNG, BMP, TIFF or WebP.
+        depth: values of a 16-bit image that become 0 and 255, see `deep_range`.
+
+    Raises:
+        ValueError: it cannot be read; names the file.
+    """
+    values = _deep(name, data)
+    if values is not None:
+        low, high = depth
+        scaled = (values.astype(np.float32) - low) * (255 / max(high - low, 1))
+        pixels = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+        pixels = np.stack([pixels] * 3, axis=-1) if pixels.ndim == 2 else pixels
+        orientation = _orientation(_open(name, data)) if data.startswith(_PNG) else 1
+        kept = False
+    else:
+        image = _open(name, data)
+        if image.mode.startswith(('I', 'F')):  # to RGB these are cut to 255, not scaled
+            raise ValueError(f'{name}: an image of mode {image.mode}; expected 8 or 16 bits')
+        orientation = _orientation(image)
+        kept = (image.format, image.mode) in _KEPT and orientation == 1
+        pixels = np.asarray(image.convert('RGB'))
+    upright = _TURNS.get(orientation, lambda a: a)(pixels)
+    return Photograph(np.ascontiguousarray(upright), pixels.shape[:2], orientation, kept)
+
+
+def encoded(photograph: Photograph, data: bytes) -> bytes:
+    """Return the bytes that a record keeps: the file's own where all readers agree on them.
+
+    Args:
+        photograph: see `decode`.
+        data: of the file.
+    """
+    if photograph.kept:
+        flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+        read = cv2.imdecode(np.frombuffer(data, np.uint8), flags)  # as training does
+        if read is not None and read.shape[:2] == photograph.size:
+            return data
+    return encode_png(photograph.pixels)
+
+
+def encode_png(array: np.ndarray) -> bytes:
+    """Encode uint8 [H, W] (grey) or [H, W, 3] (RGB) as PNG."""
+    if array.ndim == 3:
+        array = cv2.cvtColor(array, cv2.COLOR_RGB2BGR)
+    return cv2.imencode('.png', array)[1].tobytes()
+
+
+def deep_range(files: Iterable[Path]) -> tuple[int, int] | None:
+    """Return the least and largest value of the 16-bit images among files; None without any.
+
+    What a camera of 12 bits gives lies in a small part of 16; all images are scaled alike. Files
+    that cannot be read count for nothing here.
+    """
+    low, high = FULL[1], FULL[0]
+    for file in files:
+        try:
+            with file.open('rb') as opened:
+                begin = opened.read(32)
+            values = _deep(file, file.read_bytes()) if _may_be_deep(begin) else None
+        except (OSError, ValueError):
+            continue
+        if values is not None:
+            low, high = min(low, int(values.min())), max(high, int(values.max()))
+    return (low, high) if low <= high else None
+
+
+def decode_mask(name: object, data: bytes) -> np.ndarray:
+    """Decode a mask, with its numbers or colours as they are in the file.
+
+    Args:
+        name: of the file, for messages.
+        data: PNG, BMP or TIFF: 1, 8 or 16 bits, palette indices or RGB; alpha is left out.
+
+    Returns:
+        int32 [H, W], or uint8 [H, W, 3] where it has colours.
+
+    Raises:
+        ValueError: it cannot be read, or is of a kind that changes numbers; names the file.
+    """
+    image = _open(name, data)
+    if image.format in ('JPEG', 'MPO', 'WEBP'):
+        raise ValueError(
+            f'{name}: a mask in {image.format}, which blurs class ids; expected PNG, BMP or TIFF'
+        )
+    if image.mode in ('RGB', 'RGBA'):
+        return np.asarray(image)[..., :3]
+    # Palette images keep their indices here; other decoders give their colours, silently.
+    if image.mode in ('1', 'L', 'P', 'I', 'I;16', 'I;16B', 'I;16L'):
+        return np.asarray(image).astype(np.int32)
+    if image.mode in ('LA', 'PA'):
+        return np.asarray(image)[..., 0].astype(np.int32)
+    raise ValueError(
+        f'{name}: a mask of mode {image.mode}; expected class ids (grey or palette) or RGB'
+    )
+
+
+def check_sizes(image: object, photograph: Photograph, mask: object, size: tuple[int, int]) -> str:
+    """Compare an image's size and its mask's.
+
+    Args:
+        image: name, for messages.
+        photograph: see `decode`.
+        mask: name, for messages.
+        size: of the mask, height and width.
+
+    Returns:
+        A warning where EXIF turns the image and the size fits both ways, else ''.
+
+    Raises:
+        ValueError: they differ; says how.
+    """
+    expected, stored = photograph.size, photograph.stored
+    if size != expected:
+        turned = ''
+        if size == stored:
+            turned = (
+                f': the mask is of the image as stored, before EXIF orientation '
+                f'{photograph.orientation} turns it; turn the mask or remove the orientation'
+            )
+        raise ValueError(
+            f'{mask}: expected width x height {_shown(expected)} as in {image}, '
+            f'came {_shown(size)}{turned}'
+        )
+    if photograph.orientation != 1 and size == stored:
+        return (
+            f'{image}: EXIF orientation {photograph.orientation} turns it, and {mask} fits both '
+            'ways; it is taken as drawn on the turned image'
+        )
+    return ''
+
+
+def decode_pair(
+    image: tuple[object, bytes], label: tuple[object, bytes], depth: tuple[int, int] = FULL
+) -> tuple[Photograph, np.ndarray]:
+    """Decode an image and its label of class ids, and compare their sizes.
+
+    Args:
+        image: name for messages, and the file's bytes.
+        label: likewise.
+        depth: see `decode`.
+
+    Returns:
+        The image, and int32 [H, W] with the label's values as they are in the file.
+
+    Raises:
+        ValueError: a file cannot be read, the label is a colour image, or the sizes differ.
+    """
+    photograph, values = decode(*image, depth), decode_mask(*label)
+    if values.ndim == 3:
+        raise ValueError(
+            f'{label[0]}: expected one channel of class ids (grey or palette), came colours (RGB)'
+        )
+    if warning := check_sizes(image[0], photograph, label[0], values.shape):
+        LOG.warning('warning: %s', warning)
+    return photograph, values
+
+
+def _deep(name: object, data: bytes) -> np.ndarray | None:
+    """Return the values of a 16-bit PNG or TIFF, uint16 [H, W] or [H, W, 3] (RGB), else None."""
+    if not _may_be_deep(data):
+        return None
+    png = data.startswith(_PNG)
+    # Pillow cuts 48-bit PNG to 24 bits and opens no 48-bit TIFF.
+    try:
+        values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:  # such as too many pixels
+        values = None
+    if values is None and png:
+        raise ValueError(f'{name} is no readable image: its pixels are damaged or cut short')
+    if values is None or values.dtype == np.uint8:
+        return None
+    if values.dtype != np.uint16:
+        raise ValueError(f'{name}: values of type {values.dtype}; expected 8 or 16 bits')
+    if values.ndim == 2 or values.shape[2] == 1:
+        return values.reshape(values.shape[:2])
+    return values[..., 2::-1]  # from BGR or BGRA
+
+
+def _may_be_deep(begin: bytes) -> bool:
+    """Return whether a file that begins so is a 16-bit PNG or any TIFF."""
+    if begin.startswith(_PNG):
+        return begin[24:25] == b'\x10'  # bits a channel
+    return begin[:4] in (b'II*\0', b'MM\0*')
+
+
+def _open(name: object, data: bytes) -> Image.Image:
+    """Decode an image to its last pixel."""
+    broken = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image.load()
+    except broken as error:  # PIL's, on broken files
+        why = f'expected {", ".join(FORMATS)}' if 'cannot identify' in str(error) else error
+        why = why if data else 'it is empty'
+        raise ValueError(f'{name} is no readable image: {why}') from error
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return EXIF's orientation of an image; 1 where it has none that makes sense."""
+    value = image.getexif().get(_ORIENTATION, 1)
+    return value if value in _TURNS else 1
+
+
+def _shown(size: tuple[int, int]) -> str:
+    return f'{size[1]}x{size[0]}'
