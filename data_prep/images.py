@@ -159,6 +159,12 @@ def decode_mask(name: object, data: bytes) -> np.ndarray:
     )
 
 
+def palette(data: bytes) -> np.ndarray | None:
+    """Return the colours of a palette image that `decode_mask` has read, uint8 [N, 3], or None."""
+    colours = Image.open(io.BytesIO(data), formats=FORMATS).getpalette()
+    return None if colours is None else np.array(colours, np.uint8).reshape(-1, 3)
+
+
 def check_sizes(image: object, photograph: Photograph, mask: object, size: tuple[int, int]) -> str:
     """Compare an image's size and its mask's.
 

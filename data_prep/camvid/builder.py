@@ -68,12 +68,16 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         pairs = {
             split: find_pairs(self._source, split, count) for split, count in self._splits.items()
         }
-        return {split: self._generate_examples(split, found) for split, found in pairs.items()}
+        files = [image for found in pairs.values() for image, _ in found]
+        depth = images.deep_range(files) or images.FULL
+        return {
+            split: self._generate_examples(split, found, depth) for split, found in pairs.items()
+        }
 
     def _generate_examples(
-        self, split: str, pairs: list[tuple[Path, Path]]
+        self, split: str, pairs: list[tuple[Path, Path]], depth: tuple[int, int]
     ) -> Iterator[tuple[int, dict]]:
-        items = (read_pair(*pair, self.builder_config.shrink) for pair in pairs)
+        items = (read_pair(*pair, self.builder_config.shrink, depth) for pair in pairs)
         return records.examples(self.info.metadata, split, items)
 
 
@@ -124,13 +128,16 @@ def find_pairs(source: Path, split: str, count: int) -> list[tuple[Path, Path]]:
     return pairs
 
 
-def read_pair(image_file: Path, label_file: Path, shrink: int) -> tuple[str, bytes, np.ndarray]:
+def read_pair(
+    image_file: Path, label_file: Path, shrink: int, depth: tuple[int, int] = images.FULL
+) -> tuple[str, bytes, np.ndarray]:
     """Read one image and its label.
 
     Args:
         image_file: see `data_prep.images.decode`.
         label_file: grey PNG of class ids, void being 255 or, as in the original, 11.
         shrink: pixels that become one, a side: averaged in the image, the nearest in the label.
+        depth: see `data_prep.images.decode`.
 
     Returns:
         id, encoded image, label uint8 [H, W].
@@ -139,7 +146,9 @@ def read_pair(image_file: Path, label_file: Path, shrink: int) -> tuple[str, byt
         ValueError: a file cannot be read, the sizes differ, or a label value is no class.
     """
     data = image_file.read_bytes()
-    image, label = images.decode_pair((image_file, data), (label_file, label_file.read_bytes()))
+    image, label = images.decode_pair(
+        (image_file, data), (label_file, label_file.read_bytes()), depth
+    )
     label = records.relabel(label, _IDS, label_file, _EXPECTED)
     if shrink == 1:
         return image_file.stem, images.encoded(image, data), label

@@ -102,10 +102,10 @@ def _check_name(name: str) -> None:
     """Raise ValueError where configs/folder.py could not tell the name from its other words."""
     from css_jax.methods import METHODS
 
-    if not re.fullmatch('[A-Za-z][A-Za-z0-9_-]*', name) or name in METHODS:
+    if not re.fullmatch('[A-Za-z][A-Za-z0-9_-]{0,99}', name) or name in METHODS:
         raise ValueError(
-            f'--name: got {name!r}, expected a letter, then letters, digits, _ or -, and no '
-            f'name of a method ({", ".join(METHODS)})'
+            f'--name: got {name!r}, expected a letter, then letters, digits, _ or -, 100 in all, '
+            f'and no name of a method ({", ".join(METHODS)})'
         )
 
 

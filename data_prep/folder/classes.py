@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import io
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -103,7 +102,7 @@ def read_roboflow(file: Path) -> Table:
     """
     names, values = [], []
     for number, line in _lines(file):
-        row = [cell.strip() for cell in next(csv.reader(io.StringIO(line)))]
+        row = [cell.strip() for cell in next(csv.reader([line], skipinitialspace=True))]
         if len(row) == 2 and row[0].isdecimal():
             values.append(int(row[0]))
             names.append(row[1])
@@ -210,6 +209,30 @@ def values(mask: np.ndarray, table: Table | None, name: object) -> np.ndarray:
     return np.array([known.get(c, _COLOUR + c) for c in found.tolist()], np.int32)[
         place.reshape(packed.shape)
     ]
+
+
+def check_palette(numbers: np.ndarray, colours: np.ndarray, table: Table, name: object) -> None:
+    """Compare a palette mask's numbers, which count, with its colours.
+
+    Programs that make RGB files smaller give palettes with numbers of their own.
+
+    Args:
+        numbers: int32 [H, W].
+        colours: of the palette, uint8 [N, 3].
+        table: of the classes, with colours.
+        name: of the file, for messages.
+
+    Raises:
+        ValueError: the colours are the table's, and stand for other classes than the numbers.
+    """
+    known = dict(zip(table.colours, table.values, strict=True))
+    used = set(np.unique(numbers).tolist()) & set(table.values)
+    by_colour = {i: known.get(tuple(colours[i].tolist())) for i in used if i < len(colours)}
+    if None not in by_colour.values() and any(i != value for i, value in by_colour.items()):
+        raise ValueError(
+            f'{name}: the numbers of its palette say other classes than the colours of the table; '
+            'expected both alike, or RGB'
+        )
 
 
 def is_colour(value: int) -> bool:

@@ -80,8 +80,9 @@ def find(source: Path) -> Found:
         if found is not None:
             return _without_masks(source, _ordered(found))
     inside = [path for path in source.iterdir() if not _hidden(path.name)]
-    if len(inside) == 1 and inside[0].is_dir() and inside[0].name not in (*SPLITS, *MASKS):
-        return find(inside[0])  # what unpacking an archive leaves
+    folders = [path for path in inside if path.is_dir()]
+    if len(folders) == 1 and folders[0].name.lower() not in (IMAGES, *SPLITS, *MASKS):
+        return find(folders[0])  # what unpacking an archive leaves
     there = ', '.join(sorted(path.name for path in inside)[:8]) or 'nothing'
     raise ValueError(f'--source {source}: there is {there}; expected one of\n{EXPECTED}')
 
@@ -89,24 +90,24 @@ def find(source: Path) -> Found:
 def _pairs(source: Path) -> Found | None:
     """Find images/ + masks/, here or in folders named as splits, and unlabelled/."""
     items, notes, names, splits, apart, alone = [], [], [], [], '', []
-    places = [(source, None), *((folder, SPLITS[folder.name]) for folder in _split_folders(source))]
+    places = [(source, None), *((folder, _split(folder)) for folder in _split_folders(source))]
     for place, split in places:
-        if (place / IMAGES).is_dir():
-            files, (masks, name) = _files(place / IMAGES), _masks(place)
-            names += [name] if name else []
+        if folder := _folder(place, IMAGES):
+            files, (masks, name) = _files(folder), _masks(place)
+            names += [name.lower()] if name else []
             alone += [] if name else [place]
             splits += [place.name] if split else []
             for key, file in files.items():
                 # images/train, images/val: splits may also be the inner folders.
                 inner = key.partition('/')[0] if '/' in key else ''
-                own = split or SPLITS.get(inner, 'train')
+                own = split or SPLITS.get(inner.lower(), 'train')
                 items.append(Item(own, key, file, masks.get(key)))
             notes += _unmatched(place / name, masks, files)
         elif split == UNLABELLED:
             items += [Item(split, key, file, None) for key, file in _files(place).items()]
             apart = f' + {place.name}/'
         for folder in _split_folders(place) if split else ():  # train/unlabelled
-            if SPLITS[folder.name] == UNLABELLED:
+            if _split(folder) == UNLABELLED:
                 items += [Item(UNLABELLED, k, f, None) for k, f in _files(folder).items()]
     if not names:
         if not alone or _labelme_files(source):
@@ -149,11 +150,11 @@ def _roboflow(source: Path) -> Found | None:
     for place in [source, *_split_folders(source)]:
         if not (place / classes.ROBOFLOW).is_file():
             continue
-        split = 'train' if place == source else SPLITS[place.name]
+        split = 'train' if place == source else _split(place)
         tables[place] = classes.read_roboflow(place / classes.ROBOFLOW)
         every = [file for file in sorted(place.iterdir()) if is_image(file)]
-        are_masks = [f for f in every if f.name.lower().endswith('_mask.png')]
-        masks = {_key(place, f)[: -len('_mask')]: f for f in are_masks}
+        are_masks = {f for f in every if f.name.lower().endswith('_mask.png')}
+        masks = {_key(place, f)[: -len('_mask')]: f for f in every if f in are_masks}
         files = _keyed(place, [file for file in every if file not in are_masks])
         items += [Item(split, key, file, masks.get(key)) for key, file in files.items()]
         notes += _unmatched(place, masks, files)
@@ -205,12 +206,24 @@ def _has_shapes(file: Path) -> bool:
 
 
 def _split_folders(source: Path) -> list[Path]:
-    return [source / name for name in SPLITS if (source / name).is_dir()]
+    found = {name: _folder(source, name) for name in SPLITS}
+    return [folder for folder in found.values() if folder]
+
+
+def _split(folder: Path) -> str:
+    return SPLITS[folder.name.lower()]
+
+
+def _folder(place: Path, name: str) -> Path | None:
+    """Return the folder of a name in a place, in whatever letters; None where there is none."""
+    found = (path for path in sorted(place.iterdir()) if path.name.lower() == name)
+    return next((path for path in found if path.is_dir()), None)
 
 
 def _masks(place: Path) -> tuple[dict[str, Path], str]:
     """Return the masks beside images/ by key, and the folder's name, '' where there is none."""
-    found = {name: _files(place / name) for name in MASKS if (place / name).is_dir()}
+    folders = [folder for name in MASKS if (folder := _folder(place, name))]
+    found = {folder.name: _files(folder) for folder in folders}
     full = {name: files for name, files in found.items() if files}
     if len(full) > 1:
         raise ValueError(f'{place}: there are masks/ and labels/; expected one of them')

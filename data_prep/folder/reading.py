@@ -121,7 +121,8 @@ def read(source: Path, settings: Settings) -> tuple[Plan, list[str]]:
     splits = _named(source, good)
     made_from = {
         'layout': found.layout,
-        'settings': settings._asdict() | {'ignore': list(settings.ignore)},
+        'settings': [settings.classes, [*settings.ignore], settings.val_share, settings.seed,
+                     settings.max_side],
         'depth': list(depth) if depth else None,
         'classes': _hash(json.dumps([found.table, chosen.names, [*chosen.ids.items()]]).encode()),
         'files': _hash(json.dumps({
@@ -184,7 +185,10 @@ def _mask(item: Item, size: tuple[int, int], table: classes.Table | None) -> np.
     """Return a mask's values, int32 [H, W]."""
     if item.mask.suffix.lower() == '.json':
         return classes.draw(item.mask, size, table)
-    mask = images.decode_mask(item.mask, item.mask.read_bytes())
+    data = item.mask.read_bytes()
+    mask = images.decode_mask(item.mask, data)
+    if table and table.colours and (colours := images.palette(data)) is not None:
+        classes.check_palette(mask, colours, table, item.mask)
     return classes.values(mask, table, item.mask)
 
 
