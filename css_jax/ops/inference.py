@@ -79,6 +79,32 @@ def default_stride(window: tuple[int, int]) -> tuple[int, int]:
     return -(-2 * window[0] // 3), -(-2 * window[1] // 3)
 
 
+def windows(
+    size: tuple[int, int],
+    window: tuple[int, int] | int,
+    stride: tuple[int, int] | int,
+    cut_off: bool,
+) -> list[tuple[int, int, int, int]]:
+    """Return the windows that cover an image, row by row.
+
+    Args:
+        size: height and width of the image; at least `window`, unless windows are cut off.
+        window: height and width of a window, or one number for both.
+        stride: between neighbours, likewise.
+        cut_off: windows begin at every multiple of the stride inside the image and end at its
+            border, as iMAS (arXiv 2211.11335) evaluates; they are then of several sizes, and may
+            lie in others. Else all are of one size, the last ones moved back (see `starts`).
+
+    Returns:
+        (top, left, bottom, right) each, the ends exclusive.
+    """
+    axes = []
+    for length, part, step in zip(size, _pair(window), _pair(stride), strict=True):
+        begins = range(0, length, step) if cut_off else starts(length, part, step)
+        axes.append([(begin, min(begin + part, length)) for begin in begins])
+    return [(top, left, bottom, right) for top, bottom in axes[0] for left, right in axes[1]]
+
+
 def sliding(
     predict: Predict,
     images: Array,
@@ -95,7 +121,7 @@ def sliding(
         predict: images [K, *window, 3] -> logits [K, *window, C].
         images: [B, H, W, 3]; smaller ones are padded right and bottom by reflection.
         window: height and width of a window.
-        stride: between neighbours, see `starts`.
+        stride: between neighbours, see `windows`.
         batch_size: most windows in one call of `predict`.
 
     Returns:
@@ -105,16 +131,14 @@ def sliding(
     down, right = max(0, window[0] - height), max(0, window[1] - width)
     if down or right:
         images = jnp.pad(images, ((0, 0), (0, down), (0, right), (0, 0)), mode='reflect')
-    tops = starts(images.shape[1], window[0], stride[0])
-    lefts = starts(images.shape[2], window[1], stride[1])
-    if len(tops) == len(lefts) == 1:
+    places = windows(images.shape[1:3], window, stride, cut_off=False)
+    if len(places) == 1:
         return predict(images)[:, :height, :width]
 
     count = np.zeros(images.shape[1:3], np.float32)
-    for top in tops:
-        for left in lefts:
-            count[top : top + window[0], left : left + window[1]] += 1
-    corners = [(b, top, left) for b in range(images.shape[0]) for top in tops for left in lefts]
+    for top, left, bottom, end in places:
+        count[top:bottom, left:end] += 1
+    corners = [(b, top, left) for b in range(images.shape[0]) for top, left, *_ in places]
     calls = -(-len(corners) // batch_size)
     each = -(-len(corners) // calls)
     blanks = calls * each - len(corners)  # at most one a call; they are looked at but not added
@@ -142,6 +166,10 @@ def sliding(
     total = jnp.zeros((*images.shape[:3], classes), jnp.float32)
     total, _ = lax.scan(call, total, (corners, weights))
     return _log(total / count[..., None])[:, :height, :width]
+
+
+def _pair(sides: tuple[int, int] | int) -> tuple[int, int]:
+    return (sides, sides) if isinstance(sides, (int, np.integer)) else sides
 
 
 def _log_mean(logits: Sequence[Array]) -> Array:

@@ -1,6 +1,6 @@
 """Pixel losses. Each returns (sum, count), so that a mean over devices is psum(sum)/psum(count).
 
-Source for all: CSS (arXiv 2307.09755, Eq. 7 and 8) and its authors' program.
+Source where nothing else is said: CSS (arXiv 2307.09755, Eq. 7 and 8) and its authors' program.
 """
 
 from typing import NamedTuple
@@ -175,3 +175,32 @@ def thresholded_unsupervised(
         (sum over the confident pixels, number of them), float32 scalars.
     """
     return cross_entropy(logits, jnp.where(indicator >= threshold, labels, ignore), ignore)
+
+
+def easiness_weighted(
+    logits: Array,
+    labels: Array,
+    confidence: Array,
+    easiness: Array,
+    threshold: float,
+    ignore: int = -1,
+) -> tuple[Array, Array]:
+    """Return iMAS's L_u of one view: each image weighs by its easiness (arXiv 2211.11335).
+
+    The loss of an image is h times the sum of the cross-entropy over its confident pixels, divided
+    by the number of all of its pixels.
+
+    Args:
+        logits: [B, h, w, C], resized to the labels where smaller.
+        labels: [B, H, W] pseudo-labels, or `ignore`.
+        confidence: [B, H, W] in [0, 1].
+        easiness: h, [B]; of an image with a box of another one that of the image.
+        threshold: tau; pixels with confidence >= threshold count.
+        ignore: label of pixels that have none.
+
+    Returns:
+        (sum of the images' losses, number of images), float32 scalars.
+    """
+    confident = jnp.where(confidence >= threshold, labels, ignore)
+    losses = pixel_cross_entropy(logits, confident, ignore).mean((1, 2))
+    return (easiness * losses).sum(), jnp.float32(len(labels))

@@ -35,6 +35,27 @@ def ema_decay(step: Array | int, limit: float) -> Array:
     return jnp.minimum(1.0 - 1.0 / (step + 1.0), limit)
 
 
+def ema_decay_after(
+    step: Array | int, steps_per_epoch: int, copy_epochs: int, limit: float
+) -> Array:
+    """Return iMAS's decay of the teacher: copies of the student first, then a rising decay.
+
+    0 while e <= k, then min(1 - 1/(t - k S + 1), limit), of step t in epoch e = t // S
+    (arXiv 2211.11335, the authors' program).
+
+    Args:
+        step: t, counted from 0 over the whole run.
+        steps_per_epoch: S.
+        copy_epochs: k; the teacher is a copy in epochs 0 to k, thus in one epoch at least.
+        limit: largest value.
+
+    Returns:
+        float32 scalar.
+    """
+    rising = ema_decay(jnp.maximum(step - copy_epochs * steps_per_epoch, 0), limit)
+    return jnp.where(step // steps_per_epoch <= copy_epochs, 0.0, rising)
+
+
 def rampdown(step: Array | int, steps: int) -> Array:
     """Return lambda_c's factor, exp(-5 (t/T)^2): the reference's curve, laid over the whole run."""
     return jnp.exp(-5.0 * (step / steps) ** 2)

@@ -1,11 +1,15 @@
 """Views of an image, averaged: held to plain numpy loops over the same windows."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from css_jax.ops import inference
+
+IMAS = np.load(Path(__file__).parents[1] / 'fixtures' / 'imas_ops.npz')
 
 
 @pytest.fixture(scope='module')
@@ -55,6 +59,26 @@ def test_windows_cover_the_axis_and_end_at_its_border(length, window, stride, ex
     for start in expected:
         covered[start : start + window] += 1
     assert covered.min() == 1 and expected[-1] + window == length
+
+
+@pytest.mark.parametrize('case', ['cityscapes', 'voc'])
+def test_windows_that_are_cut_off_are_those_of_imas(case):
+    *size, window = IMAS[f'windows_{case}_size'].tolist()
+    expected = IMAS[f'windows_{case}_top_left_bottom_right'].tolist()
+    for side, stride in ((window, window * 2 // 3), ((window,) * 2, (window * 2 // 3,) * 2)):
+        found = inference.windows(tuple(size), side, stride, cut_off=True)
+        assert [list(place) for place in found] == expected
+
+
+def test_windows_begin_while_they_are_inside():
+    found = inference.windows((5, 9), (4, 5), (3, 4), cut_off=True)
+    rows, columns = [(0, 4), (3, 5)], [(0, 5), (4, 9), (8, 9)]
+    assert found == [(top, left, down, right) for top, down in rows for left, right in columns]
+
+
+def test_windows_that_are_not_cut_off_are_moved_back():
+    found = inference.windows((5, 9), (4, 5), (3, 4), cut_off=False)
+    assert found == [(0, 0, 4, 5), (0, 4, 4, 9), (1, 0, 5, 5), (1, 4, 5, 9)]
 
 
 def test_the_stride_is_two_thirds_rounded_up():

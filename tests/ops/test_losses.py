@@ -11,7 +11,9 @@ import pytest
 
 from css_jax.ops import losses, pseudo_labels, resize
 
-GOLDEN = np.load(Path(__file__).parents[1] / 'fixtures' / 'reference_small.npz')
+FIXTURES = Path(__file__).parents[1] / 'fixtures'
+GOLDEN = np.load(FIXTURES / 'reference_small.npz')
+IMAS = np.load(FIXTURES / 'imas_ops.npz')
 
 
 def nhwc(name):
@@ -271,3 +273,117 @@ def test_a_soft_count_below_one_divides_as_it_should():
     # Nothing to count has no gradient either, and none that is not a number.
     gradient = jax.jit(jax.grad(lambda x: losses.mean(x, 0 * x)))(3.0)
     assert float(gradient) == 0
+
+
+easiness_weighted = jax.jit(losses.easiness_weighted)
+
+
+def imas_close(ours, theirs):
+    assert np.max(np.abs(ours - theirs)) <= 1e-5 * np.max(np.abs(theirs))
+
+
+@pytest.mark.parametrize(
+    'case', ['random', 'ignored_and_none_confident', 'confidence_equals_threshold']
+)
+def test_easiness_weighs_images_as_in_the_program_of_imas(case):
+    logits, label, confidence, easiness, threshold = (
+        IMAS[f'unsup_{case}_{name}']
+        for name in ('logits', 'label', 'confidence', 'easiness', 'threshold')
+    )
+
+    def mean(logits, easiness):
+        return losses.mean(*easiness_weighted(logits, label, confidence, easiness, threshold))
+
+    loss = jax.jit(jax.value_and_grad(mean))
+    value, grad = loss(logits, easiness)
+    imas_close(value, IMAS[f'unsup_{case}_loss'])
+    imas_close(grad, IMAS[f'unsup_{case}_grad'])
+    images = len(easiness)
+    imas_close(loss(logits, np.ones(images, np.float32))[0], IMAS[f'unsup_{case}_loss_unweighted'])
+    each = [images * loss(logits, one)[0] for one in np.eye(images, dtype=np.float32)]
+    imas_close(np.array(each), IMAS[f'unsup_{case}_loss_of_image'])
+    assert losses.easiness_weighted(logits, label, confidence, easiness, threshold)[1] == images
+
+
+def test_two_views_are_averaged_where_the_group_is_mixed():
+    views = {
+        view: [IMAS[f'unsup_views_{view}_{name}'] for name in ('logits', 'label', 'confidence')]
+        for view in ('strong', 'mixed')
+    }
+    easiness, threshold, weight = (
+        IMAS[f'unsup_views_{name}'] for name in ('easiness', 'threshold', 'weight')
+    )
+
+    def total(logits, mixed):
+        means = {
+            view: losses.mean(*easiness_weighted(x, *views[view][1:], easiness, threshold))
+            for view, x in logits.items()
+        }
+        both = (means['strong'] + means['mixed']) / 2
+        return weight * jnp.where(mixed, both, means['strong'])
+
+    both = jax.jit(jax.value_and_grad(total))
+    logits = {view: arrays[0] for view, arrays in views.items()}
+    value, grads = both(logits, True)
+    imas_close(value, IMAS['unsup_views_total_mixed'])
+    imas_close(grads['strong'], IMAS['unsup_views_total_mixed_grad_strong'])
+    imas_close(grads['mixed'], IMAS['unsup_views_total_mixed_grad_mixed'])
+    value, grads = both(logits, False)
+    imas_close(value, IMAS['unsup_views_total_unmixed'])
+    imas_close(grads['strong'], IMAS['unsup_views_total_unmixed_grad_strong'])
+    np.testing.assert_array_equal(grads['mixed'], 0)
+
+
+def test_no_confident_pixel_gives_zero_and_a_finite_gradient():
+    labels = np.full((2, 4, 4), 1)
+
+    def mean(x):
+        confidence, easiness = np.full(labels.shape, 0.9, np.float32), np.ones(2, np.float32)
+        return losses.mean(*losses.easiness_weighted(x, labels, confidence, easiness, 0.95))
+
+    value, grad = jax.jit(jax.value_and_grad(mean))(np.full((2, 4, 4, 3), 1e4, np.float32))
+    assert value == 0
+    np.testing.assert_array_equal(grad, 0)
+
+
+def test_easiness_weighted_resizes_smaller_logits():
+    rng = np.random.default_rng(0)
+    logits, labels = (
+        rng.normal(size=(2, 3, 4, 5)).astype(np.float32),
+        rng.integers(-1, 5, (2, 9, 8)),
+    )
+    rest = labels, rng.random((2, 9, 8), np.float32), rng.random(2, np.float32), 0.3
+    large = resize.bilinear(logits, (9, 8))
+    np.testing.assert_allclose(
+        easiness_weighted(logits, *rest)[0], easiness_weighted(large, *rest)[0], rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize('case', ['aux_few_kept', 'aux_many_kept', 'more_than_valid'])
+def test_ohem_with_an_auxiliary_head_is_that_of_imas(case):
+    label = IMAS['supervised_label']
+    threshold, min_kept, aux_weight = (
+        IMAS[f'supervised_ohem_{case}_{name}'].item()
+        for name in ('threshold', 'min_kept', 'aux_weight')
+    )
+
+    def loss(logits, aux_logits):
+        main, aux = (
+            losses.ohem_cross_entropy(x, label, threshold, min_kept) for x in (logits, aux_logits)
+        )
+        return losses.mean(*main) + aux_weight * losses.mean(*aux), (main[1], aux[1])
+
+    heads = IMAS['supervised_logits'], IMAS['supervised_aux_logits']
+    (value, kept), grads = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(*heads)
+    imas_close(value, IMAS[f'supervised_ohem_{case}_loss'])
+    for grad, count, head in zip(grads, kept, ('', 'aux_'), strict=True):
+        imas_close(grad, IMAS[f'supervised_ohem_{case}_{head}grad'])
+        assert count == IMAS[f'supervised_ohem_{case}_{head}kept'].sum()
+
+
+def test_cross_entropy_is_that_of_imas():
+    label = IMAS['supervised_label']
+    loss = jax.jit(jax.value_and_grad(lambda x: losses.mean(*losses.cross_entropy(x, label))))
+    value, grad = loss(IMAS['supervised_logits'])
+    imas_close(value, IMAS['supervised_ce_loss'])
+    imas_close(grad, IMAS['supervised_ce_grad'])

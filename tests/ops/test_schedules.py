@@ -1,0 +1,42 @@
+"""Schedules against the authors' programs."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from css_jax.ops import schedules
+
+GOLDEN = np.load(Path(__file__).parents[1] / 'fixtures' / 'imas_ops.npz')
+
+ema_decay_after = jax.jit(schedules.ema_decay_after)
+
+
+def decays(case):
+    steps, copies = (GOLDEN[f'ema_{case}_{x}'] for x in ('steps_per_epoch', 'sup_only_epoch'))
+    return ema_decay_after(
+        GOLDEN[f'ema_{case}_iteration'], steps, copies, GOLDEN[f'ema_{case}_limit']
+    )
+
+
+@pytest.mark.parametrize('case', ['default', 'voc_662', 'cityscapes_186'])
+def test_decay_of_the_teacher_is_that_of_imas(case):
+    np.testing.assert_allclose(decays(case), GOLDEN[f'ema_{case}_decay'], rtol=1e-5)
+
+
+def test_the_teacher_is_that_of_imas():
+    teacher, expected = GOLDEN['ema_default_teacher_start'], GOLDEN['ema_default_teacher']
+    for decay, student, after in zip(
+        np.asarray(decays('default')), GOLDEN['ema_default_student'], expected, strict=True
+    ):
+        teacher = decay * teacher + (1 - decay) * student
+        np.testing.assert_allclose(teacher, after, atol=1e-5 * np.abs(expected).max())
+
+
+def test_the_teacher_is_a_copy_in_one_epoch_more_than_the_supervised_ones():
+    found = np.asarray(ema_decay_after(np.arange(40), 5, 2, 0.95))
+    np.testing.assert_array_equal(found[:15], 0)
+    np.testing.assert_allclose(found[15:], np.minimum(1 - 1 / (np.arange(15, 40) - 9), 0.95))
+    for step in (0, 14, 15, 39):  # Python's integers, not compiled
+        np.testing.assert_allclose(schedules.ema_decay_after(step, 5, 2, 0.95), found[step])
