@@ -28,9 +28,10 @@ that needs it becomes `supervised`. What is set by a rule, from the splits `trai
   steps, where `steps=` says so.
 - min_per_class, where a number of labelled images is given: a fifth of it, at most 8, where a draw
   can have it; else 1, else 0.
+- optimizer.learning_rate: 0.02 with weights to start from, 0.1 with random ones.
 - eval.pad_to: the largest height and the largest width of the evaluated split.
 
-Burn-in, learning rate and thresholds are otherwise the quickstart's, as in configs/camvid.py.
+Thresholds and the losses' weights are the quickstart's, as in configs/camvid.py.
 """
 
 import difflib
@@ -125,7 +126,9 @@ def get_config(argument: str = '', changes: Mapping[str, str | None] | None = No
     if given['pretrained'] is None and 'model.pretrained' not in told:
         c.model.pretrained = _installed(c.model.get('pretrained'))
 
-    c.optimizer.learning_rate = 0.1
+    weights = told.get('model.pretrained', given['pretrained'])
+    weights = c.model.get('pretrained') if weights is None else weights
+    c.optimizer.learning_rate = 0.02 if weights else 0.1
     c.optimizer.warmup_steps = 20
     c.update_from_flattened_dict(arguments.of_method(method, quickstart.COMMON))
     c.update_from_flattened_dict(quickstart.METHODS.get(method, {}))

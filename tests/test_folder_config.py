@@ -108,7 +108,8 @@ def test_a_configuration_follows_from_the_images(prepared, said):
     )
     assert (c.steps, c.burn_in_steps, c.checkpoint_every, c.log_every) == (300, 70, 75, 50)
     assert (c.eval.dataset, c.eval.split, c.eval.pad_to) == ('folder/roofs', 'val', (60, 90))
-    assert (c.model.output_stride, c.optimizer.learning_rate) == (16, 0.1)
+    rate = 0.02 if c.model.pretrained else 0.1
+    assert (c.model.output_stride, c.optimizer.learning_rate) == (16, rate)
     assert (c.unsupervised.threshold, c.contrastive.weight) == (0.9, 0.1)
     (line,) = said()
     assert line.startswith('folder/roofs: 3 images with masks, 4 without, 2 in val, 2 classes; ')
@@ -136,7 +137,11 @@ def test_options_and_keys_are_those_of_the_other_families(prepared):
     assert (c.seed, c.data.streams.labelled.subset_seed, c.eval.flip) == (3, 3, True)
     assert (c.model.backbone, c.model.width, c.model.pretrained) == ('mobilenet_v1', 0.75, 'w.npz')
     assert configs.finalise(get(prepared, 'backbone=resnet18')).model.pretrained == ''
-    assert get(prepared, 'pretrained=').model.pretrained == ''
+    for weights, rate in (('', 0.1), ('w.npz', 0.02)):
+        c = get(prepared, f'pretrained={weights}')
+        assert (c.model.pretrained, c.optimizer.learning_rate) == (weights, rate)
+        c = get(prepared, f'model.pretrained={weights}')
+        assert (c.model.pretrained, c.optimizer.learning_rate) == (weights, rate)
 
 
 def test_the_folder_of_the_records_is_told_by_the_argument_or_by_a_flag(prepared, several):
