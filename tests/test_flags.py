@@ -215,6 +215,10 @@ NETWORK = {
     'model.stem_ceil_mode': ('supervised', {'model.stem': 'deep'}),
     'model.output_stride': ('supervised', {'model.backbone': 'efficientnet_lite0'}),
     'model.width': _S,
+    'model.first_dilation': _S,
+    'model.multi_grid': _S,
+    'model.head_convs': _S,
+    'model.low_level_bias': _S,
     'model.dtype': _S,
     'model.atrous': _S,
     'model.remat': _S,
@@ -314,6 +318,10 @@ def values(key, method, current):
     """All values of a key that has names for them, else its current one and another."""
     if key == 'model.atrous':  # 'auto' is one of these
         return 'dilated', 'space_to_batch'
+    if key == 'model.first_dilation':  # and here
+        return 'previous', 'own'
+    if key == 'model.multi_grid':
+        return current, (2,)
     declared = table.find(key.replace('*', 'labelled'), method)
     if declared.choices:
         return declared.choices

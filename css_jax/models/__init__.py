@@ -43,13 +43,13 @@ def build(
     """Make the network that `config` describes.
 
     `module.apply(variables, images [B, H, W, 3] float32 normalised, train=False)` gives head name
-    -> [B, h, w, channels] float32, at the stride of the backbone's 'stride4' features. With
-    train=True apply with mutable=['batch_stats'].
+    -> [B, h, w, channels] float32, at the stride of the backbone's 'stride4' features ('auxiliary'
+    at that of 'layer3', which it reads). With train=True apply with mutable=['batch_stats'].
 
     Args:
         config: config.model, or a dict or object with the keys of its family (`FAMILIES`;
             'deeplab' if it names none). DeepLab needs backbone, stem, output_stride, width, dtype;
-            it may have stem_ceil_mode (False), atrous ('auto'), remat (()).
+            it may have the rest of its keys.
         num_classes: channels of the 'logits' head, if `outputs` does not say.
         outputs: head name -> channels; by default logits: num_classes, representation:
             config.representation_dim. Heads that are not in it are not built.

@@ -72,13 +72,15 @@ def regrid(x: jax.Array, before: int, after: int) -> jax.Array:
     Args:
         x: [B before^2, H / before, W / before, C].
         before: the layout that x is in; 1: images.
-        after: the layout asked for, a multiple or a divisor of `before`, and a divisor of H and W.
+        after: the layout asked for, a divisor of H and W.
 
     Returns:
         [B after^2, H / after, W / after, C].
     """
     if before == after:
         return x
+    if after % before and before % after:  # neither is made of the other's grids
+        return regrid(regrid(x, before, 1), 1, after)
     _, height, width, channels = x.shape
     if after > before:
         d, k = before, after // before  # row i of grid r is row i // k of grid (i % k) d + r
@@ -91,28 +93,28 @@ def regrid(x: jax.Array, before: int, after: int) -> jax.Array:
     return x.reshape(-1, height * k, width * k, channels)
 
 
-def regrids(form: str, size: Sequence[int], largest: int, images: Sequence[int]) -> bool:
+def regrids(form: str, size: Sequence[int], multiple: int, images: Sequence[int]) -> bool:
     """Say whether a backbone's dilated layers run in space-to-batch layout.
 
-    They do where `form` asks for it and both sides of the map divide by the largest dilation. Where
-    they do not, that is logged, once a process and size of images (as debug from the fourth on).
+    They do where `form` asks for it and both sides of the map divide by every dilation. Where they
+    do not, that is logged, once a process and size of images (as debug from the fourth on).
 
     Args:
         form: see `Forms.layers`.
         size: height and width of the map that the dilated layers work on.
-        largest: their largest dilation, a multiple of all others.
+        multiple: the least common one of their dilations.
         images: height and width of the images, for the log line.
     """
-    if form == 'dilated' or largest == 1:
+    if form == 'dilated' or multiple == 1:
         return False
-    divides = all(side % largest == 0 for side in size)
+    divides = all(side % multiple == 0 for side in size)
     if not divides:
-        _say(tuple(images), tuple(size), largest)
+        _say(tuple(images), tuple(size), multiple)
     return divides
 
 
 @functools.cache
-def _say(images: tuple[int, int], size: tuple[int, int], largest: int) -> None:
+def _say(images: tuple[int, int], size: tuple[int, int], multiple: int) -> None:
     """Log that images of a size are not rearranged, the first time that it is called with it."""
     few = _say.cache_info().currsize < 3  # an evaluation may have hundreds of sizes
     LOG.log(
@@ -120,7 +122,7 @@ def _say(images: tuple[int, int], size: tuple[int, int], largest: int) -> None:
         '%d x %d: dilated convolutions, as space_to_batch needs maps with sides that are multiples '
         'of %d, and theirs are %d x %d',
         *images,
-        largest,
+        multiple,
         *size,
     )
 

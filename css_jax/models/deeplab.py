@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from css_jax.keys import Key
-from css_jax.models import atrous, remat
+from css_jax.models import atrous, remat, resnet
 from css_jax.models.backbones import BACKBONES
 from css_jax.models.layers import BatchNorm, Conv, channels, check_choice
 from css_jax.ops import resize
@@ -18,6 +18,10 @@ from css_jax.ops import resize
 def _expected_stages(names: Any) -> str:
     known = (*remat.STAGES, remat.ALL)
     return '' if set(names) <= set(known) else f'stages out of {", ".join(known)}'
+
+
+def _expected_grid(numbers: Any) -> str:
+    return '' if all(number >= 1 for number in numbers) else 'numbers of at least 1'
 
 
 # The paper's values are the defaults.
@@ -38,6 +42,19 @@ KEYS = {
         False, "deep stem: the reference's max-pool, which rounds up",
         only=lambda c: c.model.stem == 'deep',
     ),
+    'model.first_dilation': Key(
+        'auto', 'ResNet: of the first block of a layer that gives up its stride: previous (that of '
+        "the layer before) | own (that of the layer's other blocks); auto: own with the deep stem",
+        choices=resnet.FIRST_DILATIONS,
+    ),
+    'model.multi_grid': Key(
+        (), "ResNet: multiplies the dilations of layer4's blocks, one number a block; (): none",
+        like=(2, 2, 4), any_length=True, expected=_expected_grid,
+    ),
+    'model.head_convs': Key(1, "3x3 convolutions of each of the decoder's heads", choices=(1, 2)),
+    'model.low_level_bias': Key(
+        False, "a bias in the decoder's 1x1 convolution of layer1's features",
+    ),
     'model.atrous': Key(
         'auto', 'dilated | space_to_batch, the same sums; auto: see docs/speed.md',
         choices=('auto', *atrous.FORMS),
@@ -47,6 +64,8 @@ KEYS = {
         like=('layer3', 'layer4'), any_length=True, expected=_expected_stages,
     ),
 }  # fmt: skip
+# Head -> the feature of the backbone that it reads; those that are not in it are the decoder's.
+READS = {'auxiliary': 'layer3'}
 
 
 class ASPP(nn.Module):
@@ -76,30 +95,39 @@ class ASPP(nn.Module):
 
 
 class Head(nn.Module):
-    """3x3 convolution, BatchNorm, ReLU, 1x1 with bias; [B, h, w, C] -> [B, h, w, outputs]."""
+    """3x3 convolution, BatchNorm, ReLU, 1x1 with bias; [B, h, w, C] -> [B, h, w, outputs].
+
+    `convs` is the number of times that the first three are there.
+    """
 
     features: int
     outputs: int
     conv: Any
     norm: Any
+    convs: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Apply the head; float32 comes out."""
-        x = self.conv(self.features, 3, name='conv')(x)
-        x = nn.relu(self.norm(name='bn')(x, train))
+        for number in ('', *range(2, self.convs + 1)):  # conv, conv2
+            x = self.conv(self.features, 3, name=f'conv{number}')(x)
+            x = nn.relu(self.norm(name=f'bn{number}')(x, train))
         return self.conv(self.outputs, 1, use_bias=True, name='out')(x).astype(jnp.float32)
 
 
 class DeepLab(nn.Module):
     """The network; images [B, H, W, 3] -> head name -> [B, h, w, channels].
 
-    h, w are whatever the backbone's 'stride4' features have: H/4, W/4, rounded up, for a ResNet.
+    h, w are whatever the backbone's 'stride4' features have: H/4, W/4, rounded up, for a ResNet. A
+    head of READS has those of the feature that it reads.
 
     Attributes:
-        backbone: module, (images, train) -> 'stride4' [B, h, w, c] and 'last' [B, h', w', C].
+        backbone: module, (images, train) -> 'stride4' [B, h, w, c] and 'last' [B, h', w', C], and
+            what else heads read.
         outputs: pairs (head name, channels).
         rates: ASPP's dilations.
+        head_convs: 3x3 convolutions of each of the decoder's heads; those of READS have one.
+        low_level_bias: a bias in the 1x1 convolution of the 'stride4' features.
         atrous: form of ASPP's convolutions, see `css_jax.models.atrous.forms`; the backbone has its
             own attribute.
         width: multiplies every channel count but the heads' outputs.
@@ -112,6 +140,8 @@ class DeepLab(nn.Module):
     backbone: nn.Module
     outputs: tuple[tuple[str, int], ...]
     rates: tuple[int, int, int] = (12, 24, 36)
+    head_convs: int = 1
+    low_level_bias: bool = False
     atrous: str = 'auto'
     width: float = 1.0
     dtype: Any = jnp.float32
@@ -131,7 +161,8 @@ class DeepLab(nn.Module):
             Head name -> [B, h, w, channels] float32.
 
         Raises:
-            ValueError: images of another rank, or of integers.
+            ValueError: images of another rank, or of integers; a head that reads a feature that the
+                backbone does not have.
         """
         if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
             raise ValueError(
@@ -141,25 +172,44 @@ class DeepLab(nn.Module):
         norm = partial(BatchNorm, axis_name=self.axis_name, dtype=self.dtype)
         features = channels(256, self.width)
 
-        def decode(module, low_level, x):
-            return module._decode(low_level, x, train, conv, norm)
+        def decode(module, low_level, x, read):
+            return module._decode(low_level, x, read, train, conv, norm)
 
         found = self.backbone(images, train)
+        read = {name: READS[name] for name, _ in self.outputs if name in READS}
+        for name, feature in read.items():
+            if feature not in found:
+                raise ValueError(
+                    f'head {name!r} reads {feature!r}; expected a feature that the backbone has, '
+                    f'one of {", ".join(found)}'
+                )
+        read = {name: found[feature] for name, feature in read.items()}
         aspp = partial(ASPP, features, self.rates, self.atrous, conv, norm, name='aspp')
         x = remat.chain(self, 'aspp', [aspp], found['last'], train)
-        return remat.run(self, 'decoder', decode, found['stride4'], x)
+        return remat.run(self, 'decoder', decode, found['stride4'], x, read)
 
     def _decode(
-        self, low_level: jax.Array, x: jax.Array, train: bool, conv: Any, norm: Any
+        self,
+        low_level: jax.Array,
+        x: jax.Array,
+        read: dict[str, jax.Array],
+        train: bool,
+        conv: Any,
+        norm: Any,
     ) -> dict[str, jax.Array]:
-        """([B, h, w, c], [B, h', w', C]) -> head name -> [B, h, w, channels]."""
+        """([B, h, w, c], [B, h', w', C], head of READS -> feature) -> head name -> its output."""
         features = channels(256, self.width)
         x = resize.bilinear(x, low_level.shape[1:3]).astype(self.dtype)
-        low_level = conv(channels(48, self.width), 1, name='low_level_conv')(low_level)
+        low_level = conv(
+            channels(48, self.width), 1, use_bias=self.low_level_bias, name='low_level_conv'
+        )(low_level)
         low_level = nn.relu(norm(name='low_level_bn')(low_level, train))
         x = jnp.concatenate([low_level, x], axis=-1)  # [B, h, w, 48 + 256], in this order
+        head = partial(Head, features, conv=conv, norm=norm)
         return {
-            name: Head(features, count, conv, norm, name=f'head_{name}')(x, train)
+            name: head(count, convs=1, name=f'head_{name}')(read[name], train)
+            if name in read
+            else head(count, convs=self.head_convs, name=f'head_{name}')(x, train)
             for name, count in self.outputs
         }
 
@@ -181,6 +231,8 @@ def build(config: Any, outputs: Mapping[str, int], axis_name: str | None) -> Dee
         backbone=BACKBONES[config.backbone](config, axis_name),
         outputs=tuple(outputs.items()),
         rates=(rate, 2 * rate, 3 * rate),
+        head_convs=getattr(config, 'head_convs', 1),
+        low_level_bias=getattr(config, 'low_level_bias', False),
         atrous=form,
         width=config.width,
         dtype=jnp.dtype(config.dtype),

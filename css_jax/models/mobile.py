@@ -174,18 +174,28 @@ def attributes(
     """Return the attributes of the Backbone that `config` (config.model) describes.
 
     Args:
-        config: has stem, output_stride, width, dtype; may have atrous, remat.
+        config: has stem, output_stride, width, dtype; may have atrous, remat, and of
+            first_dilation and multi_grid what changes nothing.
         axis_name: of the devices whose BatchNorm statistics are shared, or None.
         name: of the network, for messages.
         strides: the output strides that there are.
 
     Raises:
-        ValueError: an output stride, a stem or a stage of remat that there is not.
+        ValueError: an output stride, a stem, a first dilation, a multi-grid or a stage of remat
+            that there is not.
     """
     check_choice('output_stride', config.output_stride, strides)
     if config.stem != 'conv7':
         raise ValueError(
             f"stem is {config.stem!r}; expected 'conv7', the default: {name} has its own stem"
+        )
+    # A block that gives up its stride has the dilation before it, see `Backbone._features`.
+    first_dilation = getattr(config, 'first_dilation', 'auto')
+    check_choice('first_dilation', first_dilation, ('auto', 'previous'))
+    if multi_grid := tuple(getattr(config, 'multi_grid', ())):
+        raise ValueError(
+            f'multi_grid is {multi_grid}; expected (), the default: {name} has no residual blocks '
+            'of layer4, which it is for'
         )
     return {
         'output_stride': config.output_stride,

@@ -47,7 +47,7 @@ def stages(names: Any) -> tuple[str, ...]:
     return STAGES if ALL in names else tuple(names)
 
 
-def run(module: nn.Module, stage: str, function: Callable, *arrays: jax.Array) -> Any:
+def run(module: nn.Module, stage: str, function: Callable, *arrays: Any) -> Any:
     """Call `function` on the arrays; what it computes is not kept if `module.remat` has the stage.
 
     Args:
@@ -55,7 +55,7 @@ def run(module: nn.Module, stage: str, function: Callable, *arrays: jax.Array) -
         stage: one of STAGES.
         function: (module, *arrays) -> pytree of arrays. It makes its submodules itself, with names
             of their own, so that the parameters' paths are the same either way.
-        *arrays: all of its inputs that a gradient may flow to.
+        *arrays: all of its inputs that a gradient may flow to, arrays or pytrees of them.
     """
     return (nn.remat(function) if stage in module.remat else function)(module, *arrays)
 

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from css_jax.models import atrous, remat
 from css_jax.models.layers import BatchNorm, Conv, channels, check_choice, he_normal, max_pool
 
+FIRST_DILATIONS = ('auto', 'previous', 'own')
+
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions around a shortcut; [B, H, W, C] -> [B, H/stride, W/stride, planes].
@@ -76,6 +78,10 @@ class ResNet(nn.Module):
         output_stride: 8 or 16, of the last two layers.
         width: multiplies every channel count.
         stem_ceil_mode: the deep stem's max-pool rounds its output's size up.
+        first_dilation: of a layer that gives up its stride, the dilation of its first block:
+            'previous', that of the layer before; 'own', that of its other blocks; 'auto', 'own'
+            with the deep stem.
+        multi_grid: multiplies the dilations of layer4's blocks, one number a block; (): none.
         atrous: form of the dilated layers, see `css_jax.models.atrous.forms`.
         remat: stages computed anew in the backward pass, see `css_jax.models.remat`.
         dtype: of the computation.
@@ -88,6 +94,8 @@ class ResNet(nn.Module):
     output_stride: int = 8
     width: float = 1.0
     stem_ceil_mode: bool = False
+    first_dilation: str = 'auto'
+    multi_grid: tuple[int, ...] = ()
     atrous: str = 'auto'
     remat: tuple[str, ...] = ()
     dtype: Any = jnp.float32
@@ -109,14 +117,14 @@ class ResNet(nn.Module):
             return module._stem(x, train, conv, norm)
 
         x = remat.run(self, 'stem', stem, x)
-        strides, firsts, others = self._strides_and_dilations()
+        strides, dilated = self._strides_and_dilations()
         size = [-(-side // math.prod(strides)) for side in x.shape[1:3]]
-        regrids = atrous.regrids(atrous.forms(self.atrous).layers, size, max(others), images)
+        multiple = math.lcm(*(d for layer in dilated for pair in layer for d in pair))
+        regrids = atrous.regrids(atrous.forms(self.atrous).layers, size, multiple, images)
         layout = 1
-        for k, depth in enumerate(self.depths):
+        for k, layer in enumerate(dilated):
             blocks = []
-            for i in range(depth):
-                dilations = (firsts[k] if i == 0 else others[k], others[k])
+            for i, dilations in enumerate(layer):
                 # A second convolution of another dilation stays dilated within the first's layout.
                 before, layout = layout, dilations[0] if regrids else 1
                 block = partial(
@@ -152,18 +160,29 @@ class ResNet(nn.Module):
         padding = [(1, 1 + (ceil and size % 2 == 0)) for size in x.shape[1:3]]
         return max_pool(x, padding)
 
-    def _strides_and_dilations(self) -> tuple[list[int], list[int], list[int]]:
-        """Return per layer the stride, the dilation of its first 3x3 and that of all others.
+    def _strides_and_dilations(self) -> tuple[list[int], list[list[tuple[int, int]]]]:
+        """Return per layer the stride, and of each of its blocks the pair of dilations.
 
         A layer that gives up its stride dilates instead, from behind the convolution that had it:
         that one keeps the dilation of the layer before (torchvision; thus the features at stride 8,
         every second row and column taken, are those at stride 16). The reference's deep-stem
-        network dilates that one too.
+        network dilates that one too. Multi-grid (Chen et al., arXiv 1706.05587) multiplies what
+        layer4's blocks then have.
         """
         strides = [1, 2, 2, 1] if self.output_stride == 16 else [1, 2, 1, 1]
         others = [1, 1, 1, 2] if self.output_stride == 16 else [1, 1, 2, 4]
-        firsts = others if self.stem == 'deep' else [1, 1, 1, others[2]]
-        return strides, firsts, others
+        own = self.first_dilation == 'own' or (self.first_dilation, self.stem) == ('auto', 'deep')
+        firsts = others if own else [1, 1, 1, others[2]]
+        pairs = [
+            [(first if i == 0 else other, other) for i in range(depth)]
+            for first, other, depth in zip(firsts, others, self.depths, strict=True)
+        ]
+        if self.multi_grid:
+            pairs[3] = [
+                (first * grid, other * grid)
+                for (first, other), grid in zip(pairs[3], self.multi_grid, strict=True)
+            ]
+        return strides, pairs
 
 
 def build(
@@ -174,14 +193,24 @@ def build(
     Args:
         block: BasicBlock or Bottleneck.
         depths: number of blocks of the four layers.
-        config: has stem, output_stride, width, dtype; may have stem_ceil_mode, atrous, remat.
+        config: has stem, output_stride, width, dtype; may have stem_ceil_mode, first_dilation,
+            multi_grid, atrous, remat.
         axis_name: of the devices whose BatchNorm statistics are shared, or None.
 
     Raises:
-        ValueError: a stem, an output stride or a stage of remat that there is not.
+        ValueError: a stem, an output stride, a first dilation or a stage of remat that there is
+            not; a multi-grid of another number of blocks than layer4's.
     """
     check_choice('stem', config.stem, ('conv7', 'deep'))
     check_choice('output_stride', config.output_stride, (8, 16))
+    first_dilation = getattr(config, 'first_dilation', 'auto')
+    check_choice('first_dilation', first_dilation, FIRST_DILATIONS)
+    multi_grid = tuple(getattr(config, 'multi_grid', ()))
+    if multi_grid and len(multi_grid) != depths[3]:
+        raise ValueError(
+            f'multi_grid is {multi_grid}; expected {depths[3]} numbers, one for each block of '
+            'layer4, or ()'
+        )
     return ResNet(
         block=block,
         depths=depths,
@@ -189,6 +218,8 @@ def build(
         output_stride=config.output_stride,
         width=config.width,
         stem_ceil_mode=getattr(config, 'stem_ceil_mode', False),
+        first_dilation=first_dilation,
+        multi_grid=multi_grid,
         atrous=getattr(config, 'atrous', 'auto'),
         remat=remat.stages(getattr(config, 'remat', ())),
         dtype=jnp.dtype(config.dtype),

@@ -47,7 +47,22 @@ def from_reference(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """
     arrays = {name.removeprefix('module.'): value for name, value in state_dict.items()}
     arrays = {k: v for k, v in arrays.items() if not k.endswith('num_batches_tracked')}
-    table = reference_table(arrays)
+    return renamed(arrays, reference_table(arrays))
+
+
+def renamed(arrays: Mapping[str, np.ndarray], table: Mapping[str, str]) -> dict[str, Any]:
+    """Convert the entries of a state dict to variables of `models.build`'s network.
+
+    Args:
+        arrays: name -> array as torch has it.
+        table: name -> path here, of all entries.
+
+    Returns:
+        As `from_reference`.
+
+    Raises:
+        ValueError: an entry is missing, not known or of the wrong rank; it is named.
+    """
     if missing := [name for name in table if name not in arrays]:
         raise ValueError(f'missing in the state dict: {listed(missing)}')
     if unknown := [name for name in arrays if name not in table]:
@@ -98,12 +113,21 @@ def reference_table(names: Iterable[str]) -> dict[str, str]:
     else:
         modules['resnet_conv1'] = 'backbone/conv1'
     modules['resnet_bn1'] = 'backbone/bn1'
-    modules |= _blocks(names)
+    modules |= blocks(names, 'resnet_')
     for head, ours in HEADS.items():
         if head == 'classifier' or any(head in name for name in names):
             modules |= {f'{head}.0': f'{ours}/conv', f'{head}.1': f'{ours}/bn'}
             modules[f'{head}.3'] = f'{ours}/out'
+    return entries(modules)
 
+
+def entries(modules: Mapping[str, str], biased: Sequence[str] = ()) -> dict[str, str]:
+    """Return entry of a state dict -> path here.
+
+    Args:
+        modules: module of the state dict -> module here.
+        biased: modules here, other than a head's last one, whose convolution has a bias.
+    """
     table = {}
     for module, path in modules.items():
         if re.search(r'bn[\d_]*$', path):
@@ -113,13 +137,18 @@ def reference_table(names: Iterable[str]) -> dict[str, str]:
             table[f'{module}.running_var'] = f'batch_stats/{path}/var'
         else:
             table[f'{module}.weight'] = f'params/{path}/kernel'
-        if path.endswith('/out'):
+        if path.endswith('/out') or path in biased:
             table[f'{module}.bias'] = f'params/{path}/bias'
     return table
 
 
-def _blocks(names: list[str]) -> dict[str, str]:
-    """Return the modules of the residual blocks, module of the reference -> module here."""
+def blocks(names: Iterable[str], prefix: str) -> dict[str, str]:
+    """Return module of a state dict -> module here, of the residual blocks that `names` have.
+
+    Args:
+        names: all entries of a state dict, or all paths here.
+        prefix: of the backbone's modules in the state dict.
+    """
     found = [re.search(r'layer(\d)[._](\d+)[./](\w+)', name) for name in names]
     found = [(int(m[1]), int(m[2]), m[3]) for m in found if m]
     bottleneck = any(part == 'conv3' for _, _, part in found)
@@ -128,7 +157,7 @@ def _blocks(names: list[str]) -> dict[str, str]:
     modules = {}
     for layer in (1, 2, 3, 4):
         for i in range(1 + max((i for k, i, _ in found if k == layer), default=0)):
-            block, ours = f'resnet_layer{layer}.{i}', f'backbone/layer{layer}_{i}'
+            block, ours = f'{prefix}layer{layer}.{i}', f'backbone/layer{layer}_{i}'
             for part in (1, 2, 3) if bottleneck else (1, 2):
                 modules[f'{block}.conv{part}'] = f'{ours}/conv{part}'
                 modules[f'{block}.bn{part}'] = f'{ours}/bn{part}'
