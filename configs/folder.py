@@ -238,8 +238,8 @@ def _report(
     chosen = {key.rpartition('.')[2]: changes.get(key, at(config, key)) for key in keys}
     shown = ', '.join(f'{key} {_text(v)}' for key, v in chosen.items() if v is not None)
     return (
-        f'{train.dataset}: {counts}, {len(train.class_names)} classes; {shown}. Each is a key '
-        'that can be set: steps=2000 after the colon, or --config.steps=2000'
+        f'{train.dataset}: {counts}, {len(train.class_names)} classes; {shown}. To change one: '
+        'steps=2000 after the colon, or --config.data.streams.labelled.crop=128,128'
     )
 
 

@@ -128,6 +128,9 @@ def prepare(builder: tfds.core.DatasetBuilder) -> None:
     They are written to a folder of another name that is renamed at the end, so that an interrupted
     preparation leaves nothing that looks finished. While it is written a split lies on the disk
     twice, and never in memory.
+
+    Raises:
+        OSError: they cannot be written.
     """
     if not sys.stderr.isatty():  # in a file its lines would run into those of the program
         tfds.disable_progress_bar()
@@ -138,6 +141,8 @@ def prepare(builder: tfds.core.DatasetBuilder) -> None:
         # Another process may have finished the same records first; then they are as good as ours.
         if not is_prepared(builder):
             raise
+    except RuntimeError as error:  # ArrayRecord's, as of a full disk
+        raise OSError(f'{builder.data_dir}: {str(error).splitlines()[0]}') from error
 
 
 class _Spool:

@@ -18,6 +18,11 @@ from tests import folders
 SIZES = [(200, 90), (150, 300), (150, 400)]
 
 
+@pytest.fixture(autouse=True)
+def weights_are_installed(monkeypatch):
+    monkeypatch.setattr(importlib.metadata, 'distribution', lambda name: name)
+
+
 @pytest.fixture(scope='module')
 def prepared(tmp_path_factory):
     """A folder with `folder/roofs`: images of several sizes, half of them without masks."""
@@ -210,8 +215,7 @@ def test_without_its_package_the_backbone_is_random(prepared, said, monkeypatch)
     assert len(said()) == 1
 
 
-def test_with_its_package_the_backbone_has_its_weights(prepared, monkeypatch):
-    monkeypatch.setattr(importlib.metadata, 'distribution', lambda name: name)
+def test_with_its_package_the_backbone_has_its_weights(prepared):
     assert configs.finalise(get(prepared)).model.pretrained == 'efficientnet_lite0'
 
 

@@ -1,11 +1,11 @@
 """Makes images of your own, with masks for some of them, the dataset `folder/NAME`."""
 
 import argparse
+import fcntl
 import functools
 import re
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from absl import logging
@@ -13,6 +13,7 @@ from absl import logging
 from data_prep import command, records
 from data_prep.folder import builder, classes, layouts, picture, reading
 
+_SAMPLES = 'samples.png'
 _DETAILS = f"""\
 FOLDER has one of these layouts; images without a mask are unlabelled, wherever they lie:
 
@@ -111,56 +112,70 @@ def _check_name(name: str) -> None:
 
 def _write(args: argparse.Namespace, plan: reading.Plan) -> None:
     """Write the records, in place of others where that is asked for."""
-
-    def make() -> builder.Builder:
-        return builder.Builder(
-            config=args.name,
-            data_dir=args.data_dir,
-            class_names=plan.classes.names,
-            items={split: functools.partial(reading.items, plan, split) for split in plan.splits},
-            made_from=plan.made_from,
-        )
-
-    made = make()
-    place = Path(made.data_dir)
-    if not records.is_prepared(made):
-        for folder in records.leftovers(made):
-            print(
-                f'{folder} is unfinished; unless it is being prepared elsewhere, remove it',
-                file=sys.stderr,
-            )
-        records.prepare(made)
-    elif args.overwrite:
-        _replace(make, place)
-    else:
-        before = builder.Builder(config=args.name, data_dir=args.data_dir)
-        if before.info.metadata['made_from'] != plan.made_from:
+    place = Path(_builder(args, None, args.data_dir).data_dir)
+    aside = place.with_name(f'{place.name}.replaced')
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with (place.parent / '.lock').open('a') as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f'{place}: another process is preparing it') from None
+        if aside.exists() and not place.exists():  # a replacement was killed between two renames
+            aside.rename(place)
+        there = _builder(args, None, args.data_dir)
+        if not records.is_prepared(there):
+            for folder in records.leftovers(there):
+                print(f'{folder} is unfinished; remove it', file=sys.stderr)
+            records.prepare(_builder(args, plan, args.data_dir))
+        elif args.overwrite:
+            _replace(args, plan, place, aside)
+        elif there.info.metadata['made_from'] != plan.made_from:
             raise ValueError(
                 f'{place} has a dataset of other files or settings; expected another --name, or '
                 '--overwrite'
             )
-        print(f'folder/{args.name} is prepared already, from the same files: {place}')
-        return
-    drawn = picture.draw(plan, place / 'samples.png')
+        else:
+            print(f'folder/{args.name} is prepared already, from the same files')
+    if not (place / _SAMPLES).exists():
+        picture.draw(plan, place / _SAMPLES)
+    where = f',data.dir={args.data_dir}' if args.data_dir else ''
     print(
         f'folder/{args.name} is in {place}\n'
-        f'samples: {drawn}\n'
+        f'samples: {place / _SAMPLES}\n'
         'train:   python -m css_jax.main --config '
-        f'configs/folder.py:{args.name},css_mix --workdir runs/{args.name}'
+        f'configs/folder.py:{args.name},css_mix{where} --workdir runs/{args.name}'
     )
 
 
-def _replace(make: Callable[[], builder.Builder], place: Path) -> None:
-    """Write records where others lie; these stay until the new ones are whole."""
-    aside = place.with_name(f'{place.name}.replaced')
-    shutil.rmtree(aside, ignore_errors=True)
-    place.rename(aside)
+def _builder(
+    args: argparse.Namespace, plan: reading.Plan | None, data_dir: str | Path | None
+) -> builder.Builder:
+    """Return the builder of a plan, or without one that of what is there."""
+    if plan is None:
+        return builder.Builder(config=args.name, data_dir=data_dir)
+    return builder.Builder(
+        config=args.name,
+        data_dir=data_dir,
+        class_names=plan.classes.names,
+        items={split: functools.partial(reading.items, plan, split) for split in plan.splits},
+        made_from=plan.made_from,
+    )
+
+
+def _replace(args: argparse.Namespace, plan: reading.Plan, place: Path, aside: Path) -> None:
+    """Write records beside others, and put them in their place once they are whole."""
+    beside = place.parent / 'replacing'
+    for folder in (beside, aside):
+        shutil.rmtree(folder, ignore_errors=True)
     try:
-        records.prepare(make())
-    except BaseException:
-        aside.rename(place)
-        raise
-    shutil.rmtree(aside)
+        made = _builder(args, plan, beside)
+        records.prepare(made)
+        picture.draw(plan, Path(made.data_dir) / _SAMPLES)
+        place.rename(aside)
+        Path(made.data_dir).rename(place)
+        shutil.rmtree(aside)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 if __name__ == '__main__':

@@ -228,7 +228,7 @@ def check_palette(numbers: np.ndarray, colours: np.ndarray, table: Table, name: 
     known = dict(zip(table.colours, table.values, strict=True))
     used = set(np.unique(numbers).tolist()) & set(table.values)
     by_colour = {i: known.get(tuple(colours[i].tolist())) for i in used if i < len(colours)}
-    if None not in by_colour.values() and any(i != value for i, value in by_colour.items()):
+    if any(value not in (i, None) for i, value in by_colour.items()):
         raise ValueError(
             f'{name}: the numbers of its palette say other classes than the colours of the table; '
             'expected both alike, or RGB'

@@ -22,6 +22,10 @@ SPLITS = {  # name of a folder or a list -> split
     'unlabeled': UNLABELLED,
 }
 IMAGES, MASKS = 'images', ('masks', 'labels')
+_UNREAD = (  # endings of photographs of other kinds
+    *('.heic', '.heif', '.avif', '.gif', '.jp2', '.jpe', '.jfif', '.tga', '.psd'),
+    *('.raw', '.dng', '.cr2', '.cr3', '.nef', '.arw', '.orf', '.rw2'),
+)
 _MACOS = '__MACOSX'  # in its archives, beside what was packed
 EXPECTED = """\
 images/ + masks/ (or labels/) with files of the same names, perhaps unlabelled/ beside; the same in
@@ -281,6 +285,13 @@ def _without_masks(source: Path, found: Found) -> Found:
         items.append(item._replace(split=split, mask=item.mask if split != UNLABELLED else None))
     unused = sum(i.mask is not None and i.split == UNLABELLED for i in found.items)
     notes = [*found.notes]
+    for split in ('val', 'test'):
+        bare = [item.image for item in found.items if item.split == split and not item.mask]
+        if bare:
+            notes.append(f'{bare[0]}{_more(bare)}: of {split} and without a mask, so unlabelled')
+    unread = [file for file in _walk(source) if file.suffix.lower() in _UNREAD]
+    if unread:
+        notes.append(f'{unread[0]}{_more(unread)}: not read; expected {", ".join(ENDINGS)}')
     if unused:
         notes.append(f'{unused} masks are not used: their images are in no list of labelled ones')
     if not any(item.mask for item in items):

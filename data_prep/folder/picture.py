@@ -15,15 +15,15 @@ _TILE = (240, 180)  # width, height of an image
 _LINE = 18  # pixels of a line of the legend
 
 
-def draw(plan: reading.Plan, file: Path) -> Path:
+def draw(plan: reading.Plan, file: Path) -> None:
     """Draw nine labelled images, each beside itself under its mask, and the classes' colours.
 
     Args:
         plan: what was written.
         file: PNG to write.
 
-    Returns:
-        The file.
+    Raises:
+        OSError: it cannot be written; nothing of it is left.
     """
     every = [(split, i) for split, named in plan.splits.items() if split != reading.UNLABELLED
              for i in range(len(named))]  # fmt: skip
@@ -38,8 +38,13 @@ def draw(plan: reading.Plan, file: Path) -> Path:
     rows = [np.concatenate(tiles[i : i + _ROW], 1) for i in range(0, len(tiles), _ROW)]
     grid = np.concatenate(rows)
     legend = _legend(plan.classes.names, colours, grid.shape[1])
-    file.write_bytes(images.encode_png(np.concatenate([grid, legend])))
-    return file
+    draft = file.with_name(f'{file.name}.part')
+    try:
+        draft.write_bytes(images.encode_png(np.concatenate([grid, legend])))
+        draft.rename(file)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise OSError(f'{file}: {error.strerror or error}') from error
 
 
 def palette(plan: reading.Plan) -> np.ndarray:

@@ -130,7 +130,7 @@ def read(source: Path, settings: Settings) -> tuple[Plan, list[str]]:
             for split, named in splits.items()
         }).encode()),
     }  # fmt: skip
-    report = _report(found, splits, chosen, depth, divided, problems)
+    report = _report(found, splits, chosen, depth, settings.max_side, divided, problems)
     plan = Plan(found, splits, chosen, depth, settings.max_side, tuple(report), made_from)
     return plan, problems
 
@@ -260,6 +260,7 @@ def _report(
     splits: Mapping[str, Mapping[str, Seen]],
     chosen: classes.Classes,
     depth: tuple[int, int] | None,
+    max_side: int,
     divided: str,
     problems: list[str],
 ) -> list[str]:
@@ -280,6 +281,8 @@ def _report(
     lines.append('')
     lines += [divided] if divided else []
     lines += [*notes, *_shortened(list(found.notes), 'warning: ')]
+    if max_side:
+        lines.append(f'the copies have at most {max_side} pixels a side; above are the files')
     if depth:
         lines.append(f'16-bit images: their values {depth[0]} to {depth[1]} become 0 to 255')
     if not splits.get(UNLABELLED):
@@ -288,8 +291,9 @@ def _report(
         names = [name for name, yes in zip(chosen.names, which, strict=True) if yes]
         if names:
             lines.append(f'warning: classes {text}: {", ".join(names)}')
-    if len(chosen.names) == 1:
-        lines.append(f'warning: one class alone, {chosen.names[0]}: every score will be 100')
+    if (totals > 0).sum() == 1:
+        name = chosen.names[int(totals.argmax())]
+        lines.append(f'warning: the masks show one class alone, {name}: every score will be 100')
     longest = max((max(s.size) for named in splits.values() for s in named.values()), default=0)
     if longest > _LARGE:
         lines.append(

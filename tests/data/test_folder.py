@@ -1,5 +1,6 @@
 """Folders of images and masks in every layout, and everything that can be wrong with them."""
 
+import fcntl
 import json
 import shutil
 import sys
@@ -321,7 +322,7 @@ def test_masks_of_0_and_255(tmp_path, table, ignore, is_class):
     plan = read(tmp_path, ignore=ignore)
     assert ('masks are 0 and 255: 255 is class 1' in plan.report[0]) == is_class
     assert set(np.unique(labels(plan)['b'])) == ({0, 1} if is_class else {0, 255})
-    assert ('one class alone' in text(plan)) == (len(plan.classes.names) == 1)
+    assert ('the masks show one class alone' in text(plan)) == (not is_class)
 
 
 def test_values_that_are_void(tmp_path):
@@ -471,6 +472,28 @@ def test_options_that_make_no_sense(option, code, tmp_path, monkeypatch, capsys)
     assert [path.name for path in tmp_path.iterdir()] == ['source']
 
 
+def test_what_is_left_unread_or_unlabelled_is_said(tmp_path):
+    pairs(tmp_path, 'a', 'b', 'c')
+    (tmp_path / 'masks/c.png').unlink()
+    put(tmp_path / 'unlabelled/IMG_1.HEIC', 'x')
+    put(tmp_path / 'train.txt', 'a\nb\n')
+    put(tmp_path / 'val.txt', 'c\n')
+    said = text(read(tmp_path, max_side=16))
+    for part in ('IMG_1.HEIC: not read', 'c.png: of val and without a mask', 'at most 16 pixels'):
+        assert part in said
+
+
+def test_colours_of_a_palette_that_contradict_the_table_are_an_error(tmp_path):
+    for name in ('a', 'b'):
+        mask = Image.fromarray(ids(0)).convert('P')
+        mask.putpalette([7, 7, 7, 200, 0, 0, 0, 200, 0])
+        put(tmp_path / f'images/{name}.png', image(0))
+        put(tmp_path / f'masks/{name}.png', mask)
+    put(tmp_path / 'classes.txt', 'bg 1 7 7\na 0 200 0\nb 200 0 0\n')
+    _, problems = reading.read(tmp_path, Settings())
+    assert len(problems) == 2 and 'the numbers of its palette say other classes' in problems[0]
+
+
 def test_all_bad_files_are_listed_and_some_may_be_left_out(tmp_path, monkeypatch, capsys):
     pairs(tmp_path / 'source', *'abcdef')
     put(tmp_path / 'source/images/b.png', 'x')
@@ -550,6 +573,13 @@ def test_preparing_again_and_over(tmp_path, monkeypatch, capsys):
 
     assert run(monkeypatch, *arguments) == 0
     assert 'is prepared already, from the same files' in capsys.readouterr().out
+    place = data / 'folder/pets/1.0.0'
+    place.rename(place.with_name('1.0.0.replaced'))  # as a replacement killed half-way leaves it
+    (place.with_name('1.0.0.replaced') / 'samples.png').unlink()
+    assert run(monkeypatch, *arguments) == 0 and (place / 'samples.png').exists()
+    with (place.parent / '.lock').open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert 'another process is preparing it' in run(monkeypatch, *arguments)
     put(source / 'classes.txt', 'x\ny\nother\n')
     assert '--overwrite' in run(monkeypatch, *arguments)
 
@@ -561,10 +591,10 @@ def test_preparing_again_and_over(tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(reading, 'items', breaks)
         assert run(patch, *arguments, '--overwrite') == 'error: the disk is full'
-    assert [path.name for path in (data / 'folder/pets').iterdir()] == ['1.0.0']
+    assert {path.name for path in (data / 'folder/pets').iterdir()} == {'1.0.0', '.lock'}
     assert records().keys() == found.keys()
     assert sources.class_names('folder/pets', str(data)) == ('x', 'y', 'z')
     assert run(monkeypatch, *arguments, '--overwrite', '--max_side', 16) == 0
     assert sources.class_names('folder/pets', str(data)) == ('x', 'y', 'other')
     assert decoded(records()['b'], 'image', 1).shape == (12, 16, 3)
-    assert [path.name for path in (data / 'folder/pets').iterdir()] == ['1.0.0']
+    assert {path.name for path in (data / 'folder/pets').iterdir()} == {'1.0.0', '.lock'}
