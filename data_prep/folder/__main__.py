@@ -101,12 +101,14 @@ def _share(text: str) -> float:
 
 def _check_name(name: str) -> None:
     """Raise ValueError where configs/folder.py could not tell the name from its other words."""
+    from configs.folder import NETWORKS
     from css_jax.methods import METHODS
 
-    if not re.fullmatch('[A-Za-z][A-Za-z0-9_-]{0,99}', name) or name in METHODS:
+    words = [*METHODS, *NETWORKS]
+    if not re.fullmatch('[A-Za-z][A-Za-z0-9_-]{0,99}', name) or name in words:
         raise ValueError(
             f'--name: got {name!r}, expected a letter, then letters, digits, _ or -, 100 in all, '
-            f'and no name of a method ({", ".join(METHODS)})'
+            f'and no name of a method or network ({", ".join(words)})'
         )
 
 
