@@ -268,7 +268,7 @@ def check_labels(key: str, source: Source) -> None:
     Raises:
         ValueError: none of its images has a pixel of a class; names the key that asks for them.
     """
-    came = f'{source.split!r} of {source.dataset}, where no image has a mask'
+    came = f'{source.split!r} of {source.dataset}, where no image has a pixel of a class'
     check(bool(source.pixels.any()), key, came, 'a split with masks')
 
 

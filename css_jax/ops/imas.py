@@ -1,7 +1,7 @@
 """What iMAS does to the views of an unlabelled batch (arXiv 2211.11335).
 
-An image's easiness says how strongly it is distorted, and with whom and how often it is mixed.
-Mixing goes on within groups of consecutive images (the authors' groups: the images of one GPU).
+An image's easiness says how strongly it is distorted, and with which image and how often it is
+mixed. Images are mixed within groups of consecutive ones (the authors' groups: those of one GPU).
 """
 
 from collections.abc import Sequence

@@ -1,23 +1,19 @@
 """Which classes masks have: tables of names and colours, and what the user picks of them."""
 
-import contextlib
 import csv
-import json
 import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw
 
 from data_prep.records import VOID
 
 MOST = VOID  # classes: their ids and void are 8 bits
 LARGEST = (1 << 16) - 1  # value of a mask
 ROBOFLOW = '_classes.csv'
-_BACKGROUND = ('background', '_background_')  # LabelMe's names of what is under no shape
-_VOID_NAMES = ('void', 'ignore', '__ignore__')  # an entry of such a name is no class
+VOID_NAMES = ('void', 'ignore', '__ignore__')  # an entry of such a name is no class
 _COLOUR = 1 << 24  # added to a colour that no table has, so that it is no class id
 Colour = tuple[int, int, int]
 
@@ -52,10 +48,10 @@ class Classes(NamedTuple):
 
 def beside(folder: Path) -> Table | None:
     """Read the table of a folder: classes.txt, or labelmap.txt; None where there is neither."""
-    if (folder / 'classes.txt').is_file():
-        return read_classes(folder / 'classes.txt')
-    if (folder / 'labelmap.txt').is_file():
-        return read_labelmap(folder / 'labelmap.txt')
+    there = {file.name.lower(): file for file in sorted(folder.iterdir()) if file.is_file()}
+    for name, read in (('classes.txt', read_classes), ('labelmap.txt', read_labelmap)):
+        if name in there:
+            return read(there[name])
     return None
 
 
@@ -75,7 +71,7 @@ def read_classes(file: Path) -> Table:
             raise ValueError(
                 f'{file}: line {number}: expected `name r g b` in all lines or in none'
             )
-    return _table(file, names, range(len(names)), colours)
+    return checked(file, names, range(len(names)), colours)
 
 
 def read_labelmap(file: Path) -> Table:
@@ -91,7 +87,7 @@ def read_labelmap(file: Path) -> Table:
             raise ValueError(f'{file}: line {number}: expected `name:r,g,b::`, came {line!r}')
         names.append(found[1].strip())
         colours.append(_colour(file, number, found.groups()[1:4]))
-    return _table(file, names, range(len(names)), colours)
+    return checked(file, names, range(len(names)), colours)
 
 
 def read_roboflow(file: Path) -> Table:
@@ -108,73 +104,7 @@ def read_roboflow(file: Path) -> Table:
             names.append(row[1])
         elif names:
             raise ValueError(f'{file}: line {number}: expected `value, name`, came {line!r}')
-    return _table(file, names, values, [])
-
-
-def of_polygons(files: Iterable[Path]) -> Table:
-    """Return the table of LabelMe's files: background, then all labels in the alphabet's order.
-
-    What cannot be read counts for nothing here.
-    """
-    found = set()
-    for file in files:
-        with contextlib.suppress(OSError, ValueError):
-            found |= {shape['label'] for shape in _shapes(file)[0]}
-    names = ['background', *sorted(found - {'background', '_background_', *_VOID_NAMES})]
-    names += sorted(found & set(_VOID_NAMES))
-    return _table(Path("LabelMe's labels"), names, range(len(names)), [])
-
-
-def draw(file: Path, size: tuple[int, int], table: Table) -> np.ndarray:
-    """Draw LabelMe's shapes in their order, as LabelMe does; what is under none is background.
-
-    Args:
-        file: JSON.
-        size: height and width.
-        table: has the labels.
-
-    Returns:
-        int32 [H, W] of the table's values.
-
-    Raises:
-        ValueError: a label or a kind of shape is not known, or the image had another size when
-            they were drawn; names the file.
-    """
-    values = dict.fromkeys(_VOID_NAMES, VOID) | dict(zip(table.names, table.values, strict=True))
-    for name in _BACKGROUND:
-        values.setdefault(name, values.get(_BACKGROUND[0], values.get(_BACKGROUND[1])))
-    if values[_BACKGROUND[0]] is None:
-        raise ValueError(
-            f'{file}: the table of classes has no background, which is what lies under no polygon; '
-            'expected a line `background`'
-        )
-    shapes, drawn = _shapes(file)
-    if drawn not in (None, size):
-        raise ValueError(
-            f'{file}: drawn on an image of width x height {drawn[1]}x{drawn[0]}, came '
-            f'{size[1]}x{size[0]}; expected the image that was labelled'
-        )
-    image = Image.new('I', size[::-1], values[_BACKGROUND[0]])
-    pen = ImageDraw.Draw(image)
-    for shape in shapes:
-        label, kind = shape['label'], shape.get('shape_type') or 'polygon'
-        if label not in values:
-            raise ValueError(f'{file}: label {label!r}; expected one of {", ".join(table.names)}')
-        points, fill = [tuple(map(float, point)) for point in shape['points']], values[label]
-        if kind == 'polygon' and len(points) >= 3:
-            pen.polygon(points, outline=fill, fill=fill)
-        elif kind == 'rectangle' and len(points) == 2:
-            (x0, x1), (y0, y1) = (sorted(axis) for axis in zip(*points, strict=True))
-            pen.rectangle((x0, y0, x1, y1), outline=fill, fill=fill)
-        elif kind == 'circle' and len(points) == 2:
-            (x, y), edge = points
-            radius = float(np.hypot(edge[0] - x, edge[1] - y))
-            pen.ellipse((x - radius, y - radius, x + radius, y + radius), outline=fill, fill=fill)
-        else:
-            raise ValueError(
-                f'{file}: a {kind} of {len(points)} points; expected polygons, rectangles, circles'
-            )
-    return np.asarray(image, np.int32)
+    return checked(file, names, values, [])
 
 
 def values(mask: np.ndarray, table: Table | None, name: object) -> np.ndarray:
@@ -347,11 +277,21 @@ def pick(
 def _classes_of(table: Table) -> list[tuple[str, int]]:
     """Return name and value of a table's classes, which void is not."""
     pairs = zip(table.names, table.values, strict=True)
-    return [(name, value) for name, value in pairs if name.lower() not in _VOID_NAMES]
+    return [(name, value) for name, value in pairs if name.lower() not in VOID_NAMES]
 
 
-def _table(file: Path, names: list[str], values: Iterable[int], colours: list[Colour]) -> Table:
-    """Check and return a table."""
+def checked(file: Path, names: list[str], values: Iterable[int], colours: list[Colour]) -> Table:
+    """Return a table, checked.
+
+    Args:
+        file: where it comes from, for messages.
+        names: of the classes.
+        values: of each in masks of numbers.
+        colours: of each, or none.
+
+    Raises:
+        ValueError: it is empty or too large, or has something twice.
+    """
     if not names:
         raise ValueError(f'{file}: no classes; expected one a line')
     for kind, every in (('name', names), ('value', list(values)), ('colour', colours)):
@@ -381,23 +321,3 @@ def _lines(file: Path) -> list[tuple[int, str]]:
         raise ValueError(f'{file} is no text in UTF-8, expected a class a line') from None
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
     return [(number, line) for number, line in lines if line and not line.startswith('#')]
-
-
-def _shapes(file: Path) -> tuple[list[dict], tuple[int, int] | None]:
-    """Return the shapes of one of LabelMe's files, checked, and its image's height and width."""
-    try:
-        content = json.loads(file.read_bytes())
-        shapes, size = content['shapes'], (content.get('imageHeight'), content.get('imageWidth'))
-        good = all(isinstance(s['label'], str) and _are_points(s['points']) for s in shapes)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file} is none of LabelMe's files: {error!r}") from None
-    if not good:
-        raise ValueError(f"{file} is none of LabelMe's files: a shape without label or points")
-    return shapes, None if None in size else size
-
-
-def _are_points(points: object) -> bool:
-    """Tell whether this is a list of pairs of numbers that can be drawn."""
-    return isinstance(points, list) and all(
-        len(point) == 2 and all(abs(float(number)) < 1e6 for number in point) for point in points
-    )

@@ -1,13 +1,12 @@
 """The ways in which people lay out images and masks, recognised by what lies in a folder."""
 
 import collections
-import json
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from data_prep.folder import classes
+from data_prep.folder import classes, labelme
 from data_prep.folder.builder import UNLABELLED
 from data_prep.images import ENDINGS, is_image
 from data_prep.splits import lists
@@ -100,13 +99,13 @@ def _pairs(source: Path) -> Found | None:
             files, (masks, name) = _files(folder), _masks(place)
             names += [name.lower()] if name else []
             alone += [] if name else [place]
-            splits += [place.name] if split else []
+            splits += [place.name] if split else _inner(files)
+            masks = {_one_name(key): file for key, file in masks.items()}
             for key, file in files.items():
                 # images/train, images/val: splits may also be the inner folders.
-                inner = key.partition('/')[0] if '/' in key else ''
-                own = split or SPLITS.get(inner.lower(), 'train')
-                items.append(Item(own, key, file, masks.get(key)))
-            notes += _unmatched(place / name, masks, files)
+                own = split or SPLITS.get(_one_name(key).partition('/')[0], 'train')
+                items.append(Item(own, key, file, masks.get(_one_name(key))))
+            notes += _unmatched(place / name, masks, {_one_name(key) for key in files})
         elif split == UNLABELLED:
             items += [Item(split, key, file, None) for key, file in _files(place).items()]
             apart = f' + {place.name}/'
@@ -182,8 +181,9 @@ def _labelme(source: Path) -> Found | None:
     files = _files(source)
     items = []
     for key, file in files.items():
-        parts = [part for part in PurePosixPath(key).parts[:-1] if part in SPLITS]
-        items.append(Item(SPLITS[parts[0]] if parts else 'train', key, file, jsons.pop(key, None)))
+        folders = map(str.lower, PurePosixPath(key).parts[:-1])
+        split = next((SPLITS[name] for name in folders if name in SPLITS), 'train')
+        items.append(Item(split, key, file, jsons.pop(key, None)))
     if jsons:
         key, file = next(iter(jsons.items()))
         raise ValueError(
@@ -191,7 +191,7 @@ def _labelme(source: Path) -> Found | None:
             f'{", ".join(ENDINGS)}'
         )
     items, listed = _by_lists(items, source)
-    table = classes.beside(source) or classes.of_polygons(i.mask for i in items if i.mask)
+    table = classes.beside(source) or labelme.table(i.mask for i in items if i.mask)
     layout = "LabelMe's polygons" + (f' with {", ".join(listed)}' if listed else '')
     return Found(layout, tuple(items), table, ())
 
@@ -199,14 +199,19 @@ def _labelme(source: Path) -> Found | None:
 def _labelme_files(source: Path) -> dict[str, Path]:
     """Return key -> file of all JSON files with shapes."""
     jsons = [file for file in _walk(source) if file.suffix.lower() == '.json']
-    return {_key(source, file): file for file in jsons if _has_shapes(file)}
+    return {_key(source, file): file for file in jsons if labelme.has_shapes(file)}
 
 
-def _has_shapes(file: Path) -> bool:
-    try:
-        return 'shapes' in json.loads(file.read_bytes())
-    except (ValueError, TypeError):
-        return True  # unreadable: named later, with all that are wrong
+def _inner(files: Iterable[str]) -> list[str]:
+    """Return the folders named as splits that images/ has, of the images' keys."""
+    folders = {key.partition('/')[0] for key in files if '/' in key}
+    return [f'{IMAGES}/{folder}' for folder in sorted(folders) if folder.lower() in SPLITS]
+
+
+def _one_name(key: str) -> str:
+    """Return a key with the split's name for its folder: images/validation has masks/val."""
+    folder, slash, rest = key.partition('/')
+    return SPLITS.get(folder.lower(), folder) + slash + rest if slash else key
 
 
 def _split_folders(source: Path) -> list[Path]:

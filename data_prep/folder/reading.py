@@ -14,12 +14,13 @@ import numpy as np
 from tqdm import tqdm
 
 from data_prep import images, records
-from data_prep.folder import classes, layouts
+from data_prep.folder import classes, labelme, layouts
 from data_prep.folder.builder import UNLABELLED
 from data_prep.folder.layouts import Found, Item
 
 _THREADS = 4
 _SHOWN = 20  # lines of one kind in the report
+_NAMES = 10  # of classes, in a line of it
 _LARGE = 1500  # pixels a side, from which on reading whole images slows training
 
 
@@ -116,8 +117,8 @@ def read(source: Path, settings: Settings) -> tuple[Plan, list[str]]:
     problems = [seen.problem for seen in every if seen.problem]
     good = [seen for seen in every if not seen.problem]
     if len(problems) <= settings.skip_bad:
-        _check_enough(good, len(problems))
-    good, divided = _divide(good, settings)
+        _check_enough(good, chosen, len(problems))
+    good, divided = _divide(good, chosen, settings)
     splits = _named(source, good)
     made_from = {
         'layout': found.layout,
@@ -184,7 +185,7 @@ def _look(item: Item, table: classes.Table | None, depth: tuple[int, int]) -> Se
 def _mask(item: Item, size: tuple[int, int], table: classes.Table | None) -> np.ndarray:
     """Return a mask's values, int32 [H, W]."""
     if item.mask.suffix.lower() == '.json':
-        return classes.draw(item.mask, size, table)
+        return labelme.draw(item.mask, size, table)
     data = item.mask.read_bytes()
     mask = images.decode_mask(item.mask, data)
     if table and table.colours and (colours := images.palette(data)) is not None:
@@ -210,20 +211,32 @@ def _known(seen: Seen, chosen: classes.Classes, table: classes.Table | None) -> 
     )
 
 
-def _check_enough(seen: list[Seen], left_out: int) -> None:
+def _shows(seen: Seen, chosen: classes.Classes) -> bool:
+    """Tell whether a mask has a pixel of a class, without which it can neither teach nor score."""
+    return any(chosen.ids[value] != records.VOID for value in seen.values)
+
+
+def _check_enough(seen: list[Seen], chosen: classes.Classes, left_out: int) -> None:
     """Raise ValueError where there are too few labelled images to train on and to evaluate on."""
-    splits = collections.Counter(one.item.split for one in seen)
-    expected = 'at least 1' if splits['val'] else 'at least 2, one of them to evaluate on'
-    if splits['train'] < (1 if splits['val'] else 2):
-        more = f' and {left_out} that cannot be used' if left_out else ''
+    splits = collections.Counter(one.item.split for one in seen if _shows(one, chosen))
+    own = any(one.item.split == 'val' for one in seen)
+    more = f' and {left_out} that cannot be used' if left_out else ''
+    if own and not splits['val']:
+        raise ValueError(f'val: no mask shows a class{more}; expected at least 1')
+    if splits['train'] < (1 if own else 2):
+        expected = 'at least 1' if own else 'at least 2, one of them to evaluate on'
         raise ValueError(
-            f'labelled images to train on: got {splits["train"]}{more}, expected {expected}'
+            'images to train on with a mask that shows a class: '
+            f'got {splits["train"]}{more}, expected {expected}'
         )
 
 
-def _divide(seen: list[Seen], settings: Settings) -> tuple[list[Seen], str]:
+def _divide(
+    seen: list[Seen], chosen: classes.Classes, settings: Settings
+) -> tuple[list[Seen], str]:
     """Make a val split of some labelled images where there is none, and say so."""
-    labelled = [i for i, one in enumerate(seen) if one.item.split == 'train']
+    train = [(i, one) for i, one in enumerate(seen) if one.item.split == 'train']
+    labelled = [i for i, one in train if _shows(one, chosen)]
     if len(labelled) < 2 or any(one.item.split == 'val' for one in seen):
         return seen, ''
     count = min(max(1, round(settings.val_share * len(labelled))), len(labelled) - 1)
@@ -233,7 +246,7 @@ def _divide(seen: list[Seen], settings: Settings) -> tuple[list[Seen], str]:
         for i, one in enumerate(seen)
     ]
     return divided, (
-        f'no val split: {count} of the {len(labelled)} labelled images are it, drawn by seed '
+        f'no val split: {count} of the {len(train)} labelled images are it, drawn by seed '
         f'{settings.seed} (--val_share, --seed)'
     )
 
@@ -290,7 +303,13 @@ def _report(
     for text, which in (('in no image', totals == 0), ('in one image alone', totals == 1)):
         names = [name for name, yes in zip(chosen.names, which, strict=True) if yes]
         if names:
-            lines.append(f'warning: classes {text}: {", ".join(names)}')
+            lines.append(f'warning: classes {text}: {_few(names)}')
+    if not found.table and (totals == 0).sum() > len(totals) // 2:
+        lines.append(
+            f'warning: no table of classes, and {(totals == 0).sum()} of the {len(totals)} that '
+            'the largest value stands for do not occur: is each value a class? A classes.txt with '
+            'colours, or --ignore'
+        )
     if (totals > 0).sum() == 1:
         name = chosen.names[int(totals.argmax())]
         lines.append(f'warning: the masks show one class alone, {name}: every score will be 100')
@@ -330,6 +349,11 @@ def _repeated(labelled: Mapping[str, Mapping[str, Seen]]) -> list[str]:
         for one in named.values()
         if one.pixels in train
     ]
+
+
+def _few(names: list[str]) -> str:
+    more = f' and {len(names) - _NAMES} more' if len(names) > _NAMES else ''
+    return ', '.join(names[:_NAMES]) + more
 
 
 def _shortened(lines: list[str], prefix: str) -> list[str]:
