@@ -54,6 +54,17 @@ def test_a_key_of_another_method_is_named():
     assert warned('supervised', burn_in_steps=0) == []
 
 
+def test_a_scale_beside_a_range_of_the_long_side_is_named():
+    long_side = {'data__streams__labelled__long_side': (250, 1000)}
+    assert warned('cutmix', **long_side) == []
+    (found,) = warned('cutmix', **long_side, data__streams__labelled__resize=(0.7, 0.8))
+    assert found == (
+        'data.streams.labelled.resize=(0.7, 0.8) has no effect: data.streams.labelled.long_side '
+        'takes its place'
+    )
+    assert warned('cutmix', data__streams__labelled__resize=(0.7, 0.8)) == []
+
+
 def test_what_ends_early_or_never_begins():
     # 92 // 32 = 2 steps a pass, 200 passes of lambda_c, 20 of warm-up.
     found = warned('baseline,follow=reference,contrastive.schedule=reference')

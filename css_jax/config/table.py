@@ -32,6 +32,11 @@ def _expected_crop(value: tuple[int, ...]) -> str:
     return '' if len(value) == 2 and min(value) >= 8 else '(height, width) of at least 8'
 
 
+def _expected_side(value: tuple[int, ...]) -> str:
+    good = tuple(value) == (0, 0) or (len(value) == 2 and 0 < value[0] <= value[1])
+    return '' if good else '(low, high) with 0 < low <= high, or (0, 0)'
+
+
 def _expected_trace(value: tuple[int, ...]) -> str:
     good = tuple(value) == (0, 0) or (len(value) == 2 and 0 <= value[0] < value[1])
     return '' if good else '(first step, the one after the last) or (0, 0)'
@@ -68,9 +73,17 @@ STREAM = {
     'resize': Key(
         (0.5, 1.5), 'range of the random scale before the crop; 1,1: none', expected=ascending
     ),
+    'long_side': Key(
+        (0, 0), 'instead of `resize`: range of the long side in pixels, whatever the image has; '
+        '0,0: none', like=(250, 1000), expected=_expected_side,
+    ),
+    'flip_prob': Key(
+        0.0, 'of mirroring left-right on the host, before the crop: the teacher sees it too',
+        range=(0, 1),
+    ),
     'pad': Key(
-        'constant', 'of images smaller than the crop: constant (mean colour) | reflect',
-        choices=('constant', 'reflect'),
+        'constant', 'of images smaller than the crop: constant (mean colour) | constant_floor '
+        '(rounded down) | reflect', choices=('constant', 'constant_floor', 'reflect'),
     ),
 }  # fmt: skip
 KEYS = {
@@ -111,7 +124,8 @@ KEYS = {
         5e-4, 'on every parameter; of SGD added to the gradient, of AdamW decoupled', range=(0, 1e3)
     ),
     'eval.dataset': Key(
-        lambda c: next(iter(c.data.streams)).dataset, 'as of a stream; of the first one', like=''
+        lambda c: next(iter(c.data.streams.values())).dataset,
+        'as of a stream; of the first one', like='',
     ),
     'eval.split': Key('val', 'of the dataset'),
     'eval.batch_size': Key(8, 'images, over all devices', range=(1, _MANY)),
@@ -120,11 +134,11 @@ KEYS = {
         expected=size_or_none,
     ),
     'eval.protocol': Key(
-        'whole', 'whole | whole_exact | sliding | random_crop',
-        choices=('whole', 'whole_exact', 'sliding', 'random_crop'),
+        'whole', 'whole | whole_exact | sliding | sliding_cut | random_crop',
+        choices=('whole', 'whole_exact', 'sliding', 'sliding_cut', 'random_crop'),
     ),
     'eval.window': Key(
-        (0, 0), "height, width of sliding and random_crop; 0,0: a training crop's",
+        (0, 0), "height, width of sliding, sliding_cut and random_crop; 0,0: a training crop's",
         expected=size_or_none,
     ),
     'eval.flip': Key(False, 'average with the mirrored image'),

@@ -32,6 +32,7 @@ def warnings(given: ConfigDict, config: ConfigDict, images: Mapping[str, int]) -
         *_not_needed(given, config),
         *_undone(config),
         *_unread(given, config),
+        *_not_scaled(config),
         *own,
     ]
 
@@ -93,3 +94,14 @@ def _unread(given: ConfigDict, config: ConfigDict) -> Iterator[str]:
             and defaults.departures(config, (path,))
         ):
             yield f'{path}={value} has no effect in this configuration'
+
+
+def _not_scaled(config: ConfigDict) -> Iterator[str]:
+    """Name ranges of the scale that are set where the long side has a range of its own."""
+    ranged = [name for name, stream in config.data.streams.items() if any(stream.long_side)]
+    changed = defaults.departures(config, ('data.streams.*.resize',)) if ranged else []
+    for name in ranged:
+        path = f'data.streams.{name}.'
+        for found in changed:
+            if found.startswith(path):
+                yield f'{found} has no effect: {path}long_side takes its place'

@@ -1,8 +1,11 @@
 """Decoding and random geometry on the host: uint8 in, uint8 out, one image at a time.
 
 What only moves pixels is done here, so that batches have one static shape and travel as bytes;
-colour, blur, flip and mixing follow on the device.
+colour, blur and mixing follow on the device, and so does the flip of methods whose teacher does not
+see it.
 """
+
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -22,24 +25,117 @@ def decode_label(encoded: bytes) -> np.ndarray:
     return cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
 
 
+class Place(NamedTuple):
+    """Where a crop is taken from: the draws of `random_crop`.
+
+    Attributes:
+        size: height and width to which the image is resized.
+        top: first row of the crop in the resized image.
+        left: first column of the crop in the resized image, after it is mirrored.
+        mirrored: whether the resized image is mirrored left-right.
+    """
+
+    size: tuple[int, int]
+    top: int
+    left: int
+    mirrored: bool = False
+
+
 def random_crop(
     arrays: dict[str, np.ndarray],
     rng: np.random.Generator,
     *,
     crop: tuple[int, int],
     scale: tuple[float, float] = (1.0, 1.0),
+    long_side: tuple[int, int] = (0, 0),
+    flip_prob: float = 0.0,
     pad: str = 'constant',
     fill: tuple[int, int, int] = (0, 0, 0),
     resampling: str = 'cv2',
 ) -> dict[str, np.ndarray]:
-    """Resize at random, pad up to the crop and crop at random: image and label alike.
+    """Resize and mirror at random, pad up to the crop and crop at random.
+
+    Args:
+        arrays: see `crop_at`.
+        rng: see `draw`.
+        crop: height and width of the result.
+        scale: see `draw`.
+        long_side: see `draw`.
+        flip_prob: see `draw`.
+        pad: see `crop_at`.
+        fill: see `crop_at`.
+        resampling: see `resize`.
+
+    Returns:
+        See `crop_at`.
+    """
+    shape = arrays['image'].shape[:2]
+    place = draw(shape, rng, crop=crop, scale=scale, long_side=long_side, flip_prob=flip_prob)
+    return crop_at(arrays, place, crop=crop, pad=pad, fill=fill, resampling=resampling)
+
+
+def draw(
+    shape: tuple[int, int],
+    rng: np.random.Generator,
+    *,
+    crop: tuple[int, int],
+    scale: tuple[float, float] = (1.0, 1.0),
+    long_side: tuple[int, int] = (0, 0),
+    flip_prob: float = 0.0,
+) -> Place:
+    """Draw where a crop is taken from.
+
+    Args:
+        shape: height and width of the image.
+        rng: where the draws come from. They do not depend on the pixels, and what is off draws
+            nothing.
+        crop: height and width of the result.
+        scale: range of the factor, drawn uniformly, see `scaled`.
+        long_side: range of the long side, a whole number drawn uniformly, both ends included, see
+            `with_long_side`; (0, 0): `scale` is used.
+        flip_prob: probability that the image is mirrored.
+
+    Returns:
+        The place; every one in the resized and padded image is as likely.
+    """
+    if any(long_side):
+        size = with_long_side(shape, int(rng.integers(*long_side, endpoint=True)))
+    else:
+        size = scaled(shape, rng.uniform(*scale))
+    height, width = (max(side, least) for side, least in zip(size, crop, strict=True))
+    top = int(rng.integers(0, height - crop[0] + 1))
+    left = int(rng.integers(0, width - crop[1] + 1))
+    return Place(size, top, left, bool(flip_prob) and rng.random() < flip_prob)
+
+
+def scaled(shape: tuple[int, int], factor: float) -> tuple[int, int]:
+    """Return a height and a width times a factor, rounded down, but at least 1."""
+    height, width = shape
+    return max(1, int(height * factor)), max(1, int(width * factor))
+
+
+def with_long_side(shape: tuple[int, int], long_side: int) -> tuple[int, int]:
+    """Return a height and a width with this long side; the short one is rounded, at least 1."""
+    height, width = (int(long_side * side / max(shape) + 0.5) for side in shape)
+    return max(1, height), max(1, width)
+
+
+def crop_at(
+    arrays: dict[str, np.ndarray],
+    place: Place,
+    *,
+    crop: tuple[int, int],
+    pad: str = 'constant',
+    fill: tuple[int, int, int] = (0, 0, 0),
+    resampling: str = 'cv2',
+) -> dict[str, np.ndarray]:
+    """Resize, mirror, pad right and below up to the crop, and crop: image and label alike.
 
     Args:
         arrays: 'image' uint8 [H, W, 3]; perhaps 'label' uint8 [H, W], 'valid' bool [H, W]; what
             else there is, is passed on.
-        rng: where scale and place come from; the draws do not depend on the pixels.
+        place: where the crop is taken from.
         crop: height and width of the result.
-        scale: range of the factor, drawn uniformly; the resized size is (int(H s), int(W s)).
         pad: of the image, 'constant' (`fill`) or 'reflect'. The label's is ignore under both: no
             pixel of it counts twice.
         fill: RGB of the padding.
@@ -49,24 +145,26 @@ def random_crop(
         The same names, 'image' uint8 [*crop, 3], 'label' uint8 [*crop], 'valid' bool [*crop],
         false where the image is padded.
     """
-    image, label = arrays['image'], arrays.get('label')
-    factor = rng.uniform(*scale)
-    size = tuple(max(1, int(side * factor)) for side in image.shape[:2])
-    height, width = (max(side, least) for side, least in zip(size, crop, strict=True))
-    top = rng.integers(0, height - crop[0] + 1)
-    left = rng.integers(0, width - crop[1] + 1)
-    window = np.s_[top : top + crop[0], left : left + crop[1]]
-
-    # Cut, then padded: a side that is padded is not cut, so nothing is copied to be thrown away.
-    image = resize(image, size, resampling)[window]
+    # Cut, then mirrored and padded: a side that is padded is not cut, so nothing is copied to be
+    # thrown away.
+    image = _cut(resize(arrays['image'], place.size, resampling), place, crop)
     result = arrays | {'image': np.ascontiguousarray(pad_to(image, crop, pad, fill))}
-    if label is not None:
-        label = resize_label(label, size, resampling)[window]
+    if 'label' in arrays:
+        label = _cut(resize_label(arrays['label'], place.size, resampling), place, crop)
         result['label'] = np.ascontiguousarray(pad_to(label, crop, 'constant', 255))
-    if 'valid' in arrays:  # padding is right and below
+    if 'valid' in arrays:  # padding is right and below, of a mirrored image too
         result['valid'] = np.zeros(crop, bool)
         result['valid'][: image.shape[0], : image.shape[1]] = True
     return result
+
+
+def _cut(array: np.ndarray, place: Place, crop: tuple[int, int]) -> np.ndarray:
+    """Return the part of a resized array [H, W, ...] that a crop shows, mirrored where it is."""
+    rows = slice(place.top, place.top + crop[0])
+    if not place.mirrored:
+        return array[rows, place.left : place.left + crop[1]]
+    end = array.shape[1] - place.left
+    return cv2.flip(array[rows, max(0, end - crop[1]) : end], 1)
 
 
 def resize(image: np.ndarray, size: tuple[int, int], resampling: str = 'cv2') -> np.ndarray:

@@ -19,6 +19,9 @@ from css_jax.data.sources import Source
 from css_jax.data.splits import check
 
 _STEPS = 2**31  # batches in a stream: more than any run takes, as many in all for zipping
+# `config.pad` -> the border of `geometry.crop_at`, and what makes whole levels of the mean colour.
+_PADS = {'constant': ('constant', round), 'constant_floor': ('constant', int),
+         'reflect': ('reflect', round)}  # fmt: skip
 
 
 def train_batches(
@@ -100,7 +103,8 @@ def _examples(
     config, source = data.streams[name], loaded[name]
     row = {image_id: index for index, image_id in enumerate(source.ids)}
     indices = [row[image_id] for image_id in splits.subset(name, data.streams, loaded)]
-    fill = tuple(round(255 * mean) for mean in data.mean)
+    border, whole = _PADS[config.pad]
+    fill = tuple(whole(255 * mean) for mean in data.mean)
 
     def crop(example, rng):
         return geometry.random_crop(
@@ -108,7 +112,9 @@ def _examples(
             rng,
             crop=tuple(config.crop),
             scale=tuple(config.resize),
-            pad=config.pad,
+            long_side=tuple(config.long_side),
+            flip_prob=config.flip_prob,
+            pad=border,
             fill=fill,
             resampling=data.resampling,
         )
@@ -169,5 +175,10 @@ def _check_data(data: ConfigDict) -> None:
         check(positive, f'{key}.crop', crop, 'a positive height and width')
         ordered = len(resize) == 2 and 0 < resize[0] <= resize[1]
         check(ordered, f'{key}.resize', resize, 'a range (low, high) with 0 < low <= high')
-        check(config.pad in ('constant', 'reflect'), f'{key}.pad', config.pad,
-               'constant or reflect')  # fmt: skip
+        low, high = config.long_side if len(config.long_side) == 2 else (-1, -1)
+        whole = low == high == 0 or 0 < low <= high
+        check(whole, f'{key}.long_side', config.long_side, 'a range (low, high) with 0 < low <= '
+              'high, or (0, 0)')  # fmt: skip
+        share = 0 <= config.flip_prob <= 1
+        check(share, f'{key}.flip_prob', config.flip_prob, 'a number from 0 to 1')
+        check(config.pad in _PADS, f'{key}.pad', config.pad, ' or '.join(_PADS))

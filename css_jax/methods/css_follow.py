@@ -90,6 +90,10 @@ def _weak_resize(config: Any, stream: Any) -> Any:
     return (1.0, 1.0) if stream.reads == 'none' else None  # the weak view has none
 
 
+def _weak_pad(config: Any, stream: Any) -> Any:
+    return 'reflect' if stream.reads == 'none' else None  # nor a border of one colour
+
+
 # Of all methods of Table 1; a method adds its own.
 DEFAULTS: dict[str, Any] = {
     'steps': by_column(None, 80_000, None),
@@ -99,6 +103,7 @@ DEFAULTS: dict[str, Any] = {
     'data.streams.*.batch_size': by_column(None, _on_cityscapes(16, 32), None),
     'data.streams.*.crop': by_column(None, _on_cityscapes((769, 769)), None),
     'data.streams.*.resize': by_column(_weak_resize, _labelled_resize, _weak_resize),
+    'data.streams.*.pad': _weak_pad,
 }
 
 # Of those that have unlabelled images.

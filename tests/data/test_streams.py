@@ -8,6 +8,8 @@ import pytest
 
 from css_jax.data import geometry, sources, splits, streams
 
+WEAK = {'long_side': (30, 90), 'flip_prob': 0.5, 'pad': 'constant_floor'}
+
 
 def take(iterator, count):
     return list(itertools.islice(iterator, count))
@@ -64,6 +66,52 @@ def test_valid_is_where_the_image_is(data):
     assert batch['labelled']['valid'].all()
 
 
+def test_images_are_as_long_as_asked_for_and_padded_with_the_mean_rounded_down(data):
+    data.mean = (0.485, 0.456, 0.406)
+    data.streams.labelled.update(reads='mask+valid', long_side=(20, 36), pad='constant_floor')
+    sides = set()
+    for batch in take(streams.train_batches(data, seed=0), 12):
+        part = batch['labelled']
+        assert (part['image'][~part['valid']] == (123, 116, 103)).all()
+        assert (part['label'][~part['valid']] == 255).all()
+        for valid in part['valid']:
+            side = int(valid[0].sum())
+            assert valid[:side, :side].all() and valid.sum() == side * side
+            sides.add(side)
+    assert sides <= {*range(20, 37)} and len(sides) > 12
+    assert (batch['unlabelled']['image'].shape, data.streams.unlabelled.pad) == (
+        (4, 48, 40, 3),
+        'reflect',
+    )
+    data.streams.labelled.pad = 'constant'
+    part = next(streams.train_batches(data, seed=0))['labelled']
+    assert (part['image'][~part['valid']] == (124, 116, 104)).all()
+
+
+def test_image_and_label_are_mirrored_together(data):
+    del data.streams['unlabelled']
+    data.streams.labelled.update(crop=(64, 64), resize=(1.0, 1.0))
+    shown = {}
+    for data.streams.labelled.flip_prob in (0.0, 0.5, 1.0):
+        batches = take(streams.train_batches(data, seed=0), 6)
+        for name in ('image', 'label'):
+            shown[data.streams.labelled.flip_prob, name] = [
+                one for batch in batches for one in batch['labelled'][name]
+            ]
+    mirrored = []
+    for index in range(24):
+        plain, some, always = (
+            [shown[prob, name][index] for name in ('image', 'label')] for prob in (0.0, 0.5, 1.0)
+        )
+        for before, after in zip(plain, always, strict=True):
+            np.testing.assert_array_equal(after, before[:, ::-1])
+        same = [np.array_equal(one, other) for one, other in zip(some, plain, strict=True)]
+        turned = [np.array_equal(one, other) for one, other in zip(some, always, strict=True)]
+        assert all(same) or all(turned)
+        mirrored.append(all(turned))
+    assert 4 < sum(mirrored) < 20
+
+
 def test_shapes_are_those_of_the_batches(data):
     data.streams.labelled.reads = 'classes+valid'
     (batch,) = take(streams.train_batches(data, seed=0), 1)
@@ -73,7 +121,9 @@ def test_shapes_are_those_of_the_batches(data):
     )
 
 
-def test_resumed_batches_equal_uninterrupted_ones(data):
+@pytest.mark.parametrize('changes', [{}, WEAK], ids=['', 'weak'])
+def test_resumed_batches_equal_uninterrupted_ones(data, changes):
+    data.streams.labelled.update(changes)
     whole = take(streams.train_batches(data, seed=3), 9)  # over 4 passes of the labelled images
     assert_same(take(streams.train_batches(data, seed=3, start_step=5), 4), whole[5:])
 
@@ -84,8 +134,11 @@ def test_a_stream_read_alone_has_the_batches_it_has_in_company(data):
     assert_same(alone, [{'labelled': batch['labelled']} for batch in whole[1:]])
 
 
+@pytest.mark.parametrize('changes', [{}, WEAK], ids=['', 'weak'])
 @pytest.mark.parametrize('process_count', [2, 4])
-def test_processes_hold_the_blocks_of_the_same_batches(data, process_count):
+def test_processes_hold_the_blocks_of_the_same_batches(data, process_count, changes):
+    data.streams.labelled.update(changes)
+    data.streams.unlabelled.update(changes)
     whole = take(streams.train_batches(data, seed=0), 3)
     parts = [
         take(streams.train_batches(data, seed=0, process_index=p, process_count=process_count), 3)
@@ -101,7 +154,9 @@ def test_processes_hold_the_blocks_of_the_same_batches(data, process_count):
     assert_same(joined, whole)
 
 
-def test_batches_do_not_depend_on_threads(data):
+@pytest.mark.parametrize('changes', [{}, WEAK], ids=['', 'weak'])
+def test_batches_do_not_depend_on_threads(data, changes):
+    data.streams.labelled.update(changes)
     expected = take(streams.train_batches(data, seed=0), 6)
     for data.threads, data.prefetch in ((0, 1), (1, 1), (7, 9)):
         assert_same(take(streams.train_batches(data, seed=0), 6), expected)
@@ -148,7 +203,10 @@ def test_image_and_label_move_together(data):
         ({'batch_size': 5}, r'labelled.batch_size: got 5, expected a multiple .* processes, 2'),
         ({'crop': (0, 8)}, r'labelled.crop: got \(0, 8\), expected a positive'),
         ({'resize': (0.0, 1.0)}, r'labelled.resize: got \(0.0, 1.0\)'),
-        ({'pad': 'edge'}, r'labelled.pad: got edge, expected constant or reflect'),
+        ({'long_side': (9, 8)}, r'labelled.long_side: got \(9, 8\), expected a range'),
+        ({'long_side': (0, 8)}, r'labelled.long_side: got \(0, 8\), expected a range'),
+        ({'flip_prob': 1.5}, r'labelled.flip_prob: got 1.5, expected a number from 0 to 1'),
+        ({'pad': 'edge'}, r'labelled.pad: got edge, expected constant or constant_floor or'),
         ({'count': 25}, r'labelled.count: got 25, expected at most 24'),
         ({'count': 0}, r'labelled.min_per_class: got 2, expected 0 where count is 0'),
         ({'ids_file': 'no.txt', 'count': 0, 'min_per_class': 0}, r'ids_file: got no.txt'),
