@@ -35,6 +35,10 @@ def toy_predict(variables, images, ctx):
     return jnp.tensordot(seen, variables.params['w'], 1) - ctx.config.data.mean[0]
 
 
+def sides(pair):
+    return f'{pair[0]}x{pair[1]}'
+
+
 def toy_method(predict=toy_predict):
     """A method of which only the evaluation is there."""
 
@@ -164,8 +168,11 @@ def test_one_window_over_the_image_is_the_whole_image(toy, data_dir, weights):
     assert scores(protocol='sliding')['iou'] != larger['iou']  # (0, 0): of the crop, 32x32
 
 
-def test_sliding_over_mixed_sizes_equals_a_loop(toy, mixed, weights, monkeypatch):
-    config = toy(protocol='sliding', window=(12, 15), batch_size=4)
+@pytest.mark.parametrize('cut_off', [False, True])
+def test_sliding_over_mixed_sizes_equals_a_loop(toy, mixed, weights, monkeypatch, cut_off):
+    window = (14, 16) if cut_off else (12, 15)
+    stride = (9, 10) if cut_off else (8, 10)
+    config = toy(protocol='sliding_cut' if cut_off else 'sliding', window=window, batch_size=4)
     ctx = methods.context(config)
     probabilities = jax.jit(lambda x: jax.nn.softmax(toy_predict(weights, x, ctx)[0]))
     expected = np.zeros((7, 7), np.int64)
@@ -174,16 +181,21 @@ def test_sliding_over_mixed_sizes_equals_a_loop(toy, mixed, weights, monkeypatch
         label = geometry.decode_label(record['label'])
         x = ((image / 255 - config.data.mean) / config.data.std).astype(np.float32)
         total = np.zeros((*label.shape, 7))
-        for top in {min(8 * i, label.shape[0] - 12) for i in range(5)}:
-            for left in {min(10 * i, label.shape[1] - 15) for i in range(5)}:
-                region = np.s_[top : top + 12, left : left + 15]
+        axes = []
+        for length, part, step in zip(label.shape, window, stride, strict=True):
+            begins = range(0, length, step)
+            axes.append(begins if cut_off else {min(begin, length - part) for begin in begins})
+        for top in axes[0]:
+            for left in axes[1]:
+                region = np.s_[top : top + window[0], left : left + window[1]]
                 total[region] += np.asarray(probabilities(x[region][None]))
         # argmax needs no division by the number of windows over a pixel
         np.add.at(expected, (label[label != 255], total.argmax(-1)[label != 255]), 1)
     evaluator = opened(config)
     got, _ = matrix(evaluator, weights, monkeypatch)
     np.testing.assert_array_equal(got, expected)
-    assert '12x15 at stride 8x10' in evaluator.protocol
+    border = ' cut off at the border,' if cut_off else ','
+    assert f'{sides(window)} at stride {sides(stride)}{border} mean' in evaluator.protocol
 
 
 def test_a_random_crop_is_another_score_and_always_the_same(toy, weights, monkeypatch):
@@ -202,10 +214,11 @@ def test_flip_and_scales_change_the_score_and_are_named(toy, weights):
             'flip': {'flip': True},
             'scales': {'scales': (0.5, 1.0, 1.5)},
             'both': {'flip': True, 'scales': (0.5, 1.0), 'protocol': 'sliding'},
+            'cut': {'flip': True, 'scales': (0.5, 1.0), 'protocol': 'sliding_cut'},
         }.items()
     }
     losses = {round(evaluator(weights)['loss'], 5) for evaluator in (plain, *scores.values())}
-    assert len(losses) == 4
+    assert len(losses) == 5
     assert scores['flip'].protocol.count('mean probability over the mirror image') == 1
     assert 'mean probability over scales 0.5, 1.0, 1.5' in scores['scales'].protocol
     assert 'scales' not in plain.protocol and 'mirror' not in plain.protocol

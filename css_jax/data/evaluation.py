@@ -1,7 +1,7 @@
 """The batches of an evaluation: every image of a split once, in batches of static shapes.
 
 XLA compiles a program for each shape. A protocol therefore says which images share one: all of
-them (`whole`, `random_crop`), or those of one size (`whole_exact`, `sliding`).
+them (`whole`, `random_crop`), or those of one size (`whole_exact`, `sliding`, `sliding_cut`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,8 +24,8 @@ def groups(
 
     Args:
         source: the images.
-        protocol: 'whole': all at one static size; 'random_crop': all at `window`; 'whole_exact'
-            and 'sliding': each at its own size.
+        protocol: 'whole': all at one static size; 'random_crop': all at `window`; 'whole_exact',
+            'sliding' and 'sliding_cut': each at its own size.
         pad_to: static size of 'whole'; (0, 0): the first image's.
         window: height and width of a random crop.
 
@@ -39,8 +39,8 @@ def groups(
         return {eval_size(source, pad_to): list(range(len(source)))}
     if protocol == 'random_crop':
         return {tuple(window): list(range(len(source)))}
-    if protocol not in ('whole_exact', 'sliding'):
-        wanted = 'whole, whole_exact, sliding or random_crop'
+    if protocol not in ('whole_exact', 'sliding', 'sliding_cut'):
+        wanted = 'whole, whole_exact, sliding, sliding_cut or random_crop'
         raise ValueError(f'eval.protocol: got {protocol!r}, expected {wanted}')
     found: dict[tuple[int, int], list[int]] = {}
     for index, (height, width) in enumerate(source.sizes.tolist()):

@@ -108,8 +108,8 @@ class Evaluator:
         self._images = evaluation.groups(
             self._source, c.protocol, pad_to=tuple(c.pad_to), window=window
         )
-        # Sliding keeps a map of the whole image, so one image at a time: its windows are the batch.
-        batch_size = 1 if c.protocol == 'sliding' else c.batch_size
+        # Windows add up in a map of the whole image, so one image at a time: they are the batch.
+        batch_size = 1 if c.protocol in protocols.SLIDING else c.batch_size
         # A multiple of the devices: what is too many is filled with images that count nowhere.
         self._layout = parallel.Layout()
         devices = len(self._layout.devices)

@@ -4,7 +4,10 @@
 
 - `whole`: the image, padded right and bottom by reflection to one static size, `eval.pad_to`;
 - `whole_exact`: each image at its own size, a compilation for every size;
-- `sliding`: windows of `eval.window` that overlap by a third, averaged as probabilities;
+- `sliding`: windows of `eval.window` that overlap by a third, averaged as probabilities; the
+  last ones are moved back to end at the border, a smaller image is padded;
+- `sliding_cut`: likewise, but windows are cut off at the border, and their stride is rounded down.
+  iMAS (arXiv 2211.11335) is evaluated so, with windows of 769 whatever the training crop;
 - `random_crop`: one crop of `eval.window` an image, the same in every evaluation. The reference
   program scores Cityscapes so, by mistake; for comparison only.
 
@@ -25,6 +28,9 @@ from css_jax.state import Context, Variables
 
 # Keys of `config.eval` that decide what a score is of.
 KEYS = ('dataset', 'split', 'protocol', 'pad_to', 'window', 'flip', 'scales', 'network')
+
+# Protocols of windows -> whether these are cut off at the border.
+SLIDING = {'sliding': False, 'sliding_cut': True}
 
 
 def window(config: ConfigDict, dataset: str) -> tuple[int, int]:
@@ -62,13 +68,15 @@ def prediction(
 
     def predict(variables: Variables, images: jax.Array) -> jax.Array:
         network = functools.partial(predict_views, variables, ctx=ctx)
-        if c.protocol == 'sliding':
+        if c.protocol in SLIDING:
+            cut_off = SLIDING[c.protocol]
             network = functools.partial(
                 inference.sliding,
                 network,
                 window=window,
-                stride=inference.default_stride(window),
+                stride=inference.default_stride(window, cut_off),
                 batch_size=c.batch_size,
+                cut_off=cut_off,
             )
         if c.flip:
             network = functools.partial(inference.mirrored, network)
@@ -92,13 +100,20 @@ def describe(
     def sides(pair: tuple[int, int]) -> str:
         return f'{pair[0]}x{pair[1]}'  # height first, as everywhere
 
-    c, cut = config.eval, window
+    def windows(cut_off: bool) -> str:
+        stride = sides(inference.default_stride(window, cut_off))
+        border = ' cut off at the border' if cut_off else ''
+        return (
+            f'sliding windows of {sides(window)} at stride {stride}{border}, mean probability '
+            'where they overlap'
+        )
+
+    c = config.eval
     seen = {
         'whole': f'whole image reflect-padded to {sides(size)}',
         'whole_exact': 'whole image at its own size',
-        'sliding': f'sliding windows of {sides(cut)} at stride '
-        f'{sides(inference.default_stride(cut))}, mean probability where they overlap',
-        'random_crop': f'one random crop of {sides(cut)} an image',
+        **{name: windows(cut_off) for name, cut_off in SLIDING.items()},
+        'random_crop': f'one random crop of {sides(window)} an image',
     }
     averaged = [f'scales {", ".join(map(str, c.scales))}'] if tuple(c.scales) != (1.0,) else []
     averaged += ['the mirror image'] if c.flip else []

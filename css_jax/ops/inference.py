@@ -74,8 +74,16 @@ def starts(length: int, window: int, stride: int) -> list[int]:
     return [min(i * stride, length - window) for i in range(count)]
 
 
-def default_stride(window: tuple[int, int]) -> tuple[int, int]:
-    """Return ceil(2/3 window) for each axis: neighbours overlap by a third."""
+def default_stride(window: tuple[int, int], cut_off: bool = False) -> tuple[int, int]:
+    """Return 2/3 of the window for each axis: neighbours overlap by a third.
+
+    Args:
+        window: height and width of a window.
+        cut_off: whether windows are cut off, see `windows`; the stride is then rounded down, as
+            iMAS has it, else up.
+    """
+    if cut_off:
+        return max(1, 2 * window[0] // 3), max(1, 2 * window[1] // 3)
     return -(-2 * window[0] // 3), -(-2 * window[1] // 3)
 
 
@@ -111,34 +119,57 @@ def sliding(
     window: tuple[int, int],
     stride: tuple[int, int],
     batch_size: int,
+    cut_off: bool = False,
 ) -> Array:
-    """Predict windows that cover an image, and averages where they overlap.
+    """Predict windows that cover an image, and average where they overlap.
 
     Windows of one shape go through the network `batch_size` at a time, and are added up one after
     the other in a map as large as the images, the only one that is kept.
 
     Args:
-        predict: images [K, *window, 3] -> logits [K, *window, C].
-        images: [B, H, W, 3]; smaller ones are padded right and bottom by reflection.
+        predict: images [K, h, w, 3] -> logits [K, h, w, C], for each shape of a window.
+        images: [B, H, W, 3]; smaller ones are padded right and bottom by reflection, unless windows
+            are cut off.
         window: height and width of a window.
         stride: between neighbours, see `windows`.
         batch_size: most windows in one call of `predict`.
+        cut_off: whether windows end at the border, in several shapes, see `windows`; an image no
+            larger than the stride is then one window of its own size.
 
     Returns:
-        [B, H, W, C] logits; those of `predict` unchanged if one window covers the image.
+        [B, H, W, C] logits; those of `predict` unchanged if there is one window.
     """
     height, width = images.shape[1:3]
     down, right = max(0, window[0] - height), max(0, window[1] - width)
-    if down or right:
+    if (down or right) and not cut_off:
         images = jnp.pad(images, ((0, 0), (0, down), (0, right), (0, 0)), mode='reflect')
-    places = windows(images.shape[1:3], window, stride, cut_off=False)
+    places = windows(images.shape[1:3], window, stride, cut_off)
     if len(places) == 1:
         return predict(images)[:, :height, :width]
 
     count = np.zeros(images.shape[1:3], np.float32)
+    shapes: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for top, left, bottom, end in places:
         count[top:bottom, left:end] += 1
-    corners = [(b, top, left) for b in range(images.shape[0]) for top, left, *_ in places]
+        shapes.setdefault((bottom - top, end - left), []).append((top, left))
+    example = jax.ShapeDtypeStruct((1, *next(iter(shapes)), images.shape[3]), images.dtype)
+    classes = jax.eval_shape(predict, example).shape[-1]
+    total = jnp.zeros((*images.shape[:3], classes), jnp.float32)
+    for shape, begins in shapes.items():
+        total = _add_windows(total, predict, images, shape, begins, batch_size)
+    return _log(total / count[..., None])[:, :height, :width]
+
+
+def _add_windows(
+    total: Array,
+    predict: Predict,
+    images: Array,
+    shape: tuple[int, int],
+    begins: Sequence[tuple[int, int]],
+    batch_size: int,
+) -> Array:
+    """Add the probabilities of windows of one shape, which begin at (top, left), to `total`."""
+    corners = [(b, *begin) for b in range(images.shape[0]) for begin in begins]
     calls = -(-len(corners) // batch_size)
     each = -(-len(corners) // calls)
     blanks = calls * each - len(corners)  # at most one a call; they are looked at but not added
@@ -146,7 +177,7 @@ def sliding(
     corners = np.array(corners + corners[:1] * blanks, np.int32).reshape(calls, each, 3)
 
     def cut(corner: Array) -> Array:
-        return lax.dynamic_slice(images, (*corner, 0), (1, *window, images.shape[3]))[0]
+        return lax.dynamic_slice(images, (*corner, 0), (1, *shape, images.shape[3]))[0]
 
     def add(total: Array, view: tuple[Array, Array, Array]) -> tuple[Array, None]:
         (b, top, left), weight, probabilities = view
@@ -161,11 +192,7 @@ def sliding(
         probabilities = jax.nn.softmax(logits.astype(jnp.float32))
         return lax.scan(add, total, (corners, weights, probabilities))
 
-    example = jax.ShapeDtypeStruct((1, *window, images.shape[3]), images.dtype)
-    classes = jax.eval_shape(predict, example).shape[-1]
-    total = jnp.zeros((*images.shape[:3], classes), jnp.float32)
-    total, _ = lax.scan(call, total, (corners, weights))
-    return _log(total / count[..., None])[:, :height, :width]
+    return lax.scan(call, total, (corners, weights))[0]
 
 
 def _pair(sides: tuple[int, int] | int) -> tuple[int, int]:

@@ -67,7 +67,7 @@ def test_images_are_padded_by_reflection(data_dir):
     np.testing.assert_array_equal(next(batches)['image'][1], expected)
 
 
-@pytest.mark.parametrize('protocol', ['whole_exact', 'sliding'])
+@pytest.mark.parametrize('protocol', ['whole_exact', 'sliding', 'sliding_cut'])
 def test_images_of_one_size_share_batches(mixed, protocol):
     images = evaluation.groups(mixed, protocol)
     assert images == {(6, 9): [0, 2, 3, 6], (8, 5): [1, 4], (11, 4): [5]}

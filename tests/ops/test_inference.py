@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from css_jax.ops import inference
+from css_jax.ops import inference, metrics
 
 IMAS = np.load(Path(__file__).parents[1] / 'fixtures' / 'imas_ops.npz')
 
@@ -27,7 +27,7 @@ def predict(x):
 # Jitted: a compiled whole costs less than dozens of small programs. The network is the first
 # argument, and what says how it is run is static.
 network = jax.jit(predict)
-sliding = jax.jit(inference.sliding, static_argnums=(0, 2, 3, 4))
+sliding = jax.jit(inference.sliding, static_argnums=(0, 2, 3, 4, 5))
 mirrored = jax.jit(inference.mirrored, static_argnums=0)
 multi_scale = jax.jit(inference.multi_scale, static_argnums=(0, 2))
 
@@ -86,6 +86,11 @@ def test_the_stride_is_two_thirds_rounded_up():
     assert inference.default_stride((1, 2)) == (1, 2)
 
 
+def test_the_stride_of_windows_that_are_cut_off_is_rounded_down():
+    assert inference.default_stride((769, 512), cut_off=True) == (512, 341)
+    assert inference.default_stride((1, 2), cut_off=True) == (1, 1)  # 0 would never end
+
+
 @pytest.mark.parametrize('batch_size', [1, 2, 5, 7, 64])
 def test_overlapping_windows_equal_a_plain_loop(images, batch_size):
     height, width, window, stride = 13, 22, (6, 9), (4, 6)
@@ -100,6 +105,82 @@ def test_overlapping_windows_equal_a_plain_loop(images, batch_size):
     logits = np.asarray(sliding(predict, images, window, stride, batch_size))
     np.testing.assert_allclose(np.exp(logits), total / count, atol=1e-6)
     np.testing.assert_allclose(np.exp(logits).sum(-1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ('window', 'stride', 'batch_size'),
+    [
+        ((7, 9), (4, 6), 1),
+        ((5, 9), (3, 6), 5),  # 18 whole windows: four calls, with two blanks
+        ((7, 9), (4, 6), 64),
+        ((16, 30), (10, 20), 2),  # windows larger than the image, the stride smaller
+        ((40, 9), (26, 6), 4),
+    ],
+)
+def test_windows_that_are_cut_off_equal_a_plain_loop(images, window, stride, batch_size):
+    total, count = np.zeros((2, 13, 22, 4)), np.zeros((13, 22, 1))
+    for top in range(0, 13, stride[0]):
+        for left in range(0, 22, stride[1]):
+            region = np.s_[:, top : top + window[0], left : left + window[1]]
+            total[region] += softmax(np.asarray(network(images[region]), np.float64))
+            count[region[1:]] += 1
+    logits = np.asarray(sliding(predict, images, window, stride, batch_size, True))
+    np.testing.assert_allclose(np.exp(logits), total / count, atol=1e-6)
+
+
+def test_windows_that_are_cut_off_give_what_imas_gives():
+    golden = {
+        name: IMAS[f'sliding_random_{name}']
+        for name in ('images', 'weights', 'label', 'summed_softmax', 'prediction', 'union')
+    }
+    window = (int(IMAS['sliding_random_window']),) * 2
+
+    def centred(x):
+        x = x - x.mean((1, 2), keepdims=True)
+        return jnp.matmul(x, golden['weights'], precision='highest')
+
+    stride = inference.default_stride(window, cut_off=True)
+    logits = np.asarray(sliding(centred, golden['images'], window, stride, 4, True))
+    count = np.zeros((17, 25, 1))
+    for top, left, bottom, right in inference.windows((17, 25), window, stride, cut_off=True):
+        count[top:bottom, left:right] += 1
+    summed = golden['summed_softmax']
+    np.testing.assert_allclose(np.exp(logits) * count, summed, rtol=0, atol=1e-5 * summed.max())
+    np.testing.assert_array_equal(logits.argmax(-1), golden['prediction'])
+
+    labels = golden['label'].astype(np.int32)
+    matrix = np.asarray(metrics.confusion(labels, logits.argmax(-1), 5), np.int64)
+    np.testing.assert_array_equal(np.diag(matrix), IMAS['sliding_random_intersection'])
+    union = matrix.sum(0) + matrix.sum(1) - np.diag(matrix)
+    np.testing.assert_array_equal(union, golden['union'])
+    # Class 4 is in no label, but predicted: its 0 counts in either definition of mIoU.
+    miou = float(IMAS['sliding_random_miou'])
+    assert metrics.scores(matrix)['miou'] == pytest.approx(miou, rel=1e-9)
+
+
+def test_windows_of_cityscapes_that_are_cut_off_have_four_shapes():
+    seen = []
+
+    def spy(x):
+        seen.append(x.shape[:3])
+        return jnp.zeros((*x.shape[:3], 19))
+
+    def predicted(x):
+        return inference.sliding(spy, x, (769, 769), (512, 512), 2, cut_off=True)
+
+    image = jax.ShapeDtypeStruct((1, 1024, 2048, 3), jnp.float32)
+    assert jax.eval_shape(predicted, image).shape == (1, 1024, 2048, 19)
+    asked, *seen = seen  # for the number of classes
+    assert asked == (1, 769, 769)
+    # In a row three windows are whole: two calls of two, one of which is a blank.
+    assert set(seen) == {(2, 769, 769), (1, 769, 512), (2, 512, 769), (1, 512, 512)}
+
+
+def test_an_image_no_larger_than_the_stride_is_one_window_of_its_own_size(images):
+    logits = sliding(predict, images, (30, 33), (20, 22), 1, True)
+    close(logits, network(images))
+    padded = sliding(predict, images, (30, 33), (20, 22), 1)
+    assert abs(np.asarray(padded) - logits).max() > 0.1
 
 
 def test_probabilities_are_averaged_not_logits():
@@ -170,11 +251,12 @@ def test_impossible_classes_stay_finite(images):
     assert np.isfinite(logits).all() and (logits.argmax(-1) == 1).all()
 
 
-def test_views_nest(images):
+@pytest.mark.parametrize('cut_off', [False, True])
+def test_views_nest(images, cut_off):
     """Windows inside the mirror inside the scales: each window is mirrored and resized."""
 
     def windows(x):
-        return inference.sliding(predict, x, (6, 9), (4, 6), 4)
+        return inference.sliding(predict, x, (9, 15), (6, 10), 4, cut_off)
 
     def nested(x):
         return inference.multi_scale(lambda y: inference.mirrored(windows, y), x, (1.0, 2.0))
