@@ -22,7 +22,8 @@ class Small(nn.Module):
     axis_name: str | None
 
     @nn.compact
-    def __call__(self, x, train=False):
+    def __call__(self, x, train=False, image_weights=None):
+        train = image_weights if train and image_weights is not None else train
         x = nn.relu(BatchNorm(self.axis_name)(Conv(8, 3, 4)(x), train))
         return {name: Conv(channels, 1, name=name)(x) for name, channels in self.outputs}
 

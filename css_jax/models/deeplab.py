@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from css_jax.keys import Key
 from css_jax.models import atrous, remat, resnet
 from css_jax.models.backbones import BACKBONES
-from css_jax.models.layers import BatchNorm, Conv, channels, check_choice
+from css_jax.models.layers import BatchNorm, Conv, Train, channels, check_choice
 from css_jax.ops import resize
 
 
@@ -78,7 +78,7 @@ class ASPP(nn.Module):
     norm: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: Train) -> jax.Array:
         """Concatenate 1x1, three atrous 3x3 and the image's mean; projects by 1x1."""
         products = atrous.forms(self.atrous).pyramid == 'products'
         conv = partial(self.conv, atrous=atrous.products if products else None)
@@ -107,7 +107,7 @@ class Head(nn.Module):
     convs: int = 1
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: Train) -> jax.Array:
         """Apply the head; float32 comes out."""
         for number in ('', *range(2, self.convs + 1)):  # conv, conv2
             x = self.conv(self.features, 3, name=f'conv{number}')(x)
@@ -149,13 +149,17 @@ class DeepLab(nn.Module):
     remat: tuple[str, ...] = ()
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool = False) -> dict[str, jax.Array]:
+    def __call__(
+        self, images: jax.Array, train: bool = False, image_weights: jax.Array | None = None
+    ) -> dict[str, jax.Array]:
         """Apply the network.
 
         Args:
             images: [B, H, W, 3] float, normalised.
             train: BatchNorm normalises by the batch and moves its running statistics; apply with
                 mutable=['batch_stats'].
+            image_weights: [B] of the images in these statistics, of which 0 leaves one out; None:
+                all count alike.
 
         Returns:
             Head name -> [B, h, w, channels] float32.
@@ -168,6 +172,8 @@ class DeepLab(nn.Module):
             raise ValueError(
                 f'images are {images.dtype}{list(images.shape)}; expected float [B, H, W, 3]'
             )
+        if train and image_weights is not None:
+            train = image_weights
         conv = partial(Conv, dtype=self.dtype)
         norm = partial(BatchNorm, axis_name=self.axis_name, dtype=self.dtype)
         features = channels(256, self.width)
@@ -193,7 +199,7 @@ class DeepLab(nn.Module):
         low_level: jax.Array,
         x: jax.Array,
         read: dict[str, jax.Array],
-        train: bool,
+        train: Train,
         conv: Any,
         norm: Any,
     ) -> dict[str, jax.Array]:

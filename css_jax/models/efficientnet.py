@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 
 from css_jax.models import mobile
+from css_jax.models.layers import Train
 
 # (repeats, kernel size, stride of the first, expansion, features) of lite0's seven stages.
 STAGES = (
@@ -38,7 +39,7 @@ class Block(nn.Module):
     conv: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: Train) -> jax.Array:
         """Apply the block."""
         y = x
         if self.expansion > 1:
@@ -60,7 +61,7 @@ class EfficientNetLite(mobile.Backbone):
     variant: str = 'lite0'
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> dict[str, jax.Array]:
+    def __call__(self, x: jax.Array, train: Train) -> dict[str, jax.Array]:
         """Return 'stride4', 'layer3' and 'last', of lite0 the outputs of blocks 2, 10 and 15."""
         conv = self._conv()
         wide, deep = SCALES[self.variant]

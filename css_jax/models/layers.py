@@ -11,6 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+# Whether BatchNorm normalises by the batch; weights of its images [B] stand for true, and an image
+# of weight 0 counts in none of its statistics.
+Train = bool | jax.Array
+
 he_normal = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')  # the backbone's
 torch_uniform = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')  # U(+-1/sqrt(fan_in))
 
@@ -201,7 +205,7 @@ class BatchNorm(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: Train) -> jax.Array:
         """Normalise x [..., C]; `train` uses the batch's statistics and moves the running ones.
 
         Raises:
@@ -213,8 +217,8 @@ class BatchNorm(nn.Module):
         running_mean = self.variable('batch_stats', 'mean', jnp.zeros, features)
         running_var = self.variable('batch_stats', 'var', jnp.ones, features)
         x = x.astype(jnp.float32)
-        if train and not self.is_initializing():
-            mean, var, n = self._batch_statistics(x)
+        if train is not False and not self.is_initializing():
+            mean, var, n = self._batch_statistics(x, train)
             running_mean.value += 0.1 * (mean - running_mean.value)
             running_var.value += 0.1 * (var * (n / (n - 1)) - running_var.value)
         else:
@@ -222,7 +226,9 @@ class BatchNorm(nn.Module):
         y = (x - mean) * (lax.rsqrt(var + self.eps) * scale) + bias
         return y.astype(self.dtype)
 
-    def _batch_statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array, int]:
+    def _batch_statistics(
+        self, x: jax.Array, train: Train
+    ) -> tuple[jax.Array, jax.Array, int | jax.Array]:
         """Return mean [C], biased variance [C] and the number of values over all devices."""
         axes = tuple(range(x.ndim - 1))
         devices = 1 if self.axis_name is None else lax.axis_size(self.axis_name)
@@ -237,8 +243,14 @@ class BatchNorm(nn.Module):
             values = values.mean(axes)
             return values if self.axis_name is None else lax.pmean(values, self.axis_name)
 
+        weigh, share = lambda values: values, 1
+        if train is not True:
+            # In space-to-batch layout an image is several of the batch, which are neighbours.
+            weights = jnp.repeat(train, len(x) // len(train)).reshape(-1, *[1] * (x.ndim - 1))
+            share = mean(jnp.broadcast_to(weights, (*x.shape[:-1], 1)))
+            weigh, n = lambda values: weights * values, n * share
         # About the mean, not E[x^2] - E[x]^2, which loses its digits where the mean is large.
-        centre = mean(x)
+        centre = mean(weigh(x)) / share
         # Its derivative by the centre is zero: left out, the backward pass sums over the devices
         # twice, not three times.
-        return centre, mean(jnp.square(x - lax.stop_gradient(centre))), n
+        return centre, mean(weigh(jnp.square(x - lax.stop_gradient(centre)))) / share, n

@@ -11,7 +11,7 @@ from flax.linen.initializers import variance_scaling
 from jax import lax
 
 from css_jax.models import atrous, remat
-from css_jax.models.layers import BatchNorm, check_choice, convolve, he_normal
+from css_jax.models.layers import BatchNorm, Train, check_choice, convolve, he_normal
 
 
 def depthwise(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.Array:
@@ -70,7 +70,7 @@ class Conv(nn.Module):
     activation: bool = True
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: Train) -> jax.Array:
         """[B, H, W, C] -> [B, ceil(H/stride), ceil(W/stride), features or C]."""
         inputs, features = (x.shape[-1], self.features) if self.features else (1, x.shape[-1])
         # A depthwise output has the k x k inputs of its fan-in; its "fan-out" would count channels.
@@ -128,7 +128,7 @@ class Backbone(nn.Module):
         stem: Callable[[], nn.Module],
         blocks: Iterable[tuple[Callable[..., nn.Module], int]],
         x: jax.Array,
-        train: bool,
+        train: Train,
     ) -> dict[str, jax.Array]:
         """Apply the network.
 

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 
 from css_jax.models import mobile
+from css_jax.models.layers import Train
 
 # (features, stride) of the 13 depthwise separable blocks (Table 1).
 BLOCKS = (
@@ -25,7 +26,7 @@ class Block(nn.Module):
     conv: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: Train) -> jax.Array:
         """Apply the block."""
         x = self.conv(0, 3, self.stride, self.dilation, name='depthwise')(x, train)
         return self.conv(self.features, 1, 1, 1, name='pointwise')(x, train)
@@ -38,7 +39,7 @@ class MobileNetV1(mobile.Backbone):
     """
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> dict[str, jax.Array]:
+    def __call__(self, x: jax.Array, train: Train) -> dict[str, jax.Array]:
         """Return 'stride4', 'layer3' and 'last', the outputs of blocks 3, 11 and 13."""
         conv = self._conv()
         stem = partial(conv, self._channels(32), 3, 2, 1, name='conv1')

@@ -16,7 +16,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from css_jax.models.layers import check_choice
+from css_jax.models.layers import Train, check_choice
 
 # In the order of the forward pass; the same for every backbone: layer1 ends at stride 4, and each
 # further layer begins where the network for classification has its next stride. The decoder is all
@@ -65,7 +65,7 @@ def chain(
     stage: str,
     blocks: Sequence[Callable[[], nn.Module]],
     x: jax.Array,
-    train: bool,
+    train: Train,
 ) -> jax.Array:
     """Apply the blocks of a stage one after the other, as runs if `module.remat` has the stage.
 

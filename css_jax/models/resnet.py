@@ -10,7 +10,15 @@ import jax
 import jax.numpy as jnp
 
 from css_jax.models import atrous, remat
-from css_jax.models.layers import BatchNorm, Conv, channels, check_choice, he_normal, max_pool
+from css_jax.models.layers import (
+    BatchNorm,
+    Conv,
+    Train,
+    channels,
+    check_choice,
+    he_normal,
+    max_pool,
+)
 
 FIRST_DILATIONS = ('auto', 'previous', 'own')
 
@@ -28,7 +36,7 @@ class BasicBlock(nn.Module):
     norm: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: Train) -> jax.Array:
         """Apply the block."""
         y = self.conv(self.planes, 3, self.stride, self.dilations[0], name='conv1')(x)
         y = nn.relu(self.norm(name='bn1')(y, train))
@@ -50,7 +58,7 @@ class Bottleneck(nn.Module):
     norm: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: Train) -> jax.Array:
         """Apply the block."""
         y = nn.relu(self.norm(name='bn1')(self.conv(self.planes, 1, name='conv1')(x), train))
         y = self.conv(self.planes, 3, self.stride, self.dilations[0], name='conv2')(y)
@@ -60,7 +68,7 @@ class Bottleneck(nn.Module):
         return nn.relu(y + _shortcut(self, x, y.shape, train))
 
 
-def _shortcut(block: nn.Module, x: jax.Array, shape: Sequence[int], train: bool) -> jax.Array:
+def _shortcut(block: nn.Module, x: jax.Array, shape: Sequence[int], train: Train) -> jax.Array:
     """Return x itself or, where channels or stride change, its 1x1 projection to `shape`."""
     if x.shape[-1] == shape[-1] and block.stride == 1:
         return x
@@ -102,7 +110,7 @@ class ResNet(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> dict[str, jax.Array]:
+    def __call__(self, x: jax.Array, train: Train) -> dict[str, jax.Array]:
         """Apply the backbone.
 
         Returns:
@@ -144,7 +152,7 @@ class ResNet(nn.Module):
                 features['layer3'] = atrous.regrid(x, layout, 1)
         return features | {'last': atrous.regrid(x, layout, 1)}
 
-    def _stem(self, x: jax.Array, train: bool, conv: Any, norm: Any) -> jax.Array:
+    def _stem(self, x: jax.Array, train: Train, conv: Any, norm: Any) -> jax.Array:
         """[B, H, W, 3] -> [B, H/4, W/4, 64 (conv7) or 128 (deep)]."""
         if self.stem == 'conv7':
             x = conv(channels(64, self.width), 7, 2, name='conv1')(x)
