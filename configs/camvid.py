@@ -29,6 +29,7 @@ NETWORKS = {  # model.*
     'mobilenet_v1': {'width': 0.75, 'output_stride': 8},
     'efficientnet_lite0': {'output_stride': 16, 'pretrained': 'efficientnet_lite0'},
 }
+IMAGES = 367
 DEFAULTS = {
     'method': 'css_mix',
     'labels': 46,
@@ -59,13 +60,7 @@ def get_config(argument: str = '') -> ConfigDict:
     c.data.streams.labelled = configs.stream(
         'camvid/half', count=labels, min_per_class=least, resize=(0.5, 1.5), **common
     )
-    c.data.streams.unlabelled = configs.stream(
-        'camvid/half',
-        exclude='labelled',
-        resize=(1.0, 1.0),
-        pad='reflect',
-        **common,
-    )
+    c.data.streams.unlabelled = configs.stream('camvid/half', exclude='labelled', **common)
     c.eval.dataset = 'camvid/half'
     c.eval.split = 'test'
     c.eval.batch_size = 8
@@ -74,6 +69,9 @@ def get_config(argument: str = '') -> ConfigDict:
     c.optimizer.warmup_steps = 20
     c.update_from_flattened_dict(arguments.of_method(method, quickstart.COMMON))
     c.update_from_flattened_dict(quickstart.METHODS.get(method, {}))
+    own = {'imas.supervised_epochs': 5}  # 200 steps, as of the others
+    own = arguments.of_method(method, own) | arguments.epochs(method, labels, IMAGES - labels)
+    c.update_from_flattened_dict(own)
     c.log_every = 50
     c.checkpoint_every = 250
     return arguments.finish(c, given, settings, FILE)

@@ -112,9 +112,7 @@ def get_config(argument: str = '', changes: Mapping[str, str | None] | None = No
     c.data.streams.labelled = configs.stream(dataset, count=labels, resize=(0.5, 1.5), **common)
     c.data.streams.labelled.min_per_class = least(train, labels, given['seed'])
     if not none:
-        c.data.streams.unlabelled = configs.stream(
-            dataset, split='unlabelled', resize=(1.0, 1.0), pad='reflect', **common
-        )
+        c.data.streams.unlabelled = configs.stream(dataset, split='unlabelled', **common)
     c.eval.dataset = dataset
     c.eval.split = 'val'
     c.eval.batch_size = 8
@@ -132,8 +130,11 @@ def get_config(argument: str = '', changes: Mapping[str, str | None] | None = No
     c.optimizer.warmup_steps = 20
     c.update_from_flattened_dict(arguments.of_method(method, quickstart.COMMON))
     c.update_from_flattened_dict(quickstart.METHODS.get(method, {}))
-    own = {'burn_in_steps': burn_in_steps(fewer)}
-    c.update_from_flattened_dict(arguments.of_method(method, own))
+    burn_in, unlabelled = burn_in_steps(fewer), 0 if none else len(without)
+    own = {'burn_in_steps': burn_in}
+    own |= {'imas.supervised_epochs': round(burn_in * BATCH / max(1, unlabelled))}
+    own = arguments.of_method(method, own) | arguments.epochs(method, used, unlabelled)
+    c.update_from_flattened_dict(own)
     c.log_every = 50
     c.checkpoint_every = max(1, fewer // 4)
     arguments.finish(c, given, settings, FILE)

@@ -27,6 +27,14 @@ COMMON = {
     'unsupervised.loss': 'thresholded',
     'unsupervised.threshold': 0.9,
 }
+# Colour tells the classes of `shapes` apart, so jitter and blur hurt every method here.
+PLAIN = {'augment.jitter_prob': 0.0, 'augment.blur_prob': 0.0}
+# iMAS has a network and an optimiser of its own; here it has those of the others.
+_SHARED = {
+    'model.head_convs': 1,
+    'model.low_level_bias': False,
+    'optimizer.nesterov': True,
+}
 _CONTRASTIVE = {'burn_in_steps': 200, 'contrastive.weight': 0.1}
 # What a method adds to the common table: its losses' weights and its burn-in, nothing else.
 METHODS = {
@@ -38,7 +46,10 @@ METHODS = {
     'css_cross': _CONTRASTIVE,
     'css_mix': _CONTRASTIVE,
     'css': _CONTRASTIVE,
+    'imas': {**_SHARED, 'teacher.decay': 0.99, 'imas.supervised_epochs': 3},
+    'imas_supervised': _SHARED,
 }
+IMAGES = 500
 DEFAULTS = {'method': 'css_mix', 'labels': 0, 'seed': 0, 'pretrained': None}
 
 
@@ -66,12 +77,7 @@ def get_config(argument: str = '') -> ConfigDict:
     c.data.streams.labelled = configs.stream(
         'shapes', count=labels, min_per_class=least, resize=(0.5, 1.5), **common
     )
-    c.data.streams.unlabelled = configs.stream(
-        'shapes', exclude='labelled', resize=(1.0, 1.0), pad='reflect', **common
-    )
-    # Colour tells the classes of `shapes` apart, so jitter and blur hurt every method here.
-    c.augment.jitter_prob = 0.0
-    c.augment.blur_prob = 0.0
+    c.data.streams.unlabelled = configs.stream('shapes', exclude='labelled', **common)
     c.eval.dataset = 'shapes'
     c.eval.batch_size = 50
 
@@ -79,6 +85,7 @@ def get_config(argument: str = '') -> ConfigDict:
     c.optimizer.warmup_steps = 20
     c.log_every = 50
     c.checkpoint_every = 300
-    own = arguments.of_method(c.method, COMMON) | METHODS.get(method, {})
+    own = arguments.of_method(c.method, COMMON | PLAIN) | METHODS.get(method, {})
+    own |= arguments.epochs(c.method, labels, IMAGES - labels)
     c.update_from_flattened_dict(own)
     return arguments.finish(c, given, settings, FILE)

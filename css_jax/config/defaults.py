@@ -179,7 +179,7 @@ class _Resolver:
                 yield f'data.streams.{stream}.{leaf}'
 
 
-class _View:
+class _View(Mapping):
     """A table as a default's function sees it: reading a key fills it in."""
 
     def __init__(self, resolver: _Resolver, config: ConfigDict, path: str):
@@ -194,6 +194,10 @@ class _View:
             return _View(self._resolver, value, path)
         return self._resolver.value(path)
 
-    def __iter__(self) -> Iterator[Any]:
-        """Yield the tables or values in this one, such as all streams."""
-        return (getattr(self, name) for name in self._config)
+    __getitem__ = __getattr__
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._config)
+
+    def __len__(self) -> int:
+        return len(self._config)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from ml_collections import ConfigDict
 
 from css_jax import models
-from css_jax.methods import css, mean_teacher, supervised
+from css_jax.methods import css, imas, mean_teacher, supervised
 from css_jax.methods.method import Evaluation, Method, computing
 from css_jax.state import Context
 
@@ -17,6 +17,8 @@ METHODS: dict[str, Method] = {
     'css_cross': css.CROSS,
     'css_mix': css.MIX,
     'css': css.METHOD,
+    'imas': imas.METHOD,
+    'imas_supervised': imas.SUPERVISED,
 }
 
 __all__ = ['METHODS', 'Evaluation', 'Method', 'context', 'phases']

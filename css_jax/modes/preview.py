@@ -142,6 +142,9 @@ def _picture(path: pathlib.Path, config: ConfigDict, batch: Mapping, prepared: A
         'strong': ('student, strong', seen),
         'label': ('its pseudo-label', colours),
         'indicator': ('its indicator', pictures.grey),
+        'mixed': ('student, mixed', seen),
+        'mixed_label': ('mixed pseudo-label', colours),
+        'mixed_indicator': ('mixed indicator', pictures.grey),
         'label_c': ("L_c's label", colours),
         'indicator_c': ("L_c's indicator", pictures.grey),
     }

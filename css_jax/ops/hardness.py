@@ -59,8 +59,27 @@ def weighted_iou(confusion: Array, ignore_background: bool) -> tuple[Array, Arra
     return weighted(teacher), weighted(student)
 
 
+def mean_iou(confusion: Array) -> Array:
+    """Return the IoU of the two maps, the mean over the classes that either shows.
+
+    Args:
+        confusion: [B, C, C] counts, rows the teacher's class.
+
+    Returns:
+        [B] float32.
+    """
+    both = jnp.diagonal(confusion, axis1=1, axis2=2)
+    union = confusion.sum(2) + confusion.sum(1) - both
+    return (both / jnp.maximum(union, 1)).sum(1) / jnp.maximum((union > 0).sum(1), 1)
+
+
 def easiness(
-    student_logits: Array, teacher_logits: Array, threshold: float, ignore_background: bool
+    student_logits: Array,
+    teacher_logits: Array,
+    threshold: float,
+    ignore_background: bool,
+    class_weights: bool = True,
+    normalised: bool = False,
 ) -> Array:
     """Return the easiness of each image from the logits of its weak view, see `easiness_of_maps`.
 
@@ -69,6 +88,8 @@ def easiness(
         teacher_logits: [B, H, W, C].
         threshold: tau.
         ignore_background: leave class 0 out of the weights.
+        class_weights: see `easiness_of_maps`.
+        normalised: see `easiness_of_maps`.
 
     Returns:
         [B] float32 in [0, 1].
@@ -77,7 +98,9 @@ def easiness(
     student = pseudo_labels.from_logits(student_logits, size)
     teacher = pseudo_labels.from_logits(teacher_logits, size)
     classes = student_logits.shape[-1]
-    return easiness_of_maps(*student, *teacher, classes, threshold, ignore_background)
+    return easiness_of_maps(
+        *student, *teacher, classes, threshold, ignore_background, class_weights, normalised
+    )
 
 
 def easiness_of_maps(
@@ -88,6 +111,8 @@ def easiness_of_maps(
     num_classes: int,
     threshold: float,
     ignore_background: bool,
+    class_weights: bool = True,
+    normalised: bool = False,
 ) -> Array:
     """Return the easiness of each image, h = (rho_t W_t + rho_s W_s) / 2.
 
@@ -103,12 +128,20 @@ def easiness_of_maps(
         threshold: tau.
         ignore_background: leave class 0 out of the weights. An image of which either network
             thinks that all is class 0 then has h = 0.
+        class_weights: W are weighted; else both are `mean_iou`.
+        normalised: divide by rho_t + rho_s, not by 2; 0 where both are 0.
 
     Returns:
         [B] float32 in [0, 1]; it has no gradient.
     """
     counts = confusion(student_labels, teacher_labels, num_classes)
-    teacher_iou, student_iou = weighted_iou(counts, ignore_background)
+    teacher_iou, student_iou = (
+        weighted_iou(counts, ignore_background) if class_weights else 2 * (mean_iou(counts),)
+    )
     teacher_sure = (teacher_confidence >= threshold).mean((1, 2))
     student_sure = (student_confidence >= threshold).mean((1, 2))
-    return (teacher_sure * teacher_iou + student_sure * student_iou) / 2
+    agreed = teacher_sure * teacher_iou + student_sure * student_iou
+    if not normalised:
+        return agreed / 2
+    sure = teacher_sure + student_sure
+    return jnp.where(sure > 0, agreed / jnp.where(sure > 0, sure, 1), 0)

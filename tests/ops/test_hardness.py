@@ -69,6 +69,24 @@ def test_easiness_is_the_authors(case):
         close(shares[1], golden(case, 'rho_teacher')[i])
 
 
+@pytest.mark.parametrize('case', CASES)
+def test_the_variants_that_are_off_are_the_authors(case):
+    @jax.jit
+    def found(student, teacher, threshold):
+        args = student, teacher, threshold
+        divided = [hardness.easiness(*args, b, normalised=True) for b in (False, True)]
+        return divided, hardness.easiness(*args, True, class_weights=False)
+
+    logits = golden(case, 'student_logits'), golden(case, 'teacher_logits')
+    for i, threshold in enumerate(golden(case, 'thresholds')):
+        divided, unweighted = found(*logits, threshold)
+        theirs = golden(case, 'easiness_ratio')[i]
+        nobody = np.isnan(theirs)  # no pixel is confident: theirs divides by 0
+        assert (np.array(divided)[nobody] == 0).all()
+        close(np.array(divided)[~nobody], theirs[~nobody])
+        close(unweighted, golden(case, 'easiness_unweighted')[i])
+
+
 def test_pixels_without_a_label_do_not_count():
     student, teacher = np.array([[[0, 1, -1, 2]]]), np.array([[[0, -1, 1, 3]]])
     counts = np.asarray(confusion(student, teacher, 3))  # 3 is no class
