@@ -8,16 +8,19 @@ A value with commas, such as a crop, cannot be given here: that is `--config.KEY
 
 import difflib
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from css_jax import config as configs
 from css_jax.config import command_line, table
+from css_jax.methods import METHODS
 from css_jax.models import published
 from data_prep.splits import lists
 
 SPLITS = ('random', 'list')
+BACKBONES = ('resnet101', 'resnet50')
 
 
 def read(
@@ -64,6 +67,18 @@ def of_method(method: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key in configs.keys(method)}
 
 
+def epochs(method: str, labelled: int, unlabelled: int) -> dict[str, int]:
+    """Return the key by which a method counts epochs, of those that do.
+
+    Args:
+        method: name in `css_jax.methods.METHODS`.
+        labelled: images.
+        unlabelled: images, which count where the method has them.
+    """
+    learns = 'unlabelled' in METHODS[method].streams
+    return of_method(method, {'imas.images': unlabelled if learns else labelled})
+
+
 def finish(
     config: ConfigDict, given: Mapping[str, Any], settings: Mapping[str, str], file: str
 ) -> ConfigDict:
@@ -73,7 +88,7 @@ def finish(
         config: the file's own, with a stream 'labelled'.
         given: from `read`. 'seed' is that of the run and that of the draw of the labelled images,
             as the paper's three runs are on three splits (Sec. 4.2); 'pretrained' is the backbone's
-            weights, None: what the file of configs/ has.
+            weights, '{backbone}' in it stands for its name, None: what the file of configs/ has.
         settings: from `read`: key of css_jax/config/table.py -> text.
         file: the file's path, for messages.
 
@@ -85,7 +100,9 @@ def finish(
     """
     config.seed = config.data.streams.labelled.subset_seed = given['seed']
     if given['pretrained'] is not None:
-        config.model.pretrained = given['pretrained']
+        # Files of configs/ that have several backbones name each one's weights at once.
+        weights = given['pretrained'].replace('{backbone}', config.model.backbone)
+        config.model.pretrained = weights
     for key in settings:
         declared = table.find(key)
         if declared and isinstance(declared.example, tuple):
@@ -102,22 +119,23 @@ def finish(
     return config
 
 
-def resnet101(config: ConfigDict, given: Mapping[str, Any], stem: str) -> None:
-    """Set the stem and the first weights of the paper's network, in place.
+def resnet(config: ConfigDict, given: Mapping[str, Any], stem: str) -> None:
+    """Set the backbone, its stem and its first weights, in place.
 
     Args:
         config: the file's own.
-        given: from `read`, with 'pretrained'.
+        given: from `read`, with 'backbone', one of `BACKBONES`, and 'pretrained'.
         stem: the paper's. It is there where a file of weights is given, or none; torchvision's,
             which are taken where nothing is said, are of the plain one.
     """
+    config.model.backbone = given['backbone']
     if given['pretrained'] is None:
-        config.model.pretrained = 'resnet101'
+        config.model.pretrained = given['backbone']
     named = given['pretrained'] is None or given['pretrained'] in published.NAMES
     config.model.stem = 'conv7' if named else stem
 
 
-def chosen(labels: int, split: str, folder: str, file: str) -> dict[str, Any]:
+def chosen(labels: int, split: str, folder: str, file: str, layout: str = 'u2pl') -> dict[str, Any]:
     """Return the keys of a stream that choose its labelled images.
 
     Args:
@@ -125,23 +143,55 @@ def chosen(labels: int, split: str, folder: str, file: str) -> dict[str, Any]:
         split: 'random' | 'list'.
         folder: of the dataset's lists, as `python -m data_prep.splits` lays them out.
         file: the file's path, for messages.
+        layout: of the lists, see data_prep/splits/lists.py.
 
     Returns:
         'count', or 'ids_file'.
 
     Raises:
-        ValueError: there is no list of so many.
+        ValueError: there is no list of so many, the folder has the other layout, or the list that
+            it has is of another number of images.
     """
     if split == 'random':
         return {'count': labels}
-    counts = lists.COUNTS[folder.rpartition('/')[2]]
-    if labels not in counts:
-        listed = ', '.join(map(str, counts))
+    dataset = folder.rpartition('/')[2]
+    folders = lists.folders(dataset, layout)
+    if labels not in folders:
+        listed = ', '.join(map(str, folders))
         raise ValueError(
             f'{file}: labels: got {labels}, expected one of {listed} with split=list (split=random '
             'takes any)'
         )
-    return {'ids_file': f'{folder}/{labels}/labeled.txt'}
+    path = f'{folder}/{folders[labels]}/labeled.txt'
+    if Path(path).is_file():
+        _check_count(path, labels, file)
+    else:
+        _check_layout(folder, labels, layout, file)
+    return {'ids_file': path}
+
+
+def _check_count(path: str, labels: int, file: str) -> None:
+    """Raise ValueError where a list is not of so many images as its folder is called by."""
+    try:
+        images = len(lists.read(path))
+    except ValueError as error:
+        raise ValueError(f'{file}: {error}') from None
+    if images != labels:
+        raise ValueError(f'{file}: {path}: got {images} images, expected {labels}')
+
+
+def _check_layout(folder: str, labels: int, layout: str, file: str) -> None:
+    """Raise ValueError where a folder has the list of so many images in the other layout."""
+    (other,) = lists.LAYOUTS.keys() - {layout}
+    dataset = folder.rpartition('/')[2]
+    theirs, ours = (lists.folders(dataset, name).get(labels) for name in (other, layout))
+    if theirs and Path(folder, theirs, 'labeled.txt').is_file():
+        # Both have the same images where their folders have the same name, and on Cityscapes never.
+        way_out = f'layout={other} takes it' if dataset == 'pascal' else 'its images are others'
+        raise ValueError(
+            f"{file}: {folder} has a list {theirs} ({lists.LAYOUTS[other]}'s layout), expected "
+            f"{ours} ({lists.LAYOUTS[layout]}'s); {way_out}"
+        )
 
 
 def _option(word: str, file: str, words: Mapping[str, Collection[str]]) -> str:

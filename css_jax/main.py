@@ -30,7 +30,7 @@ MODES = {
     'pseudo_labels': 'measure the pseudo-labels of the run in DIR against the truth, by class',
     'convert': 'a checkpoint of the reference to a run (--source), or a run to one (--target)',
     'report': 'compare the runs in the folders of DIR: a table and a picture',
-    'sweep': 'run a table of the paper over seeds, each run in a folder of its own in DIR',
+    'sweep': 'run a table of a paper over seeds, each run in a folder of its own in DIR',
 }
 CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
 
@@ -50,7 +50,9 @@ flags.DEFINE_string('target', None, 'to convert: checkpoint of the reference, to
 flags.DEFINE_string('coordinator', None, 'host:port of process 0 of a run of several processes')
 flags.DEFINE_integer('process_count', None, 'how many they are; 1: this one alone, cluster or not')
 flags.DEFINE_integer('process_id', None, 'which this one is, from 0; clusters tell all three')
-flags.DEFINE_string('table', None, 'to sweep: its number in the paper')
+flags.DEFINE_string(
+    'table', None, 'to sweep: 1 | 2 | 3 | 5 | 6 | 7 | imas:classic | imas:blended | imas:cityscapes'
+)
 flags.DEFINE_list('seeds', None, 'of a sweep; default: 0,1,2')
 flags.DEFINE_list(
     'labels', None, "numbers of labelled images of a sweep, as in 8,16; default: the paper's"

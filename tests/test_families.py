@@ -80,6 +80,8 @@ def test_blender_voc_from_a_list(voc_dir, tmp_path):
     config.data.streams.labelled.ids_file = str(tmp_path / 'labeled.txt')
     results = run(config, voc_dir, tmp_path / 'run')
     assert results['streams'].keys() == {'labelled'}
+    described = results['streams']['labelled']['split']
+    assert described.endswith('/labeled.txt, 2 of 5 images (1 of train, 1 of extra)')
     assert set(splits.subsets(configs.finalise(config).data)['labelled']) == set(ids)
 
 

@@ -85,14 +85,58 @@ def test_the_paper_s_table_is_the_paper_s_commands(tmp_path):
     assert [run.config.seed for run in runs] == [0] * 12 + [1] * 12
 
 
-def test_a_run_has_a_folder_of_its_own_and_tables_share_what_is_the_same(tmp_path):
+def test_a_run_has_a_folder_of_its_own_and_tables_share_what_is_the_same(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # which has no lists of one layout alone
     folders = {}
     for number in tables.TABLES:
         runs = plan(tmp_path, number, seeds=(0, 1))
         assert len({run.folder for run in runs}) == len(runs)
         for run in runs:
             assert folders.setdefault(run.folder, run.command) == run.command
-    assert len(folders) == 2 * (24 + 4 + 4 + 18 - 6)  # 18 of Tables 5-7, 6 of these in Table 1
+    # 18 of Tables 5-7, 6 of these in Table 1; every row of iMAS's has all columns.
+    assert len(folders) == 2 * (24 + 4 + 4 + 18 - 6 + 2 * 5 + 6 * 3 + 3 * 4)
+    lengths = [len(folder.parent.name) for folder in folders]
+    assert max(lengths) < 40
+
+
+def test_imas_s_tables_are_its_authors_runs(tmp_path, monkeypatch):
+    """A weights file for each backbone is named once."""
+    monkeypatch.chdir(tmp_path)
+    config = f'{ROOT}/configs/voc.py:pretrained=deep/{{backbone}}.npz'
+    runs = plan(tmp_path, 'imas:blended', config)
+    assert [run.folder.parent.name for run in runs[::3]] == [
+        'imas_supervised_resnet50_16_662', 'imas_resnet50_8_662', 'imas_resnet50_16_662',
+        'imas_supervised_resnet101_16_662', 'imas_resnet101_8_662', 'imas_resnet101_16_662',
+    ]  # fmt: skip
+    assert runs[0].config.model.pretrained == 'deep/resnet50.npz'
+    assert runs[-1].config.model.pretrained == 'deep/resnet101.npz'
+    runs = plan(tmp_path, 'imas:cityscapes')
+    names = {run.folder.parent.name for run in runs}
+    assert {'imas_resnet50_8_2_186', 'imas_supervised_resnet50_16_1488'} < names
+    argument = '186,imas,backbone=resnet50,model.output_stride=8,imas.group=2,seed=0'
+    assert f'{ROOT}/configs/cityscapes.py:{argument}' in runs[4].command
+
+
+def test_imas_s_table_says_whose_numbers_it_has(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, '_execute', pretend([]))
+    text = sweep.sweep(tmp_path, 'imas:classic', seeds=(0, 1), labels=(732, 1464))
+    assert (tmp_path / 'table_imas_classic.md').read_text() == text
+    assert text.startswith('# iMAS, classic VOC\n')
+    assert "The published numbers are the authors' best epoch on val, of one run or, with ±" in text
+    assert [line for line in text.splitlines() if line.startswith('|')] == [
+        '|  | 732 labels | 1464 labels | authors, 732 labels | authors, 1464 labels |',
+        '|---|---:|---:|---:|---:|',
+        '| SupOnly, R101, stride 16 (log) | 52.00 ± 2.83 (2) | 52.00 ± 2.83 (2) | 70.40 | - |',
+        '| iMAS, R101, stride 16 (log) | 52.00 ± 2.83 (2) | 52.00 ± 2.83 (2) | 79.74 | '
+        '81.06 ± 0.13 |',
+    ]
+
+
+def test_rows_that_differ_in_the_network_are_one_run_on_another_dataset(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, '_execute', pretend(calls := []))
+    text = sweep.sweep(tmp_path, 'imas:blended', config=QUICKSTART, seeds=(0,))
+    assert calls == ['imas_supervised/seed0', 'imas/seed0']
+    assert text.count('\n| ') == 3 and '| iMAS, R50, stride 8 (README) | 50.00 (1) | 75.90' in text
 
 
 def test_another_dataset_has_the_table_s_methods(tmp_path):

@@ -37,6 +37,8 @@ class Source:
         sizes: int64 [N, 2], each image's height and width in pixels.
         pixels: int64 [N, C], each image's number of pixels of each class.
         class_names: in the order of the label values; `VOID` is no class.
+        parts: name and number of images of the splits that this one is made of, in record order;
+            empty where it is stored as it is.
     """
 
     dataset: str
@@ -46,6 +48,7 @@ class Source:
     sizes: np.ndarray
     pixels: np.ndarray
     class_names: tuple[str, ...]
+    parts: tuple[tuple[str, int], ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -121,6 +124,7 @@ def load(dataset: str, split: str, data_dir: str = '') -> Source:
         sizes=np.concatenate([part['sizes'] for part in noted]),
         pixels=np.concatenate([part['pixels'] for part in noted]),
         class_names=tuple(builder.info.metadata['class_names']),
+        parts=tuple((part, len(stored[part]['ids'])) for part in unions.get(split, ())),
     )
 
 

@@ -109,7 +109,10 @@ def _draw(key: str, config: ConfigDict, source: Source, available: np.ndarray) -
 
 def _read_ids(key: str, path: str, source: Source) -> set[str]:
     """Read a list, see `data_prep.splits.lists.read`, and finds every image in the source."""
-    wanted = 'a list of images, one a line (python -m data_prep.splits fetches the published ones)'
+    wanted = (
+        'a list of images, one a line (python -m data_prep.splits fetches the published ones, of '
+        'two kinds: --layout)'
+    )
     check(Path(path).is_file(), key, path, wanted)
     known = set(source.ids)
     try:
@@ -154,7 +157,7 @@ def record(data: ConfigDict, ids: Mapping[str, tuple[str, ...]]) -> dict[str, An
     loaded = load(data)
     described = {
         name: {
-            'split': _describe(data.streams[name], loaded[name], len(ids[name])),
+            'split': _describe(data.streams[name], loaded[name], ids[name]),
             'images': len(ids[name]),
         }
         for name in ids
@@ -177,7 +180,7 @@ def report(data: ConfigDict, ids: Mapping[str, tuple[str, ...]]) -> list[str]:
     lines = []
     for name, chosen in ids.items():
         config, source = data.streams[name], loaded[name]
-        lines.append(f'stream {name}: {_describe(config, source, len(chosen))}')
+        lines.append(f'stream {name}: {_describe(config, source, chosen)}')
         if config.reads[:4] != 'none':
             counts = coverage(source, chosen)
             shown = ', '.join(f'{known} {count}' for known, count in counts.items())
@@ -282,13 +285,17 @@ def check(good: bool, key: str, came: object, expected: str) -> None:
         raise ValueError(f'{key}: got {came}, expected {expected}')
 
 
-def _describe(config: ConfigDict, source: Source, images: int) -> str:
+def _describe(config: ConfigDict, source: Source, ids: Collection[str]) -> str:
     """Say in words which images of a source a stream holds."""
-    total = len(source)
+    total, images = len(source), len(ids)
     parts = [f'{source.dataset}:{source.split}']
     if config.ids_file:  # its folder names it: every list of the field is a 'labeled.txt'
         parts.append(f'list {"/".join(Path(config.ids_file).parts[-2:])}')
     parts.append(f'all {total} images' if images == total else f'{images} of {total} images')
+    if source.parts and images < total:
+        # Of VOC's lists of one length some take the finely annotated images first, some any.
+        shown = ', '.join(f'{count} of {name}' for name, count in _by_part(source, ids).items())
+        parts[-1] += f' ({shown})'
     if config.count:
         parts.append(f'subset_seed {config.subset_seed}')
     if config.min_per_class:
@@ -296,6 +303,15 @@ def _describe(config: ConfigDict, source: Source, images: int) -> str:
     if config.exclude:
         parts.append(f'without {config.exclude}')
     return ', '.join(parts)
+
+
+def _by_part(source: Source, ids: Collection[str]) -> dict[str, int]:
+    """Return how many images are of each split that a source is made of."""
+    counts, start = {}, 0
+    for name, images in source.parts:
+        counts[name] = len(set(source.ids[start : start + images]).intersection(ids))
+        start += images
+    return counts
 
 
 def _check_settings(name: str, streams: Mapping) -> None:

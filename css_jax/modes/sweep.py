@@ -1,9 +1,9 @@
-"""--mode sweep --table N: a table of the paper over seeds, one process a run.
+"""--mode sweep --table N: a table of a paper over seeds, one process a run.
 
 The tables are data, configs/tables.py. A run has a folder of its own in DIR, named by what is run
 (DIR/css_mix_92/seed0), so that tables with common cells share the runs where they share DIR. A
-finished run is skipped and a broken one resumes from its checkpoint; DIR/tableN.md is written anew
-after each run.
+finished run is skipped and a broken one resumes from its checkpoint; DIR/tableN.md
+(DIR/table_imas_classic.md) is written anew after each run.
 """
 
 import contextlib
@@ -67,11 +67,11 @@ def sweep(
     changes: Mapping[str, str | None] | None = None,
     print_commands: bool = False,
 ) -> str:
-    """Run what is not finished of a table, and puts its numbers beside the paper's.
+    """Run what is not finished of a table, and puts its numbers beside the published ones.
 
     Args:
         workdir: folder of the runs and of the table; made if missing.
-        table: its number in the paper.
+        table: its name in configs/tables.py, as 5 or imas:classic.
         config: FILE[:ARGUMENT] of configs/; the argument goes to every run. Without it the
             paper's own. With another file each cell's method runs on that file's dataset.
         seeds: every cell runs with each.
@@ -103,7 +103,7 @@ def sweep(
     def write() -> str:
         text = markdown(table, runs, shlex.join(settings))
         workdir.mkdir(parents=True, exist_ok=True)
-        files.write(workdir / f'table{table}.md', text)
+        files.write(workdir / tables.file_name(table), text)
         return text
 
     LOG.info('runs: %d, finished already: %d', len(runs), len(runs) - len(left))
@@ -123,7 +123,7 @@ def sweep(
             LOG.error('failed with exit code %d, see %s\n  %s', code, output, _reason(output))
         text = write()
     print(text)
-    print(f'written: {workdir / f"table{table}.md"}')
+    print(f'written: {workdir / tables.file_name(table)}')
     if failed:
         names = ', '.join(str(run.folder.relative_to(workdir)) for run in failed)
         raise ChildProcessError(
@@ -154,11 +154,14 @@ def plan(
     file, _, common = (config or os.path.relpath(ROOT / paper.file)).partition(':')
     own = pathlib.Path(file).resolve() == ROOT / paper.file
     counts = labels or (_unique(cell.labels for cell in paper.cells) if own else [0])
-    methods = {(cell.row, cell.variant): cell.method for cell in paper.cells}
+    rows: dict[str, tuple[str, str]] = {}
+    for cell in paper.cells:
+        # With another file, rows that differ in the network alone are one run, the first one's.
+        rows.setdefault(tables.method(cell, own), (cell.row, cell.variant))
 
     runs = []
     # A seed after the other: the first numbers of every cell come before the second of any.
-    for seed, ((row, variant), method), count in itertools.product(seeds, methods.items(), counts):
+    for seed, (method, (row, variant)), count in itertools.product(seeds, rows.items(), counts):
         words = [paper.protocol if own else '', str(count or ''), method, f'seed={seed}', common]
         argument = ','.join(filter(None, words))
         name = '_'.join(word.rpartition('=')[2] for word in method.split(','))
@@ -188,7 +191,7 @@ def markdown(table: str | int, runs: Sequence[Run], settings: str) -> str:
     """Make the table of the finished runs, with the paper's beside it.
 
     Args:
-        table: its number in the paper.
+        table: its name in configs/tables.py.
         runs: from `plan`.
         settings: what they have in common, as on the command line.
 
@@ -208,21 +211,22 @@ def markdown(table: str | int, runs: Sequence[Run], settings: str) -> str:
     # On the paper's own dataset the columns are the same, and those left out stay out.
     theirs = [column for column in theirs if column in columns] or theirs
 
-    rows = [['', *columns, *(f'paper, {column}' for column in theirs)]]
-    for row in _unique(cell.row for cell in paper.cells):
+    rows = [['', *columns, *(f'{paper.source}, {column}' for column in theirs)]]
+    shown = {run.row for run in runs}
+    for row in _unique(cell.row for cell in paper.cells if cell.row in shown):
         ours = [_mean(scores.get((row, column), [])) for column in columns]
-        cells = [published[row, column] for column in theirs]
-        rows.append([row, *ours, *(_shown(cell.mean, cell.std) for cell in cells)])
+        cells = [published.get((row, column)) for column in theirs]
+        rows.append([row, *ours, *(_shown(cell.mean, cell.std) if cell else '-' for cell in cells)])
     lines = [f'| {" | ".join(row)} |' for row in rows]
     lines.insert(1, '|---|' + '---:|' * (len(rows[0]) - 1))
 
     where = f' on {(first := _results(done[0]))["split"]}: {first["protocol"]}' if done else ''
     return '\n'.join(
         [
-            f'# Table {table}: {paper.title}',
+            f'# {tables.heading(table)}',
             '',
             'mIoU in %, mean ± sample standard deviation (number of runs) after the last step.',
-            'The published numbers are the best of many evaluations on val.',
+            paper.note,
             '',
             f'`{settings}`{where}.',
             '',

@@ -20,19 +20,23 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog='python -m data_prep.splits',
         description=__doc__,
-        epilog=f'Published at {lists.URL}',
+        epilog=f'Published at {lists.PAGES["u2pl"]} and {lists.PAGES["unimatch"]}',
     )
     parser.add_argument('--target', required=True, metavar='FOLDER', help='gets the lists')
     parser.add_argument(
         '--from', dest='source', metavar='FOLDER',
         help='has the lists already: pascal/92/labeled.txt, ...; default: they are downloaded',
     )  # fmt: skip
+    parser.add_argument(
+        '--layout', choices=lists.LAYOUTS, default='u2pl',
+        help="unimatch: pascal/1_16, 1_8 and 1_4, random draws; those of iMAS's numbers",
+    )  # fmt: skip
     args = parser.parse_args(arguments)
     with command.stops_in_words():
-        put(Path(args.target), Path(args.source) if args.source else None)
+        put(Path(args.target), Path(args.source) if args.source else None, args.layout)
 
 
-def put(target: Path, source: Path | None = None) -> None:
+def put(target: Path, source: Path | None = None, layout: str = 'u2pl') -> None:
     """Write every list of `lists.sizes` and a record of where each came from.
 
     Nothing is written before all lists have come and are right. A list that is in the folder
@@ -40,30 +44,31 @@ def put(target: Path, source: Path | None = None) -> None:
 
     Args:
         target: folder of the lists; made if missing.
-        source: a folder of the same layout; None: where they are published.
+        source: a folder that has them; None: where they are published.
+        layout: one of `lists.LAYOUTS`; the lists of both can be in one folder.
 
     Raises:
         ValueError: a list is not what its name says, or the folder has another one of that name.
         OSError: a list cannot be read or downloaded; names it.
     """
-    commits = {name: commit for commit, names in lists.COMMITS.items() for name in names}
-    missing = [name for name in commits if source and not (source / name).is_file()]
+    places = lists.places(layout)
+    missing = [name for name in places if source and not (source / name).is_file()]
     if missing:
+        first, *_, last = places
         raise FileNotFoundError(
             f'--from {source}: there is no {source / missing[0]}; expected the folder that has '
-            f'all {len(commits)} lists: pascal/92/labeled.txt, ..., cityscapes/val.txt'
+            f'all {len(places)} lists: {first}, ..., {last}'
         )
     came, record, ids = {}, {}, {}
     print(f'{"list":<30}{"images":>7}  sha256')
-    for name in lists.sizes():
-        place = lists.URL.format(commit=commits[name], name=name)
-        place = str(source / name) if source else place
+    for name, url in places.items():
+        place = str(source / name) if source else url
         came[name] = Path(place).read_bytes() if source else _download(place)
         ids[name] = set(lists.parse(came[name], place))
         sha256 = hashlib.sha256(came[name]).hexdigest()
         record[name] = {'from': place, 'images': len(ids[name]), 'sha256': sha256}
         print(f'{name:<30}{len(ids[name]):>7}  {sha256}', flush=True)
-    lists.check(ids)
+    lists.check(ids, layout)
     for name in came:
         path = target / name
         if path.exists() and path.read_bytes() != came[name]:
@@ -74,6 +79,8 @@ def put(target: Path, source: Path | None = None) -> None:
             )
     for name, content in came.items():
         _write(target / name, content)
+    if (target / RECORD).exists():  # it may be of the other layout
+        record = json.loads((target / RECORD).read_text()) | record
     _write(target / RECORD, (json.dumps(record, indent=2) + '\n').encode())
     print(f'written: {len(came)} lists and {RECORD} in {target}')
 

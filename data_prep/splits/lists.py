@@ -1,22 +1,29 @@
 """The field's split lists: where they are published, how a line names an image, what must hold.
 
-They are the lists of U2PL (https://github.com/Haochen-Wang409/U2PL, folder data/splits), which the
+The lists come in two layouts, which differ in more than the names of folders:
+
+*u2pl*: those of U2PL (https://github.com/Haochen-Wang409/U2PL, folder data/splits), which the
 papers that followed it compare on: pascal/N for 92 to 1,464 are PASCAL VOC's classic protocol, for
-662 to 5,291 the blender one. The latter take VOC's own 1,464 finely annotated images first: 662
-and 1,323 have no other, 2,646 and 5,291 have all of them. A random draw of as many from the 10,582
-has coarser labels.
+662 to 5,291 the blender one. The latter take VOC's own 1,464 finely annotated images first: 662 and
+1,323 have no other, 2,646 and 5,291 have all of them.
+
+*unimatch*: those of UniMatch (https://github.com/LiheYoung/UniMatch, folder splits). Its classic
+lists are U2PL's. Its blender ones, pascal/1_16, 1_8 and 1_4, are random draws of 662, 1,323 and
+2,646 from the 10,582, whose labels are coarser: 93 of the 662 are finely annotated. iMAS has its
+numbers on the same images. Its lists of Cityscapes have other images than U2PL's and are not read.
 """
 
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-# Each list at the commit at which it was read, on the page
-# https://github.com/Haochen-Wang409/U2PL/blob/COMMIT/data/splits/LIST. The two of cityscapes/372
-# have a commit each, as they name other images at the first one.
-URL = 'https://raw.githubusercontent.com/Haochen-Wang409/U2PL/{commit}/data/splits/{name}'
-COMMITS = {
-    '05a8b1b52149b8755f8091d3509d58ab1403f257': (
+# Each list at the commit at which it was read: OWNER/REPOSITORY/COMMIT/FOLDER -> lists. The page is
+# https://github.com/OWNER/REPOSITORY/blob/COMMIT/FOLDER/LIST. The two of U2PL's cityscapes/372 have
+# a commit each, as they name other images at the first one; 'partitions' is an earlier name of
+# UniMatch's folder.
+URL = 'https://raw.githubusercontent.com/{place}/{name}'
+_U2PL = {
+    'Haochen-Wang409/U2PL/05a8b1b52149b8755f8091d3509d58ab1403f257/data/splits': (
         'pascal/92/unlabeled.txt',
         'pascal/183/labeled.txt',
         'pascal/183/unlabeled.txt',
@@ -33,7 +40,7 @@ COMMITS = {
         'cityscapes/1488/labeled.txt',
         'cityscapes/val.txt',
     ),
-    '53bbdd2720a0f50b390d56628a3bc7d8f65916c1': (
+    'Haochen-Wang409/U2PL/53bbdd2720a0f50b390d56628a3bc7d8f65916c1/data/splits': (
         'pascal/92/labeled.txt',
         'pascal/366/unlabeled.txt',
         'pascal/732/labeled.txt',
@@ -46,13 +53,39 @@ COMMITS = {
         'cityscapes/744/unlabeled.txt',
         'cityscapes/1488/unlabeled.txt',
     ),
-    'cc103abf45e5ec8089ba5cbb38acac50c3936ba9': ('cityscapes/372/labeled.txt',),
-    '71bb527d1f9f61423d870a3cf8167b99c0cf5d57': ('cityscapes/372/unlabeled.txt',),
+    'Haochen-Wang409/U2PL/cc103abf45e5ec8089ba5cbb38acac50c3936ba9/data/splits': (
+        'cityscapes/372/labeled.txt',
+    ),
+    'Haochen-Wang409/U2PL/71bb527d1f9f61423d870a3cf8167b99c0cf5d57/data/splits': (
+        'cityscapes/372/unlabeled.txt',
+    ),
+}
+_UNIMATCH = {
+    'LiheYoung/UniMatch/818609d195fa1079fbb67589299d9aec07acac46/splits': (
+        'pascal/1_16/labeled.txt',
+    ),
+    'LiheYoung/UniMatch/7292bace1bda8f64ca05ae42ca8c0eef045aa392/partitions': (
+        'pascal/1_8/labeled.txt',
+    ),
+    'LiheYoung/UniMatch/77cf3bfb5cc5ddf2fbd56a66c5b2b48d2d0ba122/splits': (
+        'pascal/1_4/labeled.txt',
+    ),
+}
+PLACES = {'u2pl': _U2PL, 'unimatch': _UNIMATCH}
+LAYOUTS = {'u2pl': 'U2PL', 'unimatch': 'UniMatch'}  # whose they are
+PAGES = {
+    'u2pl': 'https://github.com/Haochen-Wang409/U2PL',
+    'unimatch': 'https://github.com/LiheYoung/UniMatch',
 }
 
 COUNTS = {
     'pascal': (92, 183, 366, 732, 1464, 662, 1323, 2646, 5291),
     'cityscapes': (186, 372, 744, 1488),
+}
+# UniMatch's folders where they are not called by the count.
+_SHARES = {
+    'pascal': {662: '1_16', 1323: '1_8', 2646: '1_4'},
+    'cityscapes': {186: '1_16', 372: '1_8', 744: '1_4', 1488: '1_2'},
 }
 TRAIN = {'pascal': 10_582, 'cityscapes': 2_975}  # images, labelled and unlabelled together
 VAL = {'pascal': 1_449, 'cityscapes': 500}
@@ -142,8 +175,34 @@ def parse(content: bytes, place: str, known: Collection[str] = ()) -> dict[str, 
     return found
 
 
-def sizes() -> dict[str, int]:
-    """Return every list's name, 'pascal/92/labeled.txt', and how many images it must have."""
+def folders(dataset: str, layout: str) -> dict[int, str]:
+    """Return how many images are labelled -> the folder of that list, '662' or '1_16'.
+
+    Args:
+        dataset: 'pascal' | 'cityscapes'.
+        layout: one of `LAYOUTS`.
+    """
+    if layout == 'u2pl':
+        return {count: str(count) for count in COUNTS[dataset]}
+    shares = _SHARES[dataset]
+    counts = (count for count in COUNTS[dataset] if count != 5291)  # which UniMatch does not have
+    return {count: shares.get(count, str(count)) for count in counts}
+
+
+def places(layout: str) -> dict[str, str]:
+    """Return every list that is fetched for a layout, 'pascal/1_16/labeled.txt' -> its address."""
+    where = {name: place for place, names in PLACES[layout].items() for name in names}
+    return {name: URL.format(place=where[name], name=name) for name in sizes(layout)}
+
+
+def sizes(layout: str = 'u2pl') -> dict[str, int]:
+    """Return every list that is fetched, 'pascal/92/labeled.txt' -> how many images it must have.
+
+    Args:
+        layout: one of `LAYOUTS`; of UniMatch's those that U2PL's are not.
+    """
+    if layout == 'unimatch':
+        return {f'pascal/{name}/labeled.txt': n for n, name in _SHARES['pascal'].items()}
     expected = {}
     for folder, counts in COUNTS.items():
         for count in counts:
@@ -153,25 +212,26 @@ def sizes() -> dict[str, int]:
     return expected
 
 
-def check(found: Mapping[str, set[str]]) -> None:
+def check(found: Mapping[str, set[str]], layout: str = 'u2pl') -> None:
     """Make sure that lists are what their names say.
 
     Args:
         found: every name of `sizes` -> the ids in that list.
+        layout: one of `LAYOUTS`; UniMatch's have no list of the unlabelled images here.
 
     Raises:
         ValueError: a list has another number of images or an id of another form; a labelled and
             an unlabelled list share an image or are not, together, the training set that the
             other lists are of; one has an image of val. Names the first list that is wrong.
     """
-    for name, count in sizes().items():
+    for name, count in sizes(layout).items():
         if len(found[name]) != count:
             raise ValueError(f'{name}: got {len(found[name])} images, expected {count}')
         form = IDS[name.partition('/')[0]]
         wrong = sorted(i for i in found[name] if not re.fullmatch(form, i))
         if wrong:
             raise ValueError(f'{name}: got {wrong[0]!r}, expected an id of the form {form}')
-    for folder, counts in COUNTS.items():
+    for folder, counts in COUNTS.items() if layout == 'u2pl' else ():
         first = f'{folder}/{counts[0]}'
         train = found[f'{first}/labeled.txt'] | found[f'{first}/unlabeled.txt']
         for count in counts:

@@ -68,6 +68,10 @@ def published(tmp_path_factory):
             write(folder / name / f'{count}/unlabeled.txt', '\r\n'.join(train[count:]) + '\r\n')
         val = [form.format(20, i) for i in range(lists.VAL[name])]
         write(folder / name / 'val.txt', '\n'.join(val) + '\n')
+    for count, share in {662: '1_16', 1323: '1_8', 2646: '1_4'}.items():
+        ids = [f'20{i % 5 + 7:02d}_{i:06d}' for i in range(3, 10582, 10582 // count)][:count]
+        lines = [f'JPEGImages/{i}.jpg SegmentationClass/{i}.png' for i in ids]
+        write(folder / 'pascal' / share / 'labeled.txt', '\n'.join(lines) + '\n')
     return folder
 
 
@@ -78,8 +82,8 @@ def server(published, monkeypatch):
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            asked.append(self.path)
-            name = self.path.strip('/').partition('/')[2]
+            asked.append(self.path.strip('/'))
+            name = re.search(r'(pascal|cityscapes)/.*', self.path)[0]
             content = (published / name).read_bytes()
             self.send_response(spoiled.get(name, 200))
             self.send_header('Content-Length', str(len(content) + spoiled.get('missing', 0)))
@@ -92,7 +96,7 @@ def server(published, monkeypatch):
     running = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
     thread = threading.Thread(target=functools.partial(running.serve_forever, poll_interval=0.02))
     thread.start()
-    address = f'http://127.0.0.1:{running.server_port}/{{commit}}/{{name}}'
+    address = f'http://127.0.0.1:{running.server_port}/{{place}}/{{name}}'
     monkeypatch.setattr(lists, 'URL', address)
     yield asked, spoiled
     running.shutdown()
@@ -100,25 +104,64 @@ def server(published, monkeypatch):
     running.server_close()
 
 
-def test_every_list_has_one_pinned_commit():
-    named = [name for names in lists.COMMITS.values() for name in names]
-    assert sorted(named) == sorted(lists.sizes()) and len(named) == 28
-    assert all(len(commit) == 40 and int(commit, 16) for commit in lists.COMMITS)
+@pytest.mark.parametrize(('layout', 'number'), [('u2pl', 28), ('unimatch', 3)])
+def test_every_list_has_one_pinned_commit(layout, number):
+    named = [name for names in lists.PLACES[layout].values() for name in names]
+    assert sorted(named) == sorted(lists.sizes(layout)) and len(named) == number
+    for place in lists.PLACES[layout]:
+        owner, repository, commit, *_ = place.split('/')
+        assert lists.PAGES[layout] == f'https://github.com/{owner}/{repository}'
+        assert len(commit) == 40 and int(commit, 16)
+
+
+def test_the_folders_of_a_layout_are_those_of_its_repository():
+    assert lists.folders('pascal', 'u2pl')[662] == '662'
+    assert list(lists.folders('pascal', 'u2pl')) == list(lists.COUNTS['pascal'])
+    shares = {662: '1_16', 1323: '1_8', 2646: '1_4'}
+    classic = {count: str(count) for count in (92, 183, 366, 732, 1464)}
+    assert lists.folders('pascal', 'unimatch') == classic | shares
+    assert list(lists.folders('cityscapes', 'unimatch').values()) == ['1_16', '1_8', '1_4', '1_2']
+    assert list(lists.sizes('unimatch')) == [
+        f'pascal/{share}/labeled.txt' for share in shares.values()
+    ]
+
+
+def test_command_puts_the_lists_of_both_layouts_into_one_folder(server, published, tmp_path):
+    target = tmp_path / 'splits'
+    command.main(['--target', str(target)])
+    first = json.loads((target / 'record.json').read_text())
+    server[0].clear()
+    command.main(['--target', str(target), '--layout', 'unimatch'])
+    assert server[0] == [f'{place}/{name}' for place, (name,) in lists.PLACES['unimatch'].items()]
+    record = json.loads((target / 'record.json').read_text())
+    assert len(first) == 28 and len(record) == 31 and first.items() <= record.items()
+    assert record['pascal/1_8/labeled.txt']['images'] == 1323
+    for count, share in lists.folders('pascal', 'unimatch').items():
+        assert len(lists.read(target / 'pascal' / share / 'labeled.txt')) == count
+    assert '2010_000003' in lists.read(target / 'pascal/1_16/labeled.txt')
+
+    path = write(tmp_path / 'less' / 'pascal/1_16/labeled.txt', '2010_000003\n')
+    for share in ('1_8', '1_4'):
+        other = (published / 'pascal' / share / 'labeled.txt').read_text()
+        write(tmp_path / 'less' / 'pascal' / share / 'labeled.txt', other)
+    with pytest.raises(ValueError, match=r'1_16/labeled.txt: got 1 images, expected 662'):
+        command.put(target, tmp_path / 'less', 'unimatch')
+    assert lists.read(path).keys() == {'2010_000003'}
 
 
 def test_command_downloads_the_lists_and_records_them(server, published, tmp_path, capsys):
     target = tmp_path / 'splits'
     command.main(['--target', str(target)])
     asked, _ = server
-    commits = {name: commit for commit, names in lists.COMMITS.items() for name in names}
-    assert sorted(asked) == sorted(f'/{commit}/{name}' for name, commit in commits.items())
+    places = {name: place for place, names in lists.PLACES['u2pl'].items() for name in names}
+    assert sorted(asked) == sorted(f'{place}/{name}' for name, place in places.items())
     content = (target / 'pascal/92/labeled.txt').read_bytes()
     assert content == (published / 'pascal/92/labeled.txt').read_bytes()
     record = json.loads((target / 'record.json').read_text())
     assert len(record) == 28
     noted = record['pascal/92/labeled.txt']
     assert noted['images'] == 92 and noted['sha256'] == hashlib.sha256(content).hexdigest()
-    assert noted['from'].endswith(f'/{commits["pascal/92/labeled.txt"]}/pascal/92/labeled.txt')
+    assert noted['from'].endswith(f'/{places["pascal/92/labeled.txt"]}/pascal/92/labeled.txt')
     assert noted['sha256'] in capsys.readouterr().out
     assert not list(target.rglob('*.part'))
 

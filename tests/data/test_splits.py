@@ -1,11 +1,13 @@
 """Choosing images: draws, lists, and what is said and stored of the choice."""
 
+import dataclasses
 import json
 import logging
 import pathlib
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from css_jax import models, train
 from css_jax.data import sources, splits
@@ -230,6 +232,31 @@ def test_record_names_the_split(data, tmp_path):
     streams = splits.record(data, splits.subsets(data))['streams']
     expected = 'shapes/64:train, list 2/labeled.txt, 2 of 24 images'
     assert streams == {'labelled': {'split': expected, 'images': 2}}
+
+
+def test_a_list_of_a_split_that_has_parts_says_how_many_images_are_of_each(tmp_path, monkeypatch):
+    """Lists of one length differ in it: some of VOC's take the finely annotated images first."""
+    ids = [f'2007_{i:06d}' for i in range(20)]
+    parts = (('train', 4), ('extra', 16))
+    source = dataclasses.replace(fake_source('trainaug', ids), parts=parts)
+    monkeypatch.setattr(splits, 'load', lambda data: dict.fromkeys(data.streams, source))
+    said = {}
+    for folder, chosen in (('662', ids[:6]), ('1_16', ids[2:14:2])):
+        path = write(tmp_path / folder / 'labeled.txt', '\n'.join(chosen))
+        streams = {
+            'labelled': filled.stream('voc', split='trainaug', ids_file=path),
+            'unlabelled': filled.stream('voc', split='trainaug'),
+        }
+        data = ConfigDict({'streams': streams})
+        said[folder] = splits.record(data, {'labelled': tuple(chosen), 'unlabelled': tuple(ids)})
+    for folder, shown in (('662', '4 of train, 2 of extra'), ('1_16', '1 of train, 5 of extra')):
+        assert said[folder]['streams'] == {
+            'labelled': {
+                'split': f'voc/full:trainaug, list {folder}/labeled.txt, 6 of 20 images ({shown})',
+                'images': 6,
+            },
+            'unlabelled': {'split': 'voc/full:trainaug, all 20 images', 'images': 20},
+        }
 
 
 def test_coverage_counts_images_not_pixels():

@@ -245,4 +245,7 @@ def test_an_interrupted_preparation_leaves_nothing_that_looks_finished(
         sources.load('voc', 'train', str(tmp_path / 'prepared'))
     shutil.rmtree(tmp_path / 'source')
     monkeypatch.undo()
-    assert len(sources.load('voc', 'trainaug', prepare())) == 5
+    prepared = prepare()
+    union = sources.load('voc', 'trainaug', prepared)
+    assert len(union) == 5 and union.parts == (('train', 2), ('extra', 3))
+    assert sources.load('voc', 'train', prepared).parts == ()
