@@ -23,23 +23,39 @@ def confusion(labels: Array, predictions: Array, num_classes: int, ignore: int =
     return counts[:-1].reshape(num_classes, num_classes)
 
 
-def scores(matrix: np.ndarray) -> dict[str, float | list[float | None]]:
+def scores(
+    matrix: np.ndarray, void: bool = False, absent: str = 'omit'
+) -> dict[str, float | list[float | None] | None]:
     """Return scores of a confusion matrix.
 
+    Both options are for USSS (arXiv 1811.10323), whose networks have a channel of void.
+
     Args:
-        matrix: [C, C] integer counts, rows true.
+        matrix: [C, C] integer counts, rows true; with `void` [C + 1, C + 1].
+        void: whether the last class is void. Its pixels do not count; where it is predicted on
+            others the true class is missed, and no class has a false positive.
+        absent: what becomes of a class that is neither true nor predicted anywhere: 'omit' leaves
+            it out of the mean, 'zero' lets it count as 0.
 
     Returns:
-        'iou': a list over classes, None where the class is neither true nor predicted anywhere;
-        'miou': their mean over the classes that have one; 'accuracy': the share of pixels right.
-        All in [0, 1]; miou and accuracy are None for an empty matrix.
+        'iou': a list over the C classes, None where the class is omitted; 'miou': their mean over
+        the classes that have one; 'accuracy': the share of pixels right. All in [0, 1]; miou and
+        accuracy are None where nothing is left to divide by.
+
+    Raises:
+        ValueError: `absent` is neither of the two.
     """
+    if absent not in ('omit', 'zero'):
+        raise ValueError(f"absent is {absent!r}; expected 'omit' or 'zero'")
     matrix = np.asarray(matrix, np.int64)
-    hits = np.diag(matrix)
-    union = matrix.sum(0) + matrix.sum(1) - hits
-    iou = [float(h / u) if u else None for h, u in zip(hits, union, strict=True)]
+    counted = matrix[:-1] if void else matrix  # [C, C + 1] or [C, C]
+    classes = len(counted)
+    hits = np.diag(counted)
+    union = counted[:, :classes].sum(0) + counted.sum(1) - hits
+    empty = 0.0 if absent == 'zero' else None
+    iou = [float(h / u) if u else empty for h, u in zip(hits, union, strict=True)]
     present = [v for v in iou if v is not None]
-    total = int(matrix.sum())
+    total = int(counted.sum())
     return {
         'miou': float(np.mean(present)) if present else None,
         'iou': iou,

@@ -1,4 +1,4 @@
-"""Resizing as torch does it: bilinear with corners aligned, and nearest."""
+"""Resizing as torch does it: bilinear with corners aligned, and nearest; and by a fixed kernel."""
 
 from collections.abc import Callable
 from functools import partial
@@ -65,20 +65,58 @@ def map_bilinear(
         ValueError: as `bilinear`.
     """
     size = _checked(size)
+    return _map_resized(function, partial(bilinear, size=size), size, x, *maps)
 
-    def resized(x: jax.Array, *maps: jax.Array) -> Any:
-        return function(bilinear(x, size), *maps)
 
-    count = len(x)
-    at_once = max(1, _BYTES_AT_ONCE // (4 * size[0] * size[1] * x.shape[-1]))
-    if count <= at_once or size == x.shape[1:3]:
-        return resized(x, *maps)
-    while count % at_once:  # every part is alike: one loop, nothing left over
-        at_once -= 1
-    parts = jax.tree.map(lambda a: a.reshape(-1, at_once, *a.shape[1:]), (x, *maps))
-    part = jax.checkpoint(resized, prevent_cse=False)  # which a loop prevents by itself
-    given = jax.lax.map(lambda arrays: part(*arrays), parts)
-    return jax.tree.map(lambda a: a.reshape(count, *a.shape[2:]), given)
+def upsample_zero(x: jax.Array, factor: int = 8) -> jax.Array:
+    """Enlarge feature maps bilinearly by a whole factor, zeros around them.
+
+    Output row i reads the input at (i + 0.5) / factor - 0.5, linearly between neighbours; what lies
+    outside is 0 and weighs as much as what lies inside, so that a ring of factor / 2 pixels is
+    dimmed. It is what a transposed convolution with a fixed bilinear kernel gives, as DRN and USSS
+    (arXiv 1811.10323) have it; `jax.image.resize` repeats the border instead, and `bilinear` aligns
+    corners. Like every linear map of pixels it may change places with one of channels.
+
+    Args:
+        x: [B, h, w, C], any real dtype.
+        factor: how many times larger; 1 changes nothing.
+
+    Returns:
+        [B, factor h, factor w, C] float32.
+
+    Raises:
+        ValueError: `x` has not four axes, or `factor` is no positive integer.
+    """
+    if x.ndim != 4:
+        raise ValueError(f'x has shape {x.shape}; expected [B, h, w, C]')
+    factor = _checked_factor(factor)
+    x = x.astype(jnp.float32)
+    product = partial(jnp.einsum, precision='highest')  # TF32 would cost three digits
+    x = product('Hh,bhwc->bHwc', _interpolation_zero(x.shape[1], factor), x)
+    return product('Ww,bHwc->bHWc', _interpolation_zero(x.shape[2], factor), x)
+
+
+def map_upsample_zero(
+    function: Callable[..., Any], x: jax.Array, *maps: jax.Array, factor: int = 8
+) -> Any:
+    """Return function(upsample_zero(x, factor), *maps) a few images at a time, as `map_bilinear`.
+
+    Args:
+        function: ([n, factor h, factor w, C] float32, *maps of n images) -> arrays [n, ...]; what
+            it gives for an image depends on no other.
+        x: [B, h, w, C], any real dtype.
+        *maps: [B, ...].
+        factor: how many times larger.
+
+    Returns:
+        Arrays [B, ...].
+
+    Raises:
+        ValueError: as `upsample_zero`.
+    """
+    factor = _checked_factor(factor)
+    size = factor * x.shape[1], factor * x.shape[2]
+    return _map_resized(function, partial(upsample_zero, factor=factor), size, x, *maps)
 
 
 def nearest(x: jax.Array, size: tuple[int, int]) -> jax.Array:
@@ -104,10 +142,40 @@ def nearest(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     return x[:, rows[:, None], columns[None, :]]
 
 
+def _map_resized(
+    function: Callable[..., Any],
+    resize: Callable[[jax.Array], jax.Array],
+    size: tuple[int, int],
+    x: jax.Array,
+    *maps: jax.Array,
+) -> Any:
+    """Return function(resize(x), *maps) a few images at a time; `size` is that of resize(x)."""
+
+    def resized(x: jax.Array, *maps: jax.Array) -> Any:
+        return function(resize(x), *maps)
+
+    count = len(x)
+    at_once = max(1, _BYTES_AT_ONCE // (4 * size[0] * size[1] * x.shape[-1]))
+    if count <= at_once or size == x.shape[1:3]:
+        return resized(x, *maps)
+    while count % at_once:  # every part is alike: one loop, nothing left over
+        at_once -= 1
+    parts = jax.tree.map(lambda a: a.reshape(-1, at_once, *a.shape[1:]), (x, *maps))
+    part = jax.checkpoint(resized, prevent_cse=False)  # which a loop prevents by itself
+    given = jax.lax.map(lambda arrays: part(*arrays), parts)
+    return jax.tree.map(lambda a: a.reshape(count, *a.shape[2:]), given)
+
+
 def _checked(size: tuple[int, int]) -> tuple[int, int]:
     if len(size) != 2 or any(n != int(n) or n < 1 for n in size):
         raise ValueError(f'size is {size}; expected (height, width), two positive integers')
     return int(size[0]), int(size[1])
+
+
+def _checked_factor(factor: int) -> int:
+    if factor != int(factor) or factor < 1:
+        raise ValueError(f'factor is {factor}; expected a positive integer')
+    return int(factor)
 
 
 def _interpolation(n: int, out: int) -> np.ndarray:
@@ -120,3 +188,11 @@ def _interpolation(n: int, out: int) -> np.ndarray:
     np.add.at(matrix, (rows, lower), 1 - fraction)
     np.add.at(matrix, (rows, np.minimum(lower + 1, n - 1)), fraction)
     return matrix
+
+
+def _interpolation_zero(n: int, factor: int) -> np.ndarray:
+    """Return the [factor n, n] float32 matrix of `upsample_zero` along one axis."""
+    # Distances in halves of an output pixel, thus in whole numbers.
+    positions = 2 * np.arange(factor * n)[:, None] + 1 - factor
+    distances = np.abs(positions - 2 * factor * np.arange(n))
+    return (np.maximum(2 * factor - distances, 0) / (2 * factor)).astype(np.float32)

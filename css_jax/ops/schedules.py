@@ -30,6 +30,31 @@ def poly(
     return schedule
 
 
+def poly_by_epoch(
+    base: float, epochs: int, steps_per_epoch: int, power: float = 0.9
+) -> Callable[[Array | int], Array]:
+    """Return USSS's learning rate, base · (1 - e/E)^power of epoch e = t // S, from 0.
+
+    It is constant within an epoch, unlike `poly` (arXiv 1811.10323, the authors' program).
+
+    Args:
+        base: learning rate of the first epoch.
+        epochs: E, those of the whole run.
+        steps_per_epoch: S.
+        power: exponent.
+
+    Returns:
+        A function from the step t, counted from 0, to a float32 scalar; 0 after the last epoch.
+    """
+
+    def schedule(step: Array | int) -> Array:
+        # Whole epochs, subtracted before they are divided: the last ones keep all digits.
+        remaining = jnp.clip(epochs - step // steps_per_epoch, 0, epochs) / epochs
+        return base * remaining**power
+
+    return schedule
+
+
 def ema_decay(step: Array | int, limit: float) -> Array:
     """Return decay of the teacher, min(1 - 1/(t+1), limit), t from 0: the first update copies."""
     return jnp.minimum(1.0 - 1.0 / (step + 1.0), limit)

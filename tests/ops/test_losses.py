@@ -14,6 +14,7 @@ from css_jax.ops import losses, pseudo_labels, resize
 FIXTURES = Path(__file__).parents[1] / 'fixtures'
 GOLDEN = np.load(FIXTURES / 'reference_small.npz')
 IMAS = np.load(FIXTURES / 'imas_ops.npz')
+USSS = np.load(FIXTURES / 'usss_ops.npz')
 
 
 def nhwc(name):
@@ -49,6 +50,17 @@ def test_value_and_gradient_are_the_reference_s(name):
     value, grad = loss(nhwc('logits'))
     close(value, GOLDEN[name])
     close(np.moveaxis(grad, -1, 1), GOLDEN[f'{name}_grad'])
+
+
+def test_value_and_gradient_with_a_channel_of_void_are_usss_s():
+    """Void has a logit in the softmax, and is never a target."""
+    labels = USSS['ce/labels'].astype(np.int32)
+    labels[labels == 5] = -1
+    loss = jax.jit(jax.value_and_grad(lambda x: losses.mean(*losses.cross_entropy(x, labels))))
+    value, grad = loss(USSS['ce/logits'])
+    close(value, USSS['ce/loss'])
+    close(grad, USSS['ce/grad'])
+    assert np.all(grad[..., 5][labels >= 0] > 0)
 
 
 @pytest.mark.parametrize(

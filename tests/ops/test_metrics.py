@@ -1,9 +1,14 @@
-"""Confusion counts and scores against loops."""
+"""Confusion counts and scores against loops, and against the program of USSS's authors."""
+
+from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 from css_jax.ops import metrics
+
+USSS = np.load(Path(__file__).parents[1] / 'fixtures' / 'usss_ops.npz')
 
 
 def test_confusion_counts_pairs_and_leaves_ignored_pixels_out():
@@ -40,3 +45,64 @@ def test_scores_of_nothing():
 def test_sums_beyond_int32():
     scores = metrics.scores(np.array([[2**40, 2**40], [0, 2**40]]))
     np.testing.assert_allclose(scores['iou'], [0.5, 0.5])
+
+
+@pytest.fixture(scope='module')
+def usss_matrices():
+    """One [6, 6] of each of the batches, void the last, twice: with void's pixels and without."""
+    confusion = jax.jit(metrics.confusion, static_argnums=2)
+    found = []
+    for i in range(3):
+        labels, predictions = (USSS[f'iou/{x}{i}'].astype(np.int32) for x in ('label', 'pred'))
+        void = confusion(labels, predictions, 6)
+        ignored = confusion(np.where(labels == 5, -1, labels), predictions, 6)
+        np.testing.assert_array_equal(void[:-1], ignored[:-1])
+        assert np.any(void[-1]) and not np.any(ignored[-1])
+        found.append((np.asarray(void), np.asarray(ignored)))
+    return found
+
+
+def test_scores_with_a_channel_of_void_are_the_authors(usss_matrices):
+    for matrix in np.sum(usss_matrices, axis=0):
+        np.testing.assert_array_equal(np.diag(matrix)[:5], USSS['iou/tp'])
+        np.testing.assert_array_equal(matrix[:5, :5].sum(0) - np.diag(matrix)[:5], USSS['iou/fp'])
+        np.testing.assert_array_equal(matrix[:5].sum(1) - np.diag(matrix)[:5], USSS['iou/fn'])
+        scores = metrics.scores(matrix, void=True, absent='zero')
+        np.testing.assert_allclose(scores['iou'], USSS['iou/iou'], rtol=1e-6)
+        np.testing.assert_allclose(scores['miou'], USSS['iou/miou'], rtol=1e-6)
+        np.testing.assert_allclose(
+            scores['accuracy'], USSS['iou/tp'].sum() / matrix[:5].sum(), rtol=1e-12
+        )
+
+
+def test_pixel_accuracy_that_counts_void_is_the_authors(usss_matrices):
+    found = [metrics.scores(void)['accuracy'] for void, _ in usss_matrices]
+    np.testing.assert_allclose(found, USSS['iou/pixel_accuracy_of_batches'], rtol=1e-6)
+
+
+# Rows true, void last: no class 2 anywhere but where void is true.
+VOID = np.array([[6, 1, 0, 1], [2, 4, 0, 0], [0, 0, 0, 0], [5, 5, 5, 5]])
+
+
+def test_predicting_void_is_a_miss_and_no_false_positive():
+    scores = metrics.scores(VOID, void=True)
+    assert scores['iou'] == [6 / 10, 4 / 7, None]
+    np.testing.assert_allclose(scores['miou'], (6 / 10 + 4 / 7) / 2)
+    np.testing.assert_allclose(scores['accuracy'], 10 / 14)
+
+
+def test_an_absent_class_counts_as_zero_where_asked_for():
+    scores = metrics.scores(VOID, void=True, absent='zero')
+    assert scores['iou'] == [6 / 10, 4 / 7, 0]
+    np.testing.assert_allclose(scores['miou'], (6 / 10 + 4 / 7) / 3)
+    perfect = metrics.scores(np.diag([9, 0, 0, 0]), absent='zero')
+    assert (perfect['miou'], perfect['accuracy']) == (0.25, 1)
+    nothing = metrics.scores(np.zeros((3, 3), int), void=True, absent='zero')
+    assert nothing == {'miou': 0, 'iou': [0, 0], 'accuracy': None}
+
+
+def test_the_defaults_know_no_void_and_leave_absent_classes_out():
+    matrix = np.array([[3, 1, 0], [2, 4, 0], [0, 0, 0]])
+    assert metrics.scores(matrix) == metrics.scores(matrix, void=False, absent='omit')
+    with pytest.raises(ValueError, match="absent is 'one'; expected 'omit' or 'zero'"):
+        metrics.scores(matrix, absent='one')

@@ -1,5 +1,8 @@
 """Resizing against torch's own numbers and against its properties."""
 
+import re
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +10,12 @@ import pytest
 
 from css_jax.ops import resize
 
+USSS = np.load(Path(__file__).parents[1] / 'fixtures' / 'usss_ops.npz')
+
 # Jitted: a compiled whole costs less than dozens of small programs.
 bilinear = jax.jit(resize.bilinear, static_argnums=1)
 nearest = jax.jit(resize.nearest, static_argnums=1)
+upsample_zero = jax.jit(resize.upsample_zero, static_argnums=1)
 
 
 def test_bilinear_gives_torch_numbers():
@@ -81,3 +87,72 @@ def test_bad_arguments_are_named(resizer):
         resizer(np.zeros((1, 2, 2, 1)), (0, 3))
     with pytest.raises(ValueError, match=r'shape \(2, 2\)'):
         resizer(np.zeros((2, 2)), (3, 3))
+
+
+def test_upsampling_and_its_gradient_are_usss_s():
+    @jax.jit
+    def both(x, cotangent):
+        y, pullback = jax.vjp(resize.upsample_zero, x)
+        return y, pullback(cotangent)[0]
+
+    y, gradient = both(USSS['up/input'], USSS['up/cotangent'])
+    for ours, theirs in ((y, USSS['up/output']), (gradient, USSS['up/input_grad'])):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6 * np.abs(theirs).max())
+
+
+def test_upsampling_dims_the_border():
+    found = upsample_zero(np.ones((1, 2, 3, 1), np.float32))
+    np.testing.assert_array_equal(found[..., 0], USSS['up/ones_output'])
+    np.testing.assert_array_equal(found[0, 7, :4, 0], np.float32([9, 11, 13, 15]) / 16)
+    single = upsample_zero(USSS['up/single_input'])
+    np.testing.assert_allclose(single, USSS['up/single_output'], rtol=1e-6)
+
+
+def test_upsampling_of_one_pixel_among_zeros_is_the_kernel():
+    x = np.zeros((1, 3, 4, 1), np.float32)
+    x[0, 1, 2] = 1
+    expected = np.zeros((24, 32), np.float32)
+    expected[4:20, 12:28] = USSS['up/kernel']
+    np.testing.assert_array_equal(upsample_zero(x)[0, ..., 0], expected)
+
+
+@pytest.mark.parametrize('factor', [1, 2, 3])
+def test_upsampling_by_any_factor_is_interpolation_between_zeros(factor):
+    x = np.random.default_rng(0).standard_normal((1, 4, 3, 2)).astype(np.float32)
+    expected = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    for axis, n in ((1, 4), (2, 3)):
+        positions, grid = (np.arange(factor * n) + 0.5) / factor - 0.5, np.arange(-1, n + 1)
+        expected = np.apply_along_axis(
+            lambda v, p=positions, g=grid: np.interp(p, g, v), axis, expected
+        )
+    np.testing.assert_allclose(upsample_zero(x, factor), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize('images', [1, 2, 6])
+def test_upsampling_a_few_images_at_a_time_is_the_same(monkeypatch, images):
+    x = np.random.default_rng(0).standard_normal((6, 3, 2, 2)).astype(jnp.bfloat16)
+    shift = np.arange(6, dtype=np.float32)
+    monkeypatch.setattr(resize, '_BYTES_AT_ONCE', images * 4 * 6 * 4 * 2)
+
+    @jax.jit
+    def both(x, shift):
+        def function(y, shift):
+            return {'sum': (y.sum(-1) - shift[:, None, None]) ** 2}
+
+        found = resize.map_upsample_zero(function, x, shift, factor=2)
+        return found, function(resize.upsample_zero(x, 2), shift)
+
+    traced = both.trace(x, shift)
+    turns = [str(6 // images)] if images < 6 else []
+    assert re.findall(r'length=(\d+)', str(traced.jaxpr)) == turns
+    found, expected = traced.lower().compile()(x, shift)
+    assert found['sum'].shape == (6, 6, 4) and found['sum'].dtype == jnp.float32
+    np.testing.assert_allclose(found['sum'], expected['sum'], rtol=1e-6)
+
+
+def test_bad_arguments_of_upsampling_are_named():
+    for factor in (0, 1.5):
+        with pytest.raises(ValueError, match=f'factor is {factor}; expected a positive integer'):
+            resize.upsample_zero(np.zeros((1, 2, 2, 1)), factor)
+    with pytest.raises(ValueError, match=r'shape \(2, 2\); expected \[B, h, w, C\]'):
+        resize.upsample_zero(np.zeros((2, 2)))

@@ -8,7 +8,9 @@ import pytest
 
 from css_jax.ops import schedules
 
-GOLDEN = np.load(Path(__file__).parents[1] / 'fixtures' / 'imas_ops.npz')
+FIXTURES = Path(__file__).parents[1] / 'fixtures'
+GOLDEN = np.load(FIXTURES / 'imas_ops.npz')
+USSS = np.load(FIXTURES / 'usss_ops.npz')
 
 ema_decay_after = jax.jit(schedules.ema_decay_after)
 
@@ -40,3 +42,19 @@ def test_the_teacher_is_a_copy_in_one_epoch_more_than_the_supervised_ones():
     np.testing.assert_allclose(found[15:], np.minimum(1 - 1 / (np.arange(15, 40) - 9), 0.95))
     for step in (0, 14, 15, 39):  # Python's integers, not compiled
         np.testing.assert_allclose(schedules.ema_decay_after(step, 5, 2, 0.95), found[step])
+
+
+@pytest.mark.parametrize('epochs', [5, 200])
+def test_the_rate_of_an_epoch_is_that_of_usss(epochs):
+    expected = np.repeat(USSS[f'lr/base0.001_epochs{epochs}'], 3)
+    schedule = schedules.poly_by_epoch(0.001, epochs, 3)
+    rates = jax.jit(schedule)(np.arange(3 * epochs + 2))
+    np.testing.assert_allclose(rates[: 3 * epochs], expected, rtol=1e-6)
+    np.testing.assert_array_equal(rates[3 * epochs :], 0)  # after the last epoch
+    for step in (0, 2, 3, 3 * epochs - 1):  # Python's integers, not compiled
+        np.testing.assert_allclose(schedule(step), expected[step], rtol=1e-6)
+
+
+def test_the_power_of_the_rate_is_a_parameter():
+    rates = schedules.poly_by_epoch(2.0, 4, 1, power=2)(np.arange(5))
+    np.testing.assert_allclose(rates, [2, 2 * 9 / 16, 0.5, 2 / 16, 0], rtol=1e-6)
