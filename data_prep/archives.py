@@ -10,14 +10,18 @@ import gzip
 import hashlib
 import http.client
 import lzma
+import os
+import re
 import stat
 import tarfile
+import tempfile
 import urllib.error
 import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path, PurePosixPath
+from typing import IO, NamedTuple
 
 from tqdm import tqdm
 
@@ -25,6 +29,18 @@ _CHUNK = 1 << 20  # bytes
 _TIMEOUT = 60  # seconds without an answer
 
 Members = dict[str, Callable[[], bytes]]
+
+
+class Entry(NamedTuple):
+    """A file of a folder or of an archive.
+
+    Attributes:
+        shown: its name, for messages.
+        read: returns its bytes; may raise as `members` does.
+    """
+
+    shown: str
+    read: Callable[[], bytes]
 
 
 def members(file: Path) -> Members:
@@ -82,6 +98,47 @@ def walk(file: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes
             if _is_file(file, member) and wanted(_name(member.name)):
                 seen.add(name := _new_name(file, member.name, seen))
                 yield name, archive.extractfile(member).read()
+
+
+def tree(source: Path, pattern: re.Pattern[str], spool: Path) -> dict[str, Entry]:
+    """Find files by their names in a folder, or in an archive, which can be a compressed tar.
+
+    What is wanted of a compressed tar is first copied to a file in `spool` that has no name, so
+    that nothing is left of it whatever happens; it takes as much disk as these files.
+
+    Args:
+        source: folder, .zip, .tar, or compressed tar.
+        pattern: matches the whole path of each wanted file; its first group is the path without
+            the folders above what was published.
+        spool: folder for that copy.
+
+    Returns:
+        First group -> the file, sorted. They can be read in any order.
+
+    Raises:
+        ValueError: as in `members`, or two files have one path; names them.
+        OSError: a folder cannot be read, or the disk is full.
+    """
+    if source.is_dir():
+        walked = os.walk(source, onerror=_raise, followlinks=True)
+        paths = [Path(folder, name) for folder, _, names in walked for name in names]
+        found = {path.relative_to(source).as_posix(): path.read_bytes for path in paths}
+        shown = '{0}/{1}'
+    else:
+        ordered = source.suffix in ('.zip', '.tar')
+        found = members(source) if ordered else _spooled(source, pattern, spool)
+        shown = '{0}: {1}'
+    wanted: dict[str, Entry] = {}
+    for name, read in found.items():
+        if match := pattern.fullmatch(name):
+            entry = Entry(shown.format(source, name), read)
+            if match[1] in wanted:
+                raise ValueError(
+                    f'{source}: {wanted[match[1]].shown} and {entry.shown} are both {match[1]}; '
+                    'expected one of them'
+                )
+            wanted[match[1]] = entry
+    return dict(sorted(wanted.items()))
 
 
 def require(file: Path, found: Members, names: Iterable[str]) -> None:
@@ -203,6 +260,25 @@ def _read_range(file: Path, name: str, start: int, size: int) -> bytes:
     if len(data) != size:
         raise ValueError(_damaged(file, f'{name} is cut short'))
     return data
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _spooled(file: Path, pattern: re.Pattern[str], folder: Path) -> Members:
+    """Copy what matches out of a compressed tar to one file without a name, to read it there."""
+    spool = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 open as long as the members live
+    found: Members = {}
+    for name, data in walk(file, lambda name: pattern.fullmatch(name) is not None):
+        found[name] = functools.partial(_read_spool, spool, spool.tell(), len(data))
+        spool.write(data)
+    return found
+
+
+def _read_spool(spool: IO[bytes], start: int, size: int) -> bytes:
+    spool.seek(start)  # writes what is still in its buffer
+    return spool.read(size)
 
 
 def _is_file(file: Path, member: tarfile.TarInfo) -> bool:

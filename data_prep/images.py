@@ -110,6 +110,50 @@ def encode_png(array: np.ndarray) -> bytes:
     return cv2.imencode('.png', array)[1].tobytes()
 
 
+def resize(
+    image: np.ndarray, label: np.ndarray, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Resize an image by Pillow's bilinear filter and its label to the nearest pixel.
+
+    The filter is a triangle, which is wider where the image becomes smaller: at half the size a
+    pixel is the sum of four, a side, with weights 1/8, 3/8, 3/8, 1/8. Pixel i of the label is the
+    one at floor((i + 0.5) n / m), where n pixels become m: 2 i + 1 at half the size.
+
+    Args:
+        image: uint8 [H, W, 3].
+        label: uint8 [H, W].
+        size: height and width of the results.
+
+    Returns:
+        The image and the label.
+    """
+    resized = Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR)
+    rows, columns = (
+        (2 * np.arange(m) + 1) * n // (2 * m) for n, m in zip(label.shape, size, strict=True)
+    )
+    return np.asarray(resized), label[rows[:, None], columns]
+
+
+def at_size(
+    photograph: Photograph, data: bytes, label: np.ndarray, size: tuple[int, int] | None
+) -> tuple[bytes, np.ndarray]:
+    """Return what a record keeps of an image and its label, resized where they have another size.
+
+    Args:
+        photograph: see `decode`.
+        data: of its file.
+        label: uint8 [H, W].
+        size: height and width, see `resize`; None: as they are.
+
+    Returns:
+        The encoded image, which is the file's own where nothing changes, and the label.
+    """
+    if size is None or size == photograph.size:
+        return encoded(photograph, data), label
+    pixels, label = resize(photograph.pixels, label, size)
+    return encode_png(pixels), label
+
+
 def deep_range(files: Iterable[Path]) -> tuple[int, int] | None:
     """Return the least and largest value of the 16-bit images among files; None without any.
 

@@ -232,8 +232,9 @@ def split_lines(split: str, noted: Mapping, names: Sequence[str]) -> list[str]:
     shown = ', '.join(kinds[:3]) + (f' and {len(kinds) - 3} more' if len(kinds) > 3 else '')
     lines = [f'\n{split}: {len(sizes)} images, width x height {shown}']
     if names:
-        lines.append(f'  {"class":<14}{"pixels":>9}{"images":>8}')
+        wide = max(14, max(map(len, names)) + 2)
+        lines.append(f'  {"class":<{wide}}{"pixels":>9}{"images":>8}')
         for name, total, images in zip(names, pixels.sum(0), (pixels > 0).sum(0), strict=True):
-            lines.append(f'  {name:<14}{total / area:>9.2%}{images:>8}')
-        lines.append(f'  {"(void)":<14}{1 - pixels.sum() / area:>9.2%}')
+            lines.append(f'  {name:<{wide}}{total / area:>9.2%}{images:>8}')
+        lines.append(f'  {"(void)":<{wide}}{1 - pixels.sum() / area:>9.2%}')
     return lines

@@ -11,15 +11,21 @@ import tensorflow_datasets as tfds
 from data_prep import records
 from data_prep.camvid import builder as camvid
 from data_prep.cityscapes import builder as cityscapes
+from data_prep.figures import builder as figures
 from data_prep.folder import builder as folder
+from data_prep.idd import builder as idd
 from data_prep.shapes import builder as shapes
+from data_prep.sun import builder as sun
 from data_prep.voc import builder as voc
 
 DATASETS = {
     'shapes': shapes,
+    'figures': figures,
     'camvid': camvid,
     'voc': voc,
     'cityscapes': cityscapes,
+    'idd': idd,
+    'sun': sun,
     'folder': folder,  # its configs are what the user has prepared, each a dataset of its own
 }
 VOID = records.VOID

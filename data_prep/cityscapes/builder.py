@@ -38,9 +38,15 @@ _EXPECTED = 'a label id, 0..33 or 255 (-1)'
 
 @dataclasses.dataclass(kw_only=True)
 class Config(tfds.core.BuilderConfig):
-    """How many pixels of the original become one, a side."""
+    """How many pixels of the original become one, a side, and by which filter.
+
+    Attributes:
+        shrink: that number.
+        pillow: whether as `images.resize` does, otherwise as `records.shrink` does.
+    """
 
     shrink: int
+    pillow: bool = False
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
@@ -49,7 +55,13 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version('1.0.0')
     BUILDER_CONFIGS = (
         Config(name='full', shrink=1, description='2048x1024 pixels, the image files as they are'),
-        Config(name='half', shrink=2, description='1024x512 pixels'),
+        Config(name='half', shrink=2, description='1024x512 pixels, means of 2x2'),
+        Config(
+            name='half_pil',
+            shrink=2,
+            pillow=True,
+            description="1024x512 pixels, resized by Pillow's bilinear filter, as USSS does",
+        ),
     )
 
     def __init__(self, *, source: str = '', splits: dict[str, int] | None = None, **kwargs):
@@ -93,6 +105,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                     (f'{files[0]}: {image}', members[image]()),
                     (f'{files[1]}: {label}', labels[label]()),
                     self.builder_config.shrink,
+                    self.builder_config.pillow,
                 )
 
         return {split: self._generate_examples(split, items(split)) for split in pairs}
@@ -139,7 +152,11 @@ def find_pairs(members: archives.Members, split: str) -> dict[str, tuple[str, st
 
 
 def read_item(
-    image_id: str, image: tuple[str, bytes], label: tuple[str, bytes], shrink: int
+    image_id: str,
+    image: tuple[str, bytes],
+    label: tuple[str, bytes],
+    shrink: int,
+    pillow: bool = False,
 ) -> tuple[str, bytes, np.ndarray]:
     """Read one image and its label.
 
@@ -147,7 +164,8 @@ def read_item(
         image_id: handed on.
         image: name for messages, and PNG.
         label: name for messages, and PNG of label ids.
-        shrink: see `records.shrink`.
+        shrink: see `Config`.
+        pillow: see `Config`.
 
     Returns:
         id, encoded image, label uint8 [H, W] of classes and void.
@@ -157,7 +175,8 @@ def read_item(
     """
     photograph, values = images.decode_pair(image, label)
     values = records.relabel(values, _IDS, label[0], _EXPECTED)
-    if shrink == 1:
-        return image_id, images.encoded(photograph, image[1]), values
+    if shrink == 1 or pillow:
+        size = values.shape[0] // shrink, values.shape[1] // shrink
+        return image_id, *images.at_size(photograph, image[1], values, size)
     pixels, values = records.shrink(photograph.pixels, values, shrink)
     return image_id, images.encode_png(pixels), values

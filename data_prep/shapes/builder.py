@@ -30,6 +30,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         Config(name='128', size=128, description='128x128 pixels'),
     )
 
+    STYLE = draw.SHAPES
+
     def __init__(self, *, seed: int = 0, splits: dict[str, int] | None = None, **kwargs):
         """Initialise.
 
@@ -43,7 +45,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return records.dataset_info(self, CLASS_NAMES, description=draw.__doc__)
+        return records.dataset_info(self, self.STYLE.class_names, description=draw.__doc__)
 
     def _split_generators(self, dl_manager) -> dict[str, Iterator]:
         del dl_manager  # nothing to download
@@ -55,5 +57,5 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     def _draw(self, split: str) -> Iterator[tuple[str, bytes, np.ndarray]]:
         for index in range(self._splits[split]):
             rng = np.random.default_rng([self._seed, *split.encode(), index])
-            image, label = draw.draw(rng, self.builder_config.size)
+            image, label = draw.draw(rng, self.builder_config.size, self.STYLE)
             yield f'{split}_{index:05d}', records.encode_png(image), label

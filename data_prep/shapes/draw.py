@@ -5,6 +5,9 @@ stretch, rotation, period and phase vary from object to object, one in twenty bo
 texture, and others hide parts of the shape: a few images do not cover a class, hundreds do.
 """
 
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
 import cv2
 import numpy as np
 
@@ -16,23 +19,42 @@ _SUPERSAMPLING = 4  # sub-pixels a side: a pixel's coverage by an object is know
 _REFERENCE_SIZE = 64  # pixels a side at which lengths below are given
 
 
-def draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
+class Style(NamedTuple):
+    """What a dataset's classes look like.
+
+    Attributes:
+        class_names: the background first.
+        shapes: class -> outlines of radius about 1, a hole where two overlap, and a factor that
+            gives every class about the same area.
+        surfaces: class -> its usual texture, hue in turns, saturation, dark and light value.
+    """
+
+    class_names: Sequence[str]
+    shapes: Mapping[str, tuple[list[np.ndarray], float]]
+    surfaces: Mapping[str, tuple[str, float, float, float, float]]
+
+
+def draw(
+    rng: np.random.Generator, size: int, style: Style | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Draw one image and its labels.
 
     Args:
         rng: source of everything that varies.
         size: height and width in pixels; what is drawn scales with it.
+        style: of the classes; None: `SHAPES`.
 
     Returns:
         image: uint8 [size, size, 3], RGB.
-        label: uint8 [size, size], index into `CLASS_NAMES`, or `VOID` on the pixels that an
+        label: uint8 [size, size], index into the class names, or `VOID` on the pixels that an
             object's outline crosses: they show two things at once.
     """
+    style = style or SHAPES
     unit = size / _REFERENCE_SIZE
     image = _background(rng, size, unit)
     label = np.zeros((size, size), np.uint8)
     for _ in range(rng.integers(3, 6)):
-        image, label = _add_object(rng, image, label, unit)
+        image, label = _add_object(rng, image, label, unit, style)
     noise = rng.normal(0, rng.uniform(0.01, 0.04), image.shape)
     return np.rint(255 * np.clip(image + noise, 0, 1)).astype(np.uint8), label
 
@@ -53,12 +75,13 @@ def _background(rng: np.random.Generator, size: int, unit: float) -> np.ndarray:
 
 
 def _add_object(
-    rng: np.random.Generator, image: np.ndarray, label: np.ndarray, unit: float
+    rng: np.random.Generator, image: np.ndarray, label: np.ndarray, unit: float, style: Style
 ) -> tuple[np.ndarray, np.ndarray]:
     """Lay one object of a random class over the image and its labels."""
     size = len(image)
-    kind = int(rng.integers(1, len(CLASS_NAMES)))
-    outlines, relative_size = SHAPES[CLASS_NAMES[kind]]
+    names = style.class_names
+    kind = int(rng.integers(1, len(names)))
+    outlines, relative_size = style.shapes[names[kind]]
     radius = rng.uniform(14, 21) * relative_size * unit
     centre, angle = rng.uniform(0.05, 0.95, 2) * size, rng.uniform(0, 2 * np.pi)
     stretch = rng.uniform(0.8, 1.0)
@@ -67,9 +90,9 @@ def _add_object(
     scale = radius * np.array([1.0, stretch])
     cover = _coverage([(line * scale) @ rotation + centre for line in outlines], size)
 
-    texture, *palette = SURFACES[CLASS_NAMES[kind]]
+    texture, *palette = style.surfaces[names[kind]]
     if rng.random() >= 0.95:
-        texture = SURFACES[CLASS_NAMES[rng.integers(1, len(CLASS_NAMES))]][0]
+        texture = style.surfaces[names[rng.integers(1, len(names))]][0]
     x, y = _local_grid(size, centre, angle, stretch)
     pattern = _texture(rng, texture, x, y, unit)[..., None]
     dark, light = _two_colours(rng, *palette)
@@ -128,7 +151,7 @@ def _sharpen(wave: np.ndarray) -> np.ndarray:
     return 0.5 + 0.5 * np.tanh(3 * wave)
 
 
-def _polygon(*radii: float, corners: int) -> np.ndarray:
+def polygon(*radii: float, corners: int) -> np.ndarray:
     """Return a closed outline [corners, 2] whose radii repeat, one after the other, by angle."""
     angles = 2 * np.pi * np.arange(corners) / corners
     radius = np.resize(radii, corners)
@@ -142,12 +165,12 @@ _CROSS = np.concatenate(
 )
 
 # Outlines of radius about 1, and a factor that gives every class about the same area.
-SHAPES = {
-    'disc': ([_polygon(1.0, corners=48)], 1.0),
-    'square': ([_polygon(1.0, corners=4)], 1.2),
-    'triangle': ([_polygon(1.0, corners=3)], 1.35),
-    'star': ([_polygon(1.0, 0.45, corners=10)], 1.45),
-    'ring': ([_polygon(1.0, corners=48), _polygon(0.5, corners=48)], 1.2),
+_OUTLINES = {
+    'disc': ([polygon(1.0, corners=48)], 1.0),
+    'square': ([polygon(1.0, corners=4)], 1.2),
+    'triangle': ([polygon(1.0, corners=3)], 1.35),
+    'star': ([polygon(1.0, 0.45, corners=10)], 1.45),
+    'ring': ([polygon(1.0, corners=48), polygon(0.5, corners=48)], 1.2),
     'cross': ([_CROSS], 1.2),
 }
 
@@ -162,7 +185,7 @@ TEXTURES = {
 }
 
 # What a class usually looks like: texture, hue in turns, saturation, dark and light value.
-SURFACES = {
+_SURFACES = {
     'disc': ('stripes', 0.00, 0.70, 0.25, 0.75),
     'square': ('checks', 0.12, 0.50, 0.15, 0.95),
     'triangle': ('dots', 0.33, 0.85, 0.40, 0.90),
@@ -170,3 +193,5 @@ SURFACES = {
     'ring': ('waves', 0.65, 0.80, 0.05, 0.45),
     'cross': ('grid', 0.83, 0.60, 0.30, 0.75),
 }
+
+SHAPES = Style(CLASS_NAMES, _OUTLINES, _SURFACES)

@@ -1,5 +1,6 @@
 import functools
 import http.server
+import re
 import threading
 
 import pytest
@@ -42,6 +43,54 @@ def test_walk_reads_what_is_wanted_also_where_the_tar_came_unpacked(tmp_path):
         (tmp_path / 'x.tgz').write_bytes(data)
         found = archives.walk(tmp_path / 'x.tgz', lambda name: name.endswith('.txt'))
         assert list(found) == [('set/a.txt', b'alpha')]
+
+
+TREE = re.compile(r'[a-z]+/((?:deep/)?[a-z]+\.(?:txt|bin))')
+
+
+def laid(folder, name, members):
+    """Members as an archive of this name, or in a folder."""
+    if name in WRITERS:
+        return write(folder, name, members)
+    for member, data in members.items():
+        (folder / name / member).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name / member).write_bytes(data)
+    return folder / name
+
+
+@pytest.mark.parametrize('name', [*WRITERS, 'unpacked'])
+def test_trees_are_the_same_in_folders_and_archives(name, tmp_path):
+    place, spool = laid(tmp_path, name, MEMBERS), tmp_path / 'spool'
+    spool.mkdir()
+    found = archives.tree(place, TREE, spool)
+    assert list(found) == ['a.txt', 'deep/b.bin']
+    for key in ('deep/b.bin', 'a.txt', 'deep/b.bin'):  # in any order, and again
+        assert found[key].read() == MEMBERS[f'set/{key}']
+        assert found[key].shown.startswith(str(place))
+        assert found[key].shown.endswith(f'set/{key}')
+    assert not list(spool.iterdir())  # what was copied has no name
+
+
+@pytest.mark.parametrize('name', [*WRITERS, 'unpacked'])
+def test_two_files_of_one_path_in_a_tree_are_named(name, tmp_path):
+    place = laid(tmp_path, name, {**MEMBERS, 'other/a.txt': b'another'})
+    with pytest.raises(ValueError, match=r'(set|other)/a\.txt and .*/a\.txt are both a\.txt'):
+        archives.tree(place, TREE, tmp_path)
+
+
+@pytest.mark.parametrize('name', WRITERS)
+def test_trees_of_archives_are_as_safe_as_these(name, tmp_path):
+    for changes, words in (
+        ({'members': {**MEMBERS, '../out.txt': b''}}, r"'\.\./out\.txt' lies outside"),
+        ({'members': MEMBERS, 'links': {'set/link': '/etc/passwd'}}, "'set/link' is a link"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            archives.tree(write(tmp_path, name, **changes), TREE, tmp_path)
+    file = write(tmp_path, name, MEMBERS)
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 3])
+    with pytest.raises(ValueError, match=f'{name} is damaged or cut short'):
+        archives.tree(file, TREE, tmp_path)
 
 
 @pytest.mark.parametrize('name', WRITERS)

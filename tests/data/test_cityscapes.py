@@ -75,6 +75,21 @@ def test_half_averages_images_and_picks_labels(prepare):
     assert source.sizes.tolist() == [[10, 20]] * 2
 
 
+def test_half_by_pillow_weighs_four_pixels_a_side(prepare):
+    source = sources.load('cityscapes/half_pil', 'val', prepare(config='half_pil'))
+    for index, image_id in enumerate(fakes.CITYSCAPES_IDS['val']):
+        record = source.records[index]
+        image = fakes.picture(image_id, (20, 40)).astype(float)
+        for axis in (0, 1):  # 1, 3, 3, 1 eighths inside
+            first, *others = (np.take(image, range(k, k + 14, 2), axis) for k in range(1, 5))
+            image = (first + 3 * others[0] + 3 * others[1] + others[2]) / 8
+        inside = geometry.decode_image(record['image'])[1:8, 1:8]
+        assert np.abs(inside - image).max() <= 1
+        label = geometry.decode_label(record['label'])
+        np.testing.assert_array_equal(label, classes(image_id)[1::2, 1::2])
+    assert source.sizes.tolist() == [[10, 20]] * 2
+
+
 def test_report_tells_the_archives(prepare):
     builder = cityscapes.Builder(data_dir=prepare())
     noted = builder.info.metadata['archives']

@@ -1,6 +1,7 @@
 """Photographs and masks of every kind of file, as the builders read them."""
 
 import io
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -14,6 +15,7 @@ PIXELS = RNG.integers(0, 256, (24, 32, 3), np.uint8)
 DEEP = RNG.integers(0, 4096, (24, 32, 3)).astype(np.uint16)  # of a camera of 12 bits
 IDS = RNG.integers(0, 2, (24, 32)).astype(np.uint8)
 IMAGE = Image.fromarray(PIXELS)
+GOLDEN = Path(__file__).parents[3] / 'shared' / 'golden' / 'usss_small.npz'
 pytestmark = pytest.mark.filterwarnings('ignore::UserWarning')  # Pillow's, of damaged files
 
 
@@ -214,3 +216,63 @@ def test_sizes_that_differ_and_orientation(caplog):
     photograph, values = images.decode_pair(('i', turned_about), ('m', mask))
     assert (photograph.size, values.shape) == ((24, 32), (24, 32))
     assert 'warning: i: EXIF orientation 3' in caplog.text
+
+
+def triangle(n, m):
+    """What m pixels are of n: bilinear interpolation, as wide as a pixel of the result."""
+    scale = n / m
+    centres, width = (np.arange(m)[:, None] + 0.5) * scale, max(scale, 1.0)
+    weights = np.maximum(0, 1 - np.abs(np.arange(n) + 0.5 - centres) / width)
+    return weights / weights.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    ('before', 'after'),
+    [
+        ((1024, 2048), (512, 1024)),  # Cityscapes
+        ((1080, 1920), (512, 1024)),  # IDD
+        ((720, 1280), (512, 1024)),
+        ((530, 730), (480, 640)),  # SUN RGB-D
+        ((427, 561), (480, 640)),
+        ((441, 591), (480, 640)),
+    ],
+)
+def test_images_are_resized_by_a_triangle_and_labels_to_the_nearest(before, after):
+    rng = np.random.default_rng(before)
+    image = cv2.resize(rng.integers(0, 256, (90, 120, 3), np.uint8), before[::-1])
+    label = rng.integers(0, 256, before).astype(np.uint8)
+    resized, nearest = images.resize(image, label, after)
+    assert (resized.dtype, resized.shape) == (np.uint8, (*after, 3))
+    rows, columns = map(triangle, before, after)
+    channels = np.moveaxis(image.astype(float), -1, 0)
+    expected = np.moveaxis(rows @ channels @ columns.T, 0, -1)
+    assert np.abs(resized - expected).max() < 1.01  # rounded after each side
+    np.testing.assert_array_equal(
+        nearest, Image.fromarray(label).resize(after[::-1], Image.Resampling.NEAREST)
+    )
+    if before[0] == 2 * after[0]:
+        assert np.array_equal(nearest, label[1::2, 1::2])
+        np.testing.assert_allclose(rows[3, 5:9], [1 / 8, 3 / 8, 3 / 8, 1 / 8])
+    middle = nearest[after[0] // 2, after[1] // 2]
+    place = [int((m // 2 + 0.5) * n / m) for n, m in zip(before, after, strict=True)]
+    assert middle == label[tuple(place)]
+
+
+@pytest.mark.skipif(not GOLDEN.exists(), reason='no ../shared/golden')
+def test_resizing_is_that_of_the_authors_of_usss():
+    golden = np.load(GOLDEN)
+    size = tuple(golden['loader/size_wh'][::-1].tolist())
+    image, label = images.resize(golden['loader/image'], golden['loader/label'], size)
+    assert np.abs(image - 255 * golden['loader/image_out']).max() < 1.001
+    np.testing.assert_array_equal(np.where(label == 255, 19, label), golden['loader/label_out'])
+
+
+def test_a_record_of_the_same_size_keeps_the_file():
+    data = encode(IMAGE, 'JPEG')
+    photograph = images.decode('a', data)
+    for size in (None, photograph.size):
+        kept_data, label = images.at_size(photograph, data, IDS, size)
+        assert kept_data == data
+        assert label is IDS
+    small, label = images.at_size(photograph, data, IDS, (12, 16))
+    assert images.decode('a', small).size == label.shape == (12, 16)

@@ -1,0 +1,1 @@
+"""`figures`: drawn images as those of `shapes`, of other classes in other colours."""
