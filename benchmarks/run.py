@@ -37,6 +37,7 @@ FIRST = (
     ('float32', 'step --cases float32', 120),
     ('evaluation', 'evaluation', 60),
     ('quickstart', 'step --size small --cases float32,bfloat16', 90),
+    ('intensity', 'intensity', 90),
 )
 # A run without them has these as well, and four times as long for each part.
 MORE = (

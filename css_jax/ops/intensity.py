@@ -10,8 +10,9 @@ A level says how far an operation goes: [0, 0.999], of hue [-0.999, 0.999]. Insi
 [3, B, H, W], so that the pixels of a channel are neighbours; levels are [B], or one number.
 """
 
-from collections.abc import Callable
+from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -67,8 +68,9 @@ def parameter(name: str, level: Array | float) -> Array | float:
 def strong(images: Array, ops: Array, levels: Array) -> Array:
     """Return images after n operations each, one on what the other gives.
 
-    Operations on a value alone are one table an image, whichever it is. The four that need other
-    pixels or channels are made of every image, and chosen from.
+    A CPU takes one image after the other, and computes its operations alone. Elsewhere all images
+    are changed together: operations on a value alone are one table an image, whichever it is; the
+    four that need other pixels or channels are made of every image, and chosen from.
 
     Args:
         images: [B, H, W, 3] uint8.
@@ -78,6 +80,26 @@ def strong(images: Array, ops: Array, levels: Array) -> Array:
     Returns:
         [B, H, W, 3] uint8.
     """
+    if jax.default_backend() == 'cpu':
+        return one_by_one(images, ops, levels)
+    return together(images, ops, levels)
+
+
+def one_by_one(images: Array, ops: Array, levels: Array) -> Array:
+    """Return what `strong` does, as a loop over the images that branches by their operations."""
+
+    def one(given: tuple[Array, Array, Array]) -> Array:
+        image, ops, levels = given
+        planes = jnp.moveaxis(image, -1, 0)[:, None]
+        for op, level in zip(ops, levels, strict=True):
+            planes = lax.switch(op, [partial(_changed, name) for name in NAMES], planes, level)
+        return jnp.moveaxis(planes[:, 0], 0, -1)
+
+    return lax.map(one, (images, ops, levels))
+
+
+def together(images: Array, ops: Array, levels: Array) -> Array:
+    """Return what `strong` does, without a branch."""
     planes = jnp.moveaxis(images, -1, 0)
     for i in range(ops.shape[1]):
         planes = _one_each(planes, ops[:, i], levels[:, i])
@@ -96,67 +118,75 @@ def identity(image: Array, level: Array | float) -> Array:
 
 def autocontrast(image: Array, level: Array | float) -> Array:
     """Return the image [H, W, 3] uint8, each channel stretched to 0 ... 255; it has no level."""
-    return _by_table(_autocontrast, image, level)
+    return _alone('autocontrast', image, level)
 
 
 def equalize(image: Array, level: Array | float) -> Array:
     """Return the image [H, W, 3] uint8, each channel's histogram made even; it has no level."""
-    return _by_table(_equalize, image, level)
+    return _alone('equalize', image, level)
 
 
 def invert(image: Array, level: Array | float) -> Array:
     """Return the negative of the image [H, W, 3] uint8; it has no level."""
-    return _by_table(_invert, image, level)
+    return _alone('invert', image, level)
 
 
 def blur(image: Array, level: Array | float) -> Array:
     """Return the image [H, W, 3] uint8 blurred by boxes, close to a Gaussian."""
-    return _by_pixels(_blur, image, level)
+    return _alone('blur', image, level)
 
 
 def contrast(image: Array, level: Array | float) -> Array:
     """Return the image [H, W, 3] uint8 moved towards the mean of its luma."""
-    return _by_table(_contrast, image, level)
+    return _alone('contrast', image, level)
 
 
 def brightness(image: Array, level: Array | float) -> Array:
     """Return the image [H, W, 3] uint8 moved towards black."""
-    return _by_table(_brightness, image, level)
+    return _alone('brightness', image, level)
 
 
 def color(image: Array, level: Array | float) -> Array:
     """Return the image [H, W, 3] uint8 moved towards the luma of each pixel."""
-    return _by_pixels(_color, image, level)
+    return _alone('color', image, level)
 
 
 def sharpness(image: Array, level: Array | float) -> Array:
     """Return the image [H, W, 3] uint8 moved towards its smoothed self, the border unchanged."""
-    return _by_pixels(_sharpness, image, level)
+    return _alone('sharpness', image, level)
 
 
 def posterize(image: Array, level: Array | float) -> Array:
     """Return the image [H, W, 3] uint8 with the high 4 to 7 bits of its values."""
-    return _by_table(_posterize, image, level)
+    return _alone('posterize', image, level)
 
 
 def solarize(image: Array, level: Array | float) -> Array:
     """Return the image [H, W, 3] uint8, values from a threshold on inverted."""
-    return _by_table(_solarize, image, level)
+    return _alone('solarize', image, level)
 
 
 def hue(image: Array, level: Array | float) -> Array:
     """Return the image [H, W, 3] uint8, its hue turned; 8-bit HSV alone moves values by up to 7."""
-    return _by_pixels(_hue, image, level)
+    return _alone('hue', image, level)
 
 
-def _by_table(table: Callable, image: Array, level: Array | float) -> Array:
+def _alone(name: str, image: Array, level: Array | float) -> Array:
+    """Return the image [H, W, 3] uint8 after one operation."""
     planes = jnp.moveaxis(image, -1, 0)[:, None]
-    return jnp.moveaxis(_look_up(planes, table(planes, level))[:, 0], 0, -1)
+    return jnp.moveaxis(_changed(name, planes, level)[:, 0], 0, -1)
 
 
-def _by_pixels(change: Callable, image: Array, level: Array | float) -> Array:
-    planes = jnp.moveaxis(image, -1, 0)[:, None]
-    return jnp.moveaxis(change(planes, level)[:, 0], 0, -1)
+def _changed(name: str, planes: Array, level: Array | float) -> Array:
+    """Return planes [3, B, H, W] uint8 after one operation at one level."""
+    if name in _PIXELS:
+        return _PIXELS[name](planes, level)
+    if name == 'identity':
+        return planes
+    table = jnp.broadcast_to(_TABLES[name](planes, level), (*planes.shape[:2], 256))
+    # Times one, exact in any precision: all but a product would be fused into the look-up, and the
+    # table would be computed for every pixel.
+    return _look_up(planes, table.astype(jnp.float32) @ jnp.eye(256))
 
 
 def _one_each(planes: Array, op: Array, level: Array) -> Array:
@@ -196,8 +226,8 @@ def _identity(planes: Array, level: Array) -> Array:
 
 
 def _autocontrast(planes: Array, level: Array) -> Array:
-    low = planes.min((2, 3), keepdims=True)[..., 0].astype(jnp.int32)
-    high = planes.max((2, 3), keepdims=True)[..., 0].astype(jnp.int32)
+    low, high = planes.min((2, 3)), planes.max((2, 3))
+    low, high = (value[..., None].astype(jnp.int32) for value in (low, high))
     stretched = 255 * (_VALUES - low) // jnp.maximum(high - low, 1)
     return jnp.where(high > low, jnp.clip(stretched, 0, 255), _VALUES)
 
@@ -271,11 +301,13 @@ def _color(planes: Array, level: Array) -> Array:
 
 
 def _sharpness(planes: Array, level: Array) -> Array:
-    wide = planes.astype(jnp.int32)
-    rows = wide[:, :, :-2] + wide[:, :, 1:-1] + wide[:, :, 2:]
-    total = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * wide[:, :, 1:-1, 1:-1]
-    smooth = wide.at[:, :, 1:-1, 1:-1].set((total + 6) // 13)  # rounded: never half-way
-    return _blended(smooth, wide, _factors('sharpness', level)).astype(jnp.uint8)
+    wide = planes.astype(jnp.float32)  # sums are exact in it
+    rows, inside = wide[:, :, :-2] + wide[:, :, 1:-1] + wide[:, :, 2:], wide[:, :, 1:-1, 1:-1]
+    total = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * inside
+    smooth = jnp.round(total / 13)  # never half-way
+    # From `inside`, not from the bytes: with all its readers alike a CPU makes `wide` once.
+    sharp = _blended(smooth, inside, _factors('sharpness', level)).astype(jnp.uint8)
+    return lax.dynamic_update_slice(planes, sharp, (0, 0, 1, 1))
 
 
 def _hue(planes: Array, level: Array) -> Array:

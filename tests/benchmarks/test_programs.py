@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import contrastive, data, evaluation, roofline, run, step
+from benchmarks import contrastive, data, evaluation, intensity, roofline, run, step
 from css_jax.models import atrous
 
 pytestmark = pytest.mark.soak
@@ -43,6 +43,9 @@ def programs():
         found[f'L_c, {name}'] = functools.partial(of_contrastive, name)
     for name in evaluation.CASES['real']:
         found[f'evaluation, {name}'] = functools.partial(evaluation.program, 'real', name)
+    view = intensity.shapes(intensity.BATCH, intensity.SIDE)
+    for name, form in intensity.FORMS.items():
+        found[f'strong view, {name}'] = functools.partial(tuple, (jax.jit(form), view))
     for name, program in roofline.programs('real').items():
         found[f'peak, {name}'] = functools.partial(tuple, program)
     return found
