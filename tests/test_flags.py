@@ -20,6 +20,7 @@ from css_jax import step as steps
 from css_jax.config import defaults, table, warnings
 from css_jax.data import splits, streams
 from css_jax.evaluation import protocols, results
+from css_jax.models import fcn
 from css_jax.parallel import cost
 from tests import tiny
 from tests.small import small
@@ -143,6 +144,7 @@ def test_every_key_is_read(monkeypatch, tmp_path, data_dir, shallow):
         train.train(config, tmp_path / method)
         evaluate.evaluate(config, tmp_path / method)
         monkeypatch.setattr(models, 'build', small)  # the first method has read the network's keys
+    fcn.build(configs.finalise(config).model, {'logits': 2}, None)  # the other family's keys
     assert set(KEYS) - seen <= {'follow'}  # from which finalise fills in others
 
 
@@ -219,6 +221,7 @@ NETWORK = {
     'model.multi_grid': _S,
     'model.head_convs': _S,
     'model.low_level_bias': _S,
+    'model.degrid': ('supervised', {'model.family': 'fcn'}),
     'model.dtype': _S,
     'model.atrous': _S,
     'model.remat': _S,

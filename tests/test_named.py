@@ -215,11 +215,15 @@ def test_a_missing_package_is_one_command(monkeypatch):
 def test_addresses_are_those_of_the_pages():
     for name, found in published.NAMES.items():
         assert name == found.backbone and len(found.sha256) == 8
-        assert found.page.startswith(('https://github.com/pytorch/vision/', 'https://pypi.org/'))
-        if isinstance(found, published.Download):
-            assert found.url == f'https://download.pytorch.org/models/{name}-{found.sha256}.pth'
+        assert found.file.endswith(f'-{found.sha256}.pth')
+        if isinstance(found, published.Package):
+            assert found.page.startswith('https://pypi.org/')
+        elif name.startswith('drn'):
+            assert found.page.startswith('https://github.com/fyu/drn/')
+            assert found.url == f'http://dl.yf.io/drn/{name}-{found.sha256}.pth'
         else:
-            assert found.file.endswith(f'-{found.sha256}.pth')
+            assert found.page.startswith('https://github.com/pytorch/vision/')
+            assert found.url == f'https://download.pytorch.org/models/{name}-{found.sha256}.pth'
 
 
 # The configuration, and what downloads.

@@ -7,7 +7,7 @@ import flax.linen as nn
 from ml_collections import ConfigDict
 
 from css_jax.keys import Key
-from css_jax.models import deeplab
+from css_jax.models import backbones, deeplab, fcn
 from css_jax.models.backbones import BACKBONES
 from css_jax.models.layers import check_choice
 
@@ -18,7 +18,7 @@ class Family(NamedTuple):
     """Networks of one design.
 
     Attributes:
-        keys: what `config.model` has of them: path -> its declaration.
+        keys: what `config.model` has of them beside `backbones.KEYS`: path -> its declaration.
         build: (config.model, outputs, axis_name) -> module, (images [B, H, W, 3] float32
             normalised, train) -> head name -> [B, h, w, channels] float32.
     """
@@ -27,9 +27,15 @@ class Family(NamedTuple):
     build: Callable[[Any, Mapping[str, int], str | None], nn.Module]
 
 
-FAMILIES = {'deeplab': Family(deeplab.KEYS, deeplab.build)}
+FAMILIES = {
+    'deeplab': Family(deeplab.KEYS, deeplab.build),
+    'fcn': Family(fcn.KEYS, fcn.build),
+}
 KEYS = {
-    'model.family': Key('deeplab', 'deeplab (DeepLabV3+)', choices=FAMILIES),
+    'model.family': Key(
+        'deeplab', 'deeplab (DeepLabV3+) | fcn (1x1 heads at stride 8)', choices=FAMILIES
+    ),
+    **backbones.KEYS,
     **{name: key for family in FAMILIES.values() for name, key in family.keys.items()},
 }
 
@@ -43,13 +49,14 @@ def build(
     """Make the network that `config` describes.
 
     `module.apply(variables, images [B, H, W, 3] float32 normalised, train=False)` gives head name
-    -> [B, h, w, channels] float32, at the stride of the backbone's 'stride4' features ('auxiliary'
-    at that of 'layer3', which it reads). With train=True apply with mutable=['batch_stats'].
+    -> [B, h, w, channels] float32: of 'deeplab' at the stride of the backbone's 'stride4' features
+    ('auxiliary' at that of 'layer3', which it reads), of 'fcn' at stride 8. With train=True apply
+    with mutable=['batch_stats'].
 
     Args:
         config: config.model, or a dict or object with the keys of its family (`FAMILIES`;
-            'deeplab' if it names none). DeepLab needs backbone, stem, output_stride, width, dtype;
-            it may have the rest of its keys.
+            'deeplab' if it names none). It needs backbone, stem, output_stride, width, dtype, and
+            may have the rest of the keys.
         num_classes: channels of the 'logits' head, if `outputs` does not say.
         outputs: head name -> channels; by default logits: num_classes, representation:
             config.representation_dim. Heads that are not in it are not built.

@@ -1,9 +1,13 @@
-"""The backbones by name."""
+"""The backbones by name, and the keys that every family of networks has."""
 
 from functools import partial
 from typing import Any, NamedTuple
 
-from css_jax.models import efficientnet, mobilenet, resnet
+import flax.linen as nn
+
+from css_jax.keys import Key
+from css_jax.models import atrous, drn, efficientnet, mobilenet, remat, resnet
+from css_jax.models.layers import check_choice
 
 # Name -> constructor: (config.model, axis_name) -> module, (images [B, H, W, 3], train) -> name of
 # a feature map -> [B, h, w, C]. Every backbone has 'stride4', which the decoder works at, and
@@ -18,7 +22,78 @@ BACKBONES = {
         f'efficientnet_{variant}': partial(efficientnet.build, variant)
         for variant in efficientnet.SCALES
     },
+    'drn_d_22': partial(drn.build, resnet.BasicBlock, (2, 2, 2, 2)),
+    'drn_d_38': partial(drn.build, resnet.BasicBlock, (3, 4, 6, 3)),
+    'drn_d_54': partial(drn.build, resnet.Bottleneck, (3, 4, 6, 3)),
+    'drn_d_105': partial(drn.build, resnet.Bottleneck, (3, 4, 23, 3)),
 }
+
+
+def _expected_stages(names: Any) -> str:
+    known = (*remat.STAGES, remat.ALL)
+    return '' if set(names) <= set(known) else f'stages out of {", ".join(known)}'
+
+
+def _expected_grid(numbers: Any) -> str:
+    return '' if all(number >= 1 for number in numbers) else 'numbers of at least 1'
+
+
+# The paper's values are the defaults.
+KEYS = {
+    'model.backbone': Key(
+        'resnet101', 'resnet18 | 34 | 50 | 101 | mobilenet_v1 | efficientnet_lite0 | 1 | 2 | '
+        'drn_d_22 | 38 | 54 | 105', choices=BACKBONES,
+    ),
+    'model.stem': Key('conv7', "conv7 (torchvision's) | deep (three 3x3)",
+                      choices=('conv7', 'deep')),
+    'model.output_stride': Key(
+        8, '8 | 16 (not DRN) | 32 (EfficientNet-Lite); family fcn: 8', choices=(8, 16, 32),
+    ),
+    'model.width': Key(1.0, 'multiplies every channel count', range=(1e-3, 1e3)),
+    'model.dtype': Key(
+        'float32', 'of the computation; parameters and statistics are always float32',
+        choices=('float32', 'bfloat16'),
+    ),
+    'model.stem_ceil_mode': Key(
+        False, "deep stem: the reference's max-pool, which rounds up",
+        only=lambda c: c.model.stem == 'deep',
+    ),
+    'model.first_dilation': Key(
+        'auto', 'ResNet: of the first block of a layer that gives up its stride: previous (that of '
+        "the layer before) | own (that of the layer's other blocks); auto: own with the deep stem",
+        choices=resnet.FIRST_DILATIONS,
+    ),
+    'model.multi_grid': Key(
+        (), "ResNet: multiplies the dilations of layer4's blocks, one number a block; (): none",
+        like=(2, 2, 4), any_length=True, expected=_expected_grid,
+    ),
+    'model.atrous': Key(
+        'auto', 'dilated | space_to_batch, the same sums; auto: see docs/speed.md',
+        choices=('auto', *atrous.FORMS),
+    ),
+    'model.remat': Key(
+        (), 'stages computed anew in the backward pass, or all: see docs/memory.md',
+        like=('layer3', 'layer4'), any_length=True, expected=_expected_stages,
+    ),
+}  # fmt: skip
+
+
+def build(config: Any, axis_name: str | None) -> nn.Module:
+    """Make the backbone that `config` (config.model) describes.
+
+    Args:
+        config: has backbone, stem, output_stride, width, dtype; may have the rest of KEYS.
+        axis_name: of the devices whose BatchNorm statistics are shared, or None.
+
+    Raises:
+        ValueError: a value that there is not, with what was expected.
+    """
+    check_choice('backbone', config.backbone, BACKBONES)
+    check_choice('dtype', config.dtype, ('float32', 'bfloat16'))
+    check_choice('atrous', getattr(config, 'atrous', 'auto'), ('auto', *atrous.FORMS))
+    if not config.width > 0:
+        raise ValueError(f'width is {config.width!r}; expected a number above 0')
+    return BACKBONES[config.backbone](config, axis_name)
 
 
 class Pixels(NamedTuple):

@@ -9,63 +9,21 @@ import jax
 import jax.numpy as jnp
 
 from css_jax.keys import Key
-from css_jax.models import atrous, remat, resnet
-from css_jax.models.backbones import BACKBONES
-from css_jax.models.layers import BatchNorm, Conv, Train, channels, check_choice
+from css_jax.models import atrous, backbones, heads, remat
+from css_jax.models.layers import BatchNorm, Conv, Train, channels, check_images
 from css_jax.ops import resize
-
-
-def _expected_stages(names: Any) -> str:
-    known = (*remat.STAGES, remat.ALL)
-    return '' if set(names) <= set(known) else f'stages out of {", ".join(known)}'
-
-
-def _expected_grid(numbers: Any) -> str:
-    return '' if all(number >= 1 for number in numbers) else 'numbers of at least 1'
-
 
 # The paper's values are the defaults.
 KEYS = {
-    'model.backbone': Key(
-        'resnet101', 'resnet18 | 34 | 50 | 101 | mobilenet_v1 | efficientnet_lite0 | 1 | 2',
-        choices=BACKBONES,
+    'model.head_convs': Key(
+        1, "3x3 convolutions of each of the decoder's heads", choices=(1, 2),
+        only=lambda c: c.model.family == 'deeplab',
     ),
-    'model.stem': Key('conv7', "conv7 (torchvision's) | deep (three 3x3)",
-                      choices=('conv7', 'deep')),
-    'model.output_stride': Key(8, '8 | 16 | 32 (EfficientNet-Lite)', choices=(8, 16, 32)),
-    'model.width': Key(1.0, 'multiplies every channel count', range=(1e-3, 1e3)),
-    'model.dtype': Key(
-        'float32', 'of the computation; parameters and statistics are always float32',
-        choices=('float32', 'bfloat16'),
-    ),
-    'model.stem_ceil_mode': Key(
-        False, "deep stem: the reference's max-pool, which rounds up",
-        only=lambda c: c.model.stem == 'deep',
-    ),
-    'model.first_dilation': Key(
-        'auto', 'ResNet: of the first block of a layer that gives up its stride: previous (that of '
-        "the layer before) | own (that of the layer's other blocks); auto: own with the deep stem",
-        choices=resnet.FIRST_DILATIONS,
-    ),
-    'model.multi_grid': Key(
-        (), "ResNet: multiplies the dilations of layer4's blocks, one number a block; (): none",
-        like=(2, 2, 4), any_length=True, expected=_expected_grid,
-    ),
-    'model.head_convs': Key(1, "3x3 convolutions of each of the decoder's heads", choices=(1, 2)),
     'model.low_level_bias': Key(
         False, "a bias in the decoder's 1x1 convolution of layer1's features",
-    ),
-    'model.atrous': Key(
-        'auto', 'dilated | space_to_batch, the same sums; auto: see docs/speed.md',
-        choices=('auto', *atrous.FORMS),
-    ),
-    'model.remat': Key(
-        (), 'stages computed anew in the backward pass, or all: see docs/memory.md',
-        like=('layer3', 'layer4'), any_length=True, expected=_expected_stages,
+        only=lambda c: c.model.family == 'deeplab',
     ),
 }  # fmt: skip
-# Head -> the feature of the backbone that it reads; those that are not in it are the decoder's.
-READS = {'auxiliary': 'layer3'}
 
 
 class ASPP(nn.Module):
@@ -119,14 +77,15 @@ class DeepLab(nn.Module):
     """The network; images [B, H, W, 3] -> head name -> [B, h, w, channels].
 
     h, w are whatever the backbone's 'stride4' features have: H/4, W/4, rounded up, for a ResNet. A
-    head of READS has those of the feature that it reads.
+    head of `heads.READS` has those of the feature that it reads.
 
     Attributes:
         backbone: module, (images, train) -> 'stride4' [B, h, w, c] and 'last' [B, h', w', C], and
             what else heads read.
         outputs: pairs (head name, channels).
         rates: ASPP's dilations.
-        head_convs: 3x3 convolutions of each of the decoder's heads; those of READS have one.
+        head_convs: 3x3 convolutions of each of the decoder's heads; those of `heads.READS` have
+            one.
         low_level_bias: a bias in the 1x1 convolution of the 'stride4' features.
         atrous: form of ASPP's convolutions, see `css_jax.models.atrous.forms`; the backbone has its
             own attribute.
@@ -168,10 +127,7 @@ class DeepLab(nn.Module):
             ValueError: images of another rank, or of integers; a head that reads a feature that the
                 backbone does not have.
         """
-        if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
-            raise ValueError(
-                f'images are {images.dtype}{list(images.shape)}; expected float [B, H, W, 3]'
-            )
+        check_images(images)
         if train and image_weights is not None:
             train = image_weights
         conv = partial(Conv, dtype=self.dtype)
@@ -182,14 +138,7 @@ class DeepLab(nn.Module):
             return module._decode(low_level, x, read, train, conv, norm)
 
         found = self.backbone(images, train)
-        read = {name: READS[name] for name, _ in self.outputs if name in READS}
-        for name, feature in read.items():
-            if feature not in found:
-                raise ValueError(
-                    f'head {name!r} reads {feature!r}; expected a feature that the backbone has, '
-                    f'one of {", ".join(found)}'
-                )
-        read = {name: found[feature] for name, feature in read.items()}
+        read = heads.read(self.outputs, found)
         aspp = partial(ASPP, features, self.rates, self.atrous, conv, norm, name='aspp')
         x = remat.chain(self, 'aspp', [aspp], found['last'], train)
         return remat.run(self, 'decoder', decode, found['stride4'], x, read)
@@ -226,20 +175,15 @@ def build(config: Any, outputs: Mapping[str, int], axis_name: str | None) -> Dee
     Raises:
         ValueError: a value that there is not, with what was expected.
     """
-    check_choice('backbone', config.backbone, BACKBONES)
-    check_choice('dtype', config.dtype, ('float32', 'bfloat16'))
-    form = getattr(config, 'atrous', 'auto')
-    check_choice('atrous', form, ('auto', *atrous.FORMS))
-    if not config.width > 0:
-        raise ValueError(f'width is {config.width!r}; expected a number above 0')
+    backbone = backbones.build(config, axis_name)
     rate = round(96 / config.output_stride)  # ASPP: 12, 24, 36 at stride 8; 3, 6, 9 at 32
     return DeepLab(
-        backbone=BACKBONES[config.backbone](config, axis_name),
+        backbone=backbone,
         outputs=tuple(outputs.items()),
         rates=(rate, 2 * rate, 3 * rate),
         head_convs=getattr(config, 'head_convs', 1),
         low_level_bias=getattr(config, 'low_level_bias', False),
-        atrous=form,
+        atrous=getattr(config, 'atrous', 'auto'),
         width=config.width,
         dtype=jnp.dtype(config.dtype),
         axis_name=axis_name,

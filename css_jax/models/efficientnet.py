@@ -7,7 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from css_jax.models import mobile
+from css_jax.models import attributes, mobile
 from css_jax.models.layers import Train
 
 # (repeats, kernel size, stride of the first, expansion, features) of lite0's seven stages.
@@ -96,12 +96,12 @@ def channels(count: int, width: float) -> int:
 
 
 def build(variant: str, config: Any, axis_name: str | None) -> EfficientNetLite:
-    """Make the network that `config` (config.model) describes; see `mobile.attributes`.
+    """Make the network that `config` (config.model) describes; see `attributes.fixed`.
 
     Args:
         variant: a key of SCALES.
         config: config.model.
         axis_name: of the devices whose BatchNorm statistics are shared, or None.
     """
-    attributes = mobile.attributes(config, axis_name, 'EfficientNet-Lite', (8, 16, 32))
-    return EfficientNetLite(variant=variant, **attributes)
+    found = attributes.fixed(config, axis_name, 'EfficientNet-Lite', (8, 16, 32))
+    return EfficientNetLite(variant=variant, output_stride=config.output_stride, **found)

@@ -36,6 +36,14 @@ def check_choice(argument: str, value: Any, choices: Iterable[Any]) -> None:
     )
 
 
+def check_images(images: jax.Array) -> None:
+    """Raise a ValueError unless these are images as a network takes them."""
+    if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(
+            f'images are {images.dtype}{list(images.shape)}; expected float [B, H, W, 3]'
+        )
+
+
 def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int = 1) -> jax.Array:
     """Convolve with torch's symmetric padding dilation (k-1)/2, k odd.
 
@@ -170,6 +178,7 @@ class Conv(nn.Module):
     kernel_init: Any = torch_uniform
     dtype: Any = jnp.float32
     atrous: Any = None  # (x, kernel, dilation) -> y, of stride 1; in place of a dilated `convolve`
+    bias_init: Any = None  # None: torch's, of the same range as the kernel's by `torch_uniform`
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -183,10 +192,8 @@ class Conv(nn.Module):
             y = convolve(x, kernel, self.stride, self.dilation)
         if self.use_bias:
             bound = (self.kernel_size**2 * x.shape[-1]) ** -0.5
-            bias = self.param(
-                'bias',
-                lambda key: jax.random.uniform(key, (self.features,), minval=-bound, maxval=bound),
-            )
+            uniform = functools.partial(jax.random.uniform, minval=-bound, maxval=bound)
+            bias = self.param('bias', self.bias_init or uniform, (self.features,))
             y = y + bias.astype(self.dtype)
         return y
 

@@ -1,6 +1,6 @@
 """What the backbones of depthwise convolutions share, with dilation in place of late strides."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,7 @@ from flax.linen.initializers import variance_scaling
 from jax import lax
 
 from css_jax.models import atrous, remat
-from css_jax.models.layers import BatchNorm, Train, check_choice, convolve, he_normal
+from css_jax.models.layers import BatchNorm, Train, convolve, he_normal
 
 
 def depthwise(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.Array:
@@ -166,42 +166,3 @@ class Backbone(nn.Module):
             name: atrous.regrid(found[stage], layouts[stage], 1)
             for name, stage in {'stride4': 'layer1', 'layer3': 'layer3', 'last': 'layer4'}.items()
         }
-
-
-def attributes(
-    config: Any, axis_name: str | None, name: str, strides: Sequence[int]
-) -> dict[str, Any]:
-    """Return the attributes of the Backbone that `config` (config.model) describes.
-
-    Args:
-        config: has stem, output_stride, width, dtype; may have atrous, remat, and of
-            first_dilation and multi_grid what changes nothing.
-        axis_name: of the devices whose BatchNorm statistics are shared, or None.
-        name: of the network, for messages.
-        strides: the output strides that there are.
-
-    Raises:
-        ValueError: an output stride, a stem, a first dilation, a multi-grid or a stage of remat
-            that there is not.
-    """
-    check_choice('output_stride', config.output_stride, strides)
-    if config.stem != 'conv7':
-        raise ValueError(
-            f"stem is {config.stem!r}; expected 'conv7', the default: {name} has its own stem"
-        )
-    # A block that gives up its stride has the dilation before it, see `Backbone._features`.
-    first_dilation = getattr(config, 'first_dilation', 'auto')
-    check_choice('first_dilation', first_dilation, ('auto', 'previous'))
-    if multi_grid := tuple(getattr(config, 'multi_grid', ())):
-        raise ValueError(
-            f'multi_grid is {multi_grid}; expected (), the default: {name} has no residual blocks '
-            'of layer4, which it is for'
-        )
-    return {
-        'output_stride': config.output_stride,
-        'width': config.width,
-        'atrous': getattr(config, 'atrous', 'auto'),
-        'remat': remat.stages(getattr(config, 'remat', ())),
-        'dtype': jnp.dtype(config.dtype),
-        'axis_name': axis_name,
-    }

@@ -6,7 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from css_jax.models import mobile
+from css_jax.models import attributes, mobile
 from css_jax.models.layers import Train
 
 # (features, stride) of the 13 depthwise separable blocks (Table 1).
@@ -54,5 +54,6 @@ class MobileNetV1(mobile.Backbone):
 
 
 def build(config: Any, axis_name: str | None) -> MobileNetV1:
-    """Make the network that `config` (config.model) describes; see `mobile.attributes`."""
-    return MobileNetV1(**mobile.attributes(config, axis_name, 'MobileNet', (8, 16)))
+    """Make the network that `config` (config.model) describes; see `attributes.fixed`."""
+    found = attributes.fixed(config, axis_name, 'MobileNet', (8, 16))
+    return MobileNetV1(output_stride=config.output_stride, **found)

