@@ -85,7 +85,7 @@ def finish(
     """Put what all files of configs/ understand into a configuration, in place.
 
     Args:
-        config: the file's own, with a stream 'labelled'.
+        config: the file's own, with a stream 'labelled', or several that are called 'labelled_...'.
         given: from `read`. 'seed' is that of the run and that of the draw of the labelled images,
             as the paper's three runs are on three splits (Sec. 4.2); 'pretrained' is the backbone's
             weights, '{backbone}' in it stands for its name, None: what the file of configs/ has.
@@ -98,7 +98,10 @@ def finish(
     Raises:
         ValueError: there is no such key, or the text is not a value of it.
     """
-    config.seed = config.data.streams.labelled.subset_seed = given['seed']
+    config.seed = given['seed']
+    for name, stream in config.data.streams.items():
+        if name.startswith('labelled'):
+            stream.subset_seed = given['seed']
     if given['pretrained'] is not None:
         # Files of configs/ that have several backbones name each one's weights at once.
         weights = given['pretrained'].replace('{backbone}', config.model.backbone)

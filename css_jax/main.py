@@ -29,6 +29,8 @@ MODES = {
     'preview': 'write what the network sees and what a step costs to DIR, without training',
     'pseudo_labels': 'measure the pseudo-labels of the run in DIR against the truth, by class',
     'convert': 'a checkpoint of the reference to a run (--source), or a run to one (--target)',
+    'embeddings': 'make label embeddings of the run of usss_basic in DIR (--target FILE.npz)',
+    'stages': 'train usss_basic, make label embeddings, train the method on these, all in DIR',
     'report': 'compare the runs in the folders of DIR: a table and a picture',
     'sweep': 'run a table of a paper over seeds, each run in a folder of its own in DIR',
 }
@@ -44,9 +46,11 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'folder of the run', required=Tr
 _MODE = flags.DEFINE_enum(
     'mode', 'train', list(MODES), '; '.join(f'{name}: {text}' for name, text in MODES.items())
 )
-flags.DEFINE_string('checkpoint', None, 'to evaluate: last (default), best or a step')
+flags.DEFINE_string('checkpoint', None, 'to read: last (default), best or a step')
 flags.DEFINE_string('source', None, 'to convert: checkpoint of the reference, to read')
-flags.DEFINE_string('target', None, 'to convert: checkpoint of the reference, to write')
+flags.DEFINE_string(
+    'target', None, 'to convert: checkpoint of the reference, to write; of embeddings: their file'
+)
 flags.DEFINE_string('coordinator', None, 'host:port of process 0 of a run of several processes')
 flags.DEFINE_integer('process_count', None, 'how many they are; 1: this one alone, cluster or not')
 flags.DEFINE_integer('process_id', None, 'which this one is, from 0; clusters tell all three')
@@ -65,9 +69,9 @@ _SWEEP = ('table', 'seeds', 'labels', 'print_commands')
 _PROCESSES = ('coordinator', 'process_count', 'process_id')
 READ_BY = {
     'config': [mode for mode in MODES if mode != 'report'],
-    'checkpoint': ['evaluate', 'pseudo_labels', 'convert'],
+    'checkpoint': ['evaluate', 'pseudo_labels', 'convert', 'embeddings'],
     'source': ['convert'],
-    'target': ['convert'],
+    'target': ['convert', 'embeddings'],
     **{name: ['sweep'] for name in _SWEEP},
     **{name: ['train', 'evaluate'] for name in _PROCESSES},
     'process_count': list(MODES),  # 1 in all of them
@@ -92,7 +96,7 @@ def main(argv: list[str]) -> None:
         print(stopped, file=sys.stderr)
         sys.exit(128 + stopped.number)
     except KeyboardInterrupt:
-        how = goes_on if _MODE.value in ('train', 'sweep') else ''
+        how = goes_on if _MODE.value in ('train', 'sweep', 'stages') else ''
         print(f'\nstopped{how}', file=sys.stderr)
         parallel.leave(130)
     except Exception as error:
@@ -114,7 +118,16 @@ def _run(changes: Mapping[str, str | None]) -> None:
     given = _given(changes)
     _join(mode, given)
     from css_jax import train
-    from css_jax.modes import convert, evaluate, preview, pseudo_labels, report, sweep
+    from css_jax.modes import (
+        convert,
+        embeddings,
+        evaluate,
+        preview,
+        pseudo_labels,
+        report,
+        stages,
+        sweep,
+    )
 
     which = given.get('checkpoint', 'last')
     if mode == 'sweep':
@@ -124,7 +137,7 @@ def _run(changes: Mapping[str, str | None]) -> None:
     if mode == 'report':
         report.report(workdir)
         return
-    if given.get('target'):
+    if mode == 'convert' and given.get('target'):
         convert.to_file(workdir, given['target'], which)
         return
     with parallel.together():
@@ -136,6 +149,10 @@ def _run(changes: Mapping[str, str | None]) -> None:
         evaluate.evaluate(config, workdir, which)
     elif mode == 'pseudo_labels':
         pseudo_labels.pseudo_labels(config, workdir, which)
+    elif mode == 'embeddings':
+        embeddings.make(config, workdir, given.get('target'), which)
+    elif mode == 'stages':
+        stages.stages(config, workdir)
     elif mode == 'convert':
         convert.to_run(config, given['source'], workdir)
     else:
@@ -218,7 +235,9 @@ def _config_path() -> str:
 def _stored() -> bool:
     """Say whether the configuration is that of the run in DIR."""
     has_run = (pathlib.Path(_WORKDIR.value) / 'config.json').exists()
-    return _CONFIG.value is None and (has_run or _MODE.value in ('evaluate', 'pseudo_labels'))
+    return _CONFIG.value is None and (
+        has_run or _MODE.value in ('evaluate', 'pseudo_labels', 'embeddings')
+    )
 
 
 def _first_line(error: Exception) -> str:

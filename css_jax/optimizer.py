@@ -42,13 +42,19 @@ def learning_rate(config: ConfigDict) -> optax.Schedule:
     return schedules.poly(c.learning_rate, config.steps, c.power, c.floor, c.warmup_steps)
 
 
-def sgd(config: ConfigDict, groups: Sequence[Group] = ()) -> Optimizer:
+def sgd(
+    config: ConfigDict, groups: Sequence[Group] = (), *, rate: optax.Schedule | None = None
+) -> Optimizer:
     """Return torch's SGD: decay is added to the gradient before the momentum.
 
-    Torch does not damp the first momentum, and neither does `optax.trace`. Parameters of no group
-    have the learning rate and weight decay of `config.optimizer`.
+    Torch does not damp the first momentum, and neither does `optax.trace`.
+
+    Args:
+        config: the rate and weight decay of `config.optimizer` are of parameters of no group.
+        groups: see `Group`.
+        rate: learning rate by step; None: `learning_rate` of the configuration.
     """
-    c, rate = config.optimizer, learning_rate(config)
+    c, rate = config.optimizer, rate or learning_rate(config)
 
     def transformation(factor: float, weight_decay: float) -> optax.GradientTransformation:
         return optax.chain(

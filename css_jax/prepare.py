@@ -17,6 +17,7 @@ from css_jax.config import warnings
 from css_jax.data import splits, streams
 from css_jax.evaluation import evaluator
 from css_jax.methods.method import computing
+from css_jax.methods.method import streams as streams_of
 from css_jax.run import checkpoint
 from css_jax.run import folder as run_folder
 from css_jax.weights import initial
@@ -123,7 +124,8 @@ def phases_of(
         every = methods.phases(config)
     for until, phase in every:
         step = functools.partial(steps.train_step, method=phase, optimizer=tx, ctx=ctx)
-        sizes = {name: config.data.streams[name].batch_size for name in phase.streams}
+        read = streams_of(phase, config.data.streams)
+        sizes = {name: config.data.streams[name].batch_size for name in read}
         if until:  # else a phase of no step
             found.append(Phase(until, sizes, layout.program(step)))
     return found

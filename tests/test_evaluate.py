@@ -16,7 +16,6 @@ from css_jax.data import geometry, sources
 from css_jax.evaluation import evaluator as evaluators
 from css_jax.evaluation import protocols, results
 from css_jax.methods import Evaluation, Method, views
-from css_jax.ops import metrics
 from css_jax.state import Variables
 from tests import tiny
 
@@ -112,10 +111,10 @@ def mixed(monkeypatch):
 def matrix(evaluator, variables, monkeypatch):
     """The confusion matrix behind the scores, [7, 7] int64, and the scores."""
     seen = []
-    scores = metrics.scores
-    monkeypatch.setattr(metrics, 'scores', lambda m: seen.append(np.asarray(m)) or scores(m))
+    scores = evaluator._scores
+    monkeypatch.setattr(evaluator, '_scores', lambda m: seen.append(np.asarray(m)) or scores(m))
     values = evaluator(variables)
-    monkeypatch.setattr(metrics, 'scores', scores)
+    monkeypatch.setattr(evaluator, '_scores', scores)
     return seen[0], values
 
 

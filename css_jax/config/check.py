@@ -4,12 +4,14 @@ A value by itself is checked by its key's declaration, where it is filled in (de
 """
 
 import difflib
+import fnmatch
 
 from ml_collections import ConfigDict
 
 from css_jax import methods
 from css_jax.config import table
 from css_jax.methods.method import computing
+from css_jax.methods.method import streams as streams_of
 from css_jax.models import published
 
 
@@ -65,7 +67,7 @@ def values(config: ConfigDict) -> None:
                 f'data.streams.{name}.batch_size: got {stream.batch_size}, expected a multiple of '
                 f'accumulate_steps={config.accumulate_steps}'
             )
-    for name, reads in method.streams.items():
+    for name, reads in streams_of(method, config.data.streams).items():
         if config.data.streams[name].reads != reads:
             raise ValueError(
                 f'data.streams.{name}.reads: got {config.data.streams[name].reads!r}, expected '
@@ -82,8 +84,8 @@ def streams(config: ConfigDict) -> None:
         ValueError: one is missing; names it and those that are there.
     """
     for name in methods.METHODS[config.method].streams:
-        if name not in config.data.streams:
-            there = sorted(config.data.streams)
+        there = sorted(config.data.streams)
+        if not fnmatch.filter(there, name):
             raise ValueError(
                 f'data.streams: got {there}, but method {config.method} needs {name!r}'
             )

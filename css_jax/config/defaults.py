@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from css_jax import methods
 from css_jax.config import table
 from css_jax.keys import Key, at, check
-from css_jax.methods.method import computing
+from css_jax.methods.method import computing, streams
 
 # Dataset -> what runs on it have, by the papers that score it.
 DATASETS: dict[str, dict[str, Any]] = {
@@ -163,7 +163,8 @@ class _Resolver:
                 yield f'method {self._config.method}', self._method.defaults[known]
         of_stream = name != path
         if of_stream and path.endswith('.reads'):
-            yield f'method {self._config.method}', self._method.streams.get(path.split('.')[2])
+            read = streams(self._method, self._config.data.streams)
+            yield f'method {self._config.method}', read.get(path.split('.')[2])
             yield 'default', 'none'
         if path not in ('eval.dataset', 'eval.split') and not path.endswith('.dataset'):
             dataset = (given[1] if of_stream else given[0].eval).dataset.partition('/')[0]

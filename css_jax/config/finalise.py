@@ -8,6 +8,7 @@ from css_jax import methods
 from css_jax.config import check, defaults, pixels, table
 from css_jax.data import sources
 from css_jax.keys import choice
+from css_jax.methods.method import streams as streams_of
 from css_jax.models import published
 
 _Classes = dict[str, tuple[str, int]]  # key of a dataset -> (dataset, how many classes it has)
@@ -87,7 +88,7 @@ def _drop(config: ConfigDict) -> None:
             if groups and not places[-1]:
                 del places[-2][groups[-1]]
     streams = config.data.streams
-    needed = list(methods.METHODS[config.method].streams)
+    needed = list(streams_of(methods.METHODS[config.method], streams))
     for name in needed:  # grows by what these leave out
         needed += {streams[name].exclude} & set(streams) - set(needed)
     for name in set(streams) - set(needed):

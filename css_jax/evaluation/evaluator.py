@@ -42,9 +42,9 @@ class Confusion(clu_metrics.Metric):
         """Add another batch's counts."""
         return Confusion(np.asarray(self.matrix, np.int64) + np.asarray(other.matrix, np.int64))
 
-    def compute(self) -> dict[str, Any]:
-        """Return mIoU, IoU and pixel accuracy, see `css_jax.ops.metrics.scores`."""
-        return metrics.scores(self.matrix)
+    def compute(self) -> np.ndarray:
+        """Return the matrix."""
+        return np.asarray(self.matrix, np.int64)
 
 
 @flax.struct.dataclass
@@ -125,7 +125,9 @@ class Evaluator:
                 f'{len(names)}'
             )
         # A network may have more classes than the images: those of another dataset.
-        self.class_names = (*names, *(f'class {i}' for i in range(len(names), classes)))
+        self._scores = evaluated.scores
+        scored = len(self._scores(np.zeros((classes, classes), np.int64))['iou'])
+        self.class_names = (*names, *(f'class {i}' for i in range(len(names), scored)))
         predict = protocols.prediction(config, methods.context(config), evaluated.predict, window)
 
         def measure(variables: Variables, batch: Mapping[str, jax.Array]) -> Scores:
@@ -186,7 +188,7 @@ class Evaluator:
                 LOG.info('evaluated %s · to go %s', share, progress.duration(to_go))
                 told = now
         values = total.compute()
-        return {**values['confusion'], 'loss': values['loss']}
+        return {**self._scores(values['confusion']), 'loss': values['loss']}
 
 
 def evaluators(config: ConfigDict) -> dict[str, Evaluator]:

@@ -64,3 +64,39 @@ def write_grid(
             grid[y : y + big.shape[0], x : x + big.shape[1]] = big
     if not cv2.imwrite(str(path), grid[..., ::-1]):
         raise OSError(f'could not write {path}')
+
+
+def write_points(
+    path: str | pathlib.Path,
+    places: np.ndarray,
+    names: Sequence[str],
+    groups: np.ndarray,
+    titles: Sequence[str],
+    side: int = 900,
+) -> None:
+    """Write a PNG of named points in the plane, a colour for each group.
+
+    Args:
+        path: of the file.
+        places: [N, 2] float.
+        names: of the points, [N].
+        groups: [N] int, places in `titles`.
+        titles: of the groups.
+        side: of the picture in pixels.
+    """
+    grid = np.full((side, side, 3), 255, np.uint8)
+    low, high = places.min(0), places.max(0)
+    # One scale for both axes, so that distances are true.
+    scale = 0.8 * side / max(float((high - low).max()), 1e-9)
+    middle = (low + high) / 2
+    colours = [tuple(map(int, colour)) for colour in palette(len(titles) + 1)[1:]]
+    for place, name, group in zip(places, names, groups, strict=True):
+        x, y = (scale * (place - middle) + side / 2).astype(int).tolist()
+        cv2.circle(grid, (x, side - y), 5, colours[group], -1, cv2.LINE_AA)
+        corner = x + 8, side - y + 4
+        cv2.putText(grid, name, corner, 0, 0.45, colours[group], 1, cv2.LINE_AA)
+    for i, title in enumerate(titles):
+        corner = 10, 24 + 22 * i
+        cv2.putText(grid, title, corner, 0, 0.6, colours[i], 2, cv2.LINE_AA)
+    if not cv2.imwrite(str(path), grid[..., ::-1]):
+        raise OSError(f'could not write {path}')

@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 
 from css_jax import methods
 from css_jax.methods import views
+from css_jax.methods.method import streams as streams_of
 from css_jax.ops import inference
 from css_jax.state import Context, Variables
 
@@ -42,7 +43,8 @@ def window(config: ConfigDict, dataset: str) -> tuple[int, int]:
     """
     if any(config.eval.window):
         return tuple(config.eval.window)
-    streams = [config.data.streams[name] for name in methods.METHODS[config.method].streams]
+    read = streams_of(methods.METHODS[config.method], config.data.streams)
+    streams = [config.data.streams[name] for name in read]
     own = [stream for stream in streams if stream.dataset == dataset]
     return tuple((own or streams)[0].crop)
 

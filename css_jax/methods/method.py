@@ -1,7 +1,8 @@
 """The record that a method is: all that the loop, the evaluator and the configuration ask of it."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+import fnmatch
+from collections.abc import Callable, Collection, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from ml_collections import ConfigDict
 from css_jax import optimizer
 from css_jax.keys import Key
 from css_jax.methods import teacher
-from css_jax.ops import resize
+from css_jax.ops import metrics, resize
 from css_jax.state import Context, TrainState, Variables
 
 # What a stream reads of the records beside images. '+valid' may follow any of them.
@@ -51,6 +52,8 @@ class Evaluation(NamedTuple):
         classes: C, channels of the logits; at least as many as the dataset has classes.
         predict: (variables, images [B, H, W, 3] normalised, ctx) -> logits [B, H, W, C] float32.
         network: whose variables: 'teacher' or 'student'.
+        scores: confusion matrix [C, C], rows true -> 'miou', 'iou' [classes that are scored] and
+            'accuracy', see `css_jax.ops.metrics.scores`.
     """
 
     dataset: str
@@ -58,6 +61,7 @@ class Evaluation(NamedTuple):
     classes: int
     predict: Callable[[Variables, Array, Context], Array]
     network: str
+    scores: Callable[[Any], dict[str, Any]] = metrics.scores
 
 
 def no_memory(config: ConfigDict) -> dict:
@@ -70,6 +74,12 @@ def keep_memory(memory: Any, statistics: Any, ctx: Context) -> Any:
     """Return the memory as it is."""
     del statistics, ctx
     return memory
+
+
+def nothing_given(config: ConfigDict, read: Callable) -> dict:
+    """Give nothing to start with."""
+    del config, read
+    return {}
 
 
 def no_weights(state: TrainState, ctx: Context) -> dict[str, float]:
@@ -107,7 +117,8 @@ class Method(NamedTuple):
         streams: stream of `config.data.streams` -> what it reads of the records: 'mask' (labels
             [B, H, W] uint8), 'classes' (classes [B, C] bool, those of the WHOLE image) or 'none'
             (images alone); 'none+valid' adds valid [B, H, W] bool, true where a pixel is of the
-            image and not of the padding, and so do the others.
+            image and not of the padding, and so do the others. A name with '*', as in
+            'labelled_*', is of every stream that it fits, one at least; see `streams`.
         outputs: config -> head name -> channels: the heads that the network gets.
         targets: (state, batch, keys, ctx) -> (prepared, teacher's batch_stats): all without
             gradient. `prepared` is a NamedTuple (or any pytree) of arrays [B, ...] with an entry an
@@ -126,6 +137,9 @@ class Method(NamedTuple):
         weights: (state, ctx) -> name of a term -> its weight, 1 where it is left out. It may
             depend on the step and the memory, never on the micro-batch. Traced ones are logged.
         init_memory: config -> the method's own pytree, such as prototypes or a queue.
+        given: (config, read) -> 'student', 'teacher' or 'memory' -> path -> array: what a fresh run
+            starts with beside its weights, from files that keys of the method name: read(path, key)
+            -> name -> array. Raises ValueError where a file does not fit.
         update_memory: (memory, statistics, ctx) -> memory: once a step, by the statistics of all
             micro-batches, stacked [k, ...].
         init_teacher: (student, key, ctx) -> the teacher's first `Variables`.
@@ -148,6 +162,7 @@ class Method(NamedTuple):
     defaults: Mapping[str, Any] = _NOTHING
     weights: Callable[[TrainState, Context], Mapping[str, Any]] = no_weights
     init_memory: Callable[[ConfigDict], Any] = no_memory
+    given: Callable[[ConfigDict, Callable], Mapping[str, Mapping[str, Any]]] = nothing_given
     update_memory: Callable[[Any, Any, Context], Any] = keep_memory
     init_teacher: Callable[[Variables, Array, Context], Variables] = teacher.copy
     update_teacher: Callable[..., Variables] = teacher.update
@@ -156,3 +171,17 @@ class Method(NamedTuple):
     phases: Callable[[ConfigDict], list] = no_phases
     check: Callable[[ConfigDict], None] = lambda config: None
     warnings: Callable[[ConfigDict, Mapping[str, int]], list[str]] = lambda config, images: []
+
+
+def streams(method: Method, there: Collection[str]) -> dict[str, str]:
+    """Return the streams that a method reads: name -> what it reads, see `Method.streams`.
+
+    Args:
+        method: whose.
+        there: names of the streams of a configuration.
+    """
+    found = {}
+    for pattern, reads in method.streams.items():
+        names = sorted(fnmatch.filter(there, pattern)) if '*' in pattern else [pattern]
+        found |= dict.fromkeys(names, reads)
+    return found

@@ -1,7 +1,13 @@
 """Speed of a run and its time to go."""
 
+import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from typing import TypeVar
+
+LOG = logging.getLogger('css_jax')
+_QUIET = 10.0  # seconds between lines
+Item = TypeVar('Item')
 
 
 class Progress:
@@ -59,6 +65,24 @@ class Pause:
 
     def __exit__(self, *_) -> None:
         self._progress.leave_out(time.perf_counter() - self._start, self._steps)
+
+
+def tracked(items: Iterable[Item], what: str) -> Iterator[Item]:
+    """Yield the items and log, every ten seconds, how far it is and the time to go.
+
+    Args:
+        items: with a length.
+        what: they are, for the log.
+    """
+    count = len(items) if isinstance(items, Sized) else 0
+    start = told = time.perf_counter()
+    for done, item in enumerate(items):
+        now = time.perf_counter()
+        if done and count and now - told > _QUIET:
+            to_go = duration((now - start) / done * (count - done))
+            LOG.info('%s: %d of %d · to go %s', what, done, count, to_go)
+            told = now
+        yield item
 
 
 def duration(seconds: float) -> str:

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from css_jax import state
 from css_jax.methods import Method
+from css_jax.methods.method import computing
 from css_jax.models import published
 from css_jax.models.backbones import Pixels, pixels
 from css_jax.run import checkpoint
@@ -51,9 +52,20 @@ def load(config: ConfigDict, method: Method, ctx: Context) -> dict[str, Arrays]:
             f'init_from={config.init_from} and model.pretrained={config.model.pretrained}: '
             'expected one of them, as the run has a backbone already'
         )
+    found: dict[str, Arrays] = {}
     if config.init_from:
-        return _from_run(config, method, ctx)
-    return _from_file(config, ctx) if config.model.pretrained else {}
+        found = _from_run(config, method, ctx)
+    elif config.model.pretrained:
+        found = _from_file(config, ctx)
+    with computing(f'what method {config.method} starts with'):
+        given = method.given(config, _named)
+    return {part: {**found.get(part, {}), **given.get(part, {})} for part in {**found, **given}}
+
+
+def _named(path: str, key: str) -> Arrays:
+    """Read the file that a key of a method names."""
+    files.check(path, key)
+    return files.read(path)
 
 
 def differences(arrays: Mapping[str, Any], shapes: Mapping[str, Any]) -> list[str]:
