@@ -1,6 +1,7 @@
 """Accuracy on the quickstart's dataset: the tuning table of the baseline, and methods over seeds.
 
     python -m benchmarks.quickstart tune      # supervised: learning rate x steps x augmentation
+    python -m benchmarks.quickstart imas      # iMAS: tau x lambda_u
     python -m benchmarks.quickstart compare   # the methods over seeds, on val and on fresh images
 
 Each cell is one ordinary run in a folder of its own; finished ones are not run again. `--part 0/2`
@@ -25,7 +26,13 @@ AUGMENTATION = {
 TUNED = list(itertools.product((0.02, 0.05, 0.1, 0.2), (450, 900), AUGMENTATION))
 # Three times the steps of the quickstart, at each learning rate: is the baseline converged?
 LONGER = list(itertools.product((0.05, 0.1), (2700,), ('none',)))
-COMPARED = ('supervised', 'cutmix', 'css_mix', 'supervised_all')
+IMAS = list(itertools.product((0.7, 0.9), (1.0, 3.0)))
+COMPARED = ('supervised', 'cutmix', 'css_mix', 'imas', 'supervised_all')
+LABELS = {
+    'tune': 'learning rate | steps | colour augmentation',
+    'imas': 'tau | lambda_u',
+    'compare': 'method',
+}
 
 
 def rows(what: str, split: str) -> dict[str, tuple[str, str, dict[str, Any]]]:
@@ -33,6 +40,13 @@ def rows(what: str, split: str) -> dict[str, tuple[str, str, dict[str, Any]]]:
     if what == 'compare':
         return {method: (f'{method}-{split}', method, {}) for method in COMPARED}
     found = {}
+    if what == 'imas':
+        for values in IMAS:
+            keys = 'unsupervised.threshold', 'unsupervised.weight'
+            name = '-'.join(map(str, values))
+            changes = dict(zip(keys, values, strict=True))
+            found[' | '.join(map(str, values))] = f'imas-{name}', 'imas', changes
+        return found
     for rate, steps, name in TUNED + LONGER:
         changes = {'optimizer.learning_rate': rate, 'steps': steps, **AUGMENTATION[name]}
         folder = f'tune-{rate}-{steps}-{name.replace(" + ", "-")}'
@@ -56,7 +70,7 @@ def score(folder: pathlib.Path, method: str, seed: int, split: str, changes: dic
 def main() -> None:
     """Read the arguments, run the cells and print their table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('what', choices=('tune', 'compare'))
+    parser.add_argument('what', choices=LABELS)
     parser.add_argument('--folder', type=pathlib.Path, default=pathlib.Path('runs/study'))
     parser.add_argument('--seeds', default='0-2', help='first-last')
     parser.add_argument('--split', default='val', choices=('val', 'fresh'))
@@ -64,7 +78,7 @@ def main() -> None:
     args = parser.parse_args()
     first, last = map(int, args.seeds.split('-'))
     part, parts = map(int, args.part.split('/'))
-    label = {'tune': 'learning rate | steps | colour augmentation', 'compare': 'method'}[args.what]
+    label = LABELS[args.what]
     print(f'| {label} | mIoU on {args.split}, seeds {args.seeds} | mean | gain over the first |')
     print('|' + '---|' * (label.count('|') + 4))
     base = None
