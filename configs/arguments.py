@@ -14,13 +14,19 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from css_jax import config as configs
+from css_jax import methods
 from css_jax.config import command_line, table
-from css_jax.methods import METHODS
 from css_jax.models import published
 from data_prep.splits import lists
 
 SPLITS = ('random', 'list')
 BACKBONES = ('resnet101', 'resnet50')
+# Those of one dataset; configs/usss.py has the others.
+METHODS = [
+    name
+    for name, method in methods.METHODS.items()
+    if not any('*' in stream for stream in method.streams)
+]
 
 
 def read(
@@ -75,8 +81,9 @@ def epochs(method: str, labelled: int, unlabelled: int) -> dict[str, int]:
         labelled: images.
         unlabelled: images, which count where the method has them.
     """
-    learns = 'unlabelled' in METHODS[method].streams
-    return of_method(method, {'imas.images': unlabelled if learns else labelled})
+    learns = 'unlabelled' in methods.METHODS[method].streams
+    counted = unlabelled if learns else labelled
+    return of_method(method, {'imas.images': max(1, counted)})  # none is an error of the streams
 
 
 def finish(

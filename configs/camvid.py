@@ -21,7 +21,6 @@ from ml_collections import ConfigDict
 
 from configs import arguments, quickstart
 from css_jax import config as configs
-from css_jax.methods import METHODS
 
 FILE = 'configs/camvid.py'
 NETWORKS = {  # model.*
@@ -45,7 +44,7 @@ def get_config(argument: str = '') -> ConfigDict:
     Raises:
         ValueError: a word, key or value of the argument is unknown.
     """
-    words = {'method': METHODS, 'backbone': NETWORKS}
+    words = {'method': arguments.METHODS, 'backbone': NETWORKS}
     given, settings = arguments.read(argument, FILE, words, DEFAULTS)
     method, labels = given['method'], given['labels']
     c = configs.default()

@@ -33,7 +33,6 @@ from ml_collections import ConfigDict
 
 from configs import arguments
 from css_jax import config as configs
-from css_jax.methods import METHODS
 from data_prep.splits import lists
 
 FILE = 'configs/cityscapes.py'
@@ -54,7 +53,11 @@ def get_config(argument: str = '') -> ConfigDict:
     Raises:
         ValueError: a word, key or value of the argument is unknown, or there is no such list.
     """
-    words = {'method': METHODS, 'split': arguments.SPLITS, 'backbone': arguments.BACKBONES}
+    words = {
+        'method': arguments.METHODS,
+        'split': arguments.SPLITS,
+        'backbone': arguments.BACKBONES,
+    }
     given, settings = arguments.read(argument, FILE, words, DEFAULTS)
 
     c = configs.default()

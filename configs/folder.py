@@ -132,7 +132,7 @@ def get_config(argument: str = '', changes: Mapping[str, str | None] | None = No
     c.update_from_flattened_dict(quickstart.METHODS.get(method, {}))
     burn_in, unlabelled = burn_in_steps(fewer), 0 if none else len(without)
     own = {'burn_in_steps': burn_in}
-    own |= {'imas.supervised_epochs': round(burn_in * BATCH / max(1, unlabelled))}
+    own |= {'imas.supervised_epochs': round(burn_in / max(1, unlabelled // BATCH))}
     own = arguments.of_method(method, own) | arguments.epochs(method, used, unlabelled)
     c.update_from_flattened_dict(own)
     c.log_every = 50
@@ -194,12 +194,12 @@ def _settings(argument: str) -> dict[str, str]:
 def _read(argument: str, data_dir: str) -> tuple[dict, dict[str, str]]:
     """Read the argument, see `arguments.read`; the dataset's name is a word of it."""
     names = builder.prepared(data_dir or None)
-    words = {'method': METHODS, 'backbone': NETWORKS, 'name': names}
-    known = [*METHODS, *NETWORKS, *names]
+    words = {'method': arguments.METHODS, 'backbone': NETWORKS, 'name': names}
+    known = [*arguments.METHODS, *NETWORKS, *names]
     bare = [part for part in map(str.strip, argument.split(',')) if part and '=' not in part]
     unknown = [word for word in bare if not word.isdecimal() and word not in known]
     # A word that is not known is the name, but for one like a method's and one beside a name.
-    slip = unknown and difflib.get_close_matches(unknown[0], [*METHODS, *NETWORKS])
+    slip = unknown and difflib.get_close_matches(unknown[0], [*arguments.METHODS, *NETWORKS])
     beside = 'name' in _settings(argument) or set(bare) & set(names)
     asked = _settings(argument).get('name') or (unknown and not slip and not beside and unknown[0])
     if asked and asked not in names:

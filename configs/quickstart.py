@@ -18,7 +18,6 @@ from ml_collections import ConfigDict
 
 from configs import arguments
 from css_jax import config as configs
-from css_jax import methods
 
 FILE = 'configs/quickstart.py'
 # What the methods that have it share.
@@ -46,7 +45,13 @@ METHODS = {
     'css_cross': _CONTRASTIVE,
     'css_mix': _CONTRASTIVE,
     'css': _CONTRASTIVE,
-    'imas': {**_SHARED, 'teacher.decay': 0.99, 'imas.supervised_epochs': 3},
+    'imas': {
+        **_SHARED,
+        'teacher.decay': 0.99,
+        'imas.supervised_epochs': 3,
+        'unsupervised.threshold': 0.7,
+        'unsupervised.weight': 1.0,
+    },
     'imas_supervised': _SHARED,
 }
 IMAGES = 500
@@ -59,7 +64,7 @@ def get_config(argument: str = '') -> ConfigDict:
     Raises:
         ValueError: a word, key or value of the argument is unknown, or they contradict each other.
     """
-    words = {'method': [*methods.METHODS, 'supervised_all']}
+    words = {'method': [*arguments.METHODS, 'supervised_all']}
     given, settings = arguments.read(argument, FILE, words, DEFAULTS)
     method, labels = given['method'], given['labels'] or 8
     if method == 'supervised_all' and given['labels']:

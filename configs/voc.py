@@ -49,7 +49,6 @@ from ml_collections import ConfigDict
 
 from configs import arguments
 from css_jax import config as configs
-from css_jax.methods import METHODS
 from data_prep.splits import lists
 
 FILE = 'configs/voc.py'
@@ -81,7 +80,7 @@ def get_config(argument: str = '') -> ConfigDict:
     """
     words = {
         'protocol': PROTOCOLS,
-        'method': METHODS,
+        'method': arguments.METHODS,
         'split': arguments.SPLITS,
         'backbone': arguments.BACKBONES,
         'layout': lists.LAYOUTS,

@@ -4,9 +4,8 @@ import re
 
 import pytest
 
-from configs import camvid, cityscapes, quickstart, voc
+from configs import arguments, camvid, cityscapes, quickstart, voc
 from css_jax import config as configs
-from css_jax import methods
 
 FAMILIES = {'voc': voc, 'cityscapes': cityscapes, 'camvid': camvid, 'quickstart': quickstart}
 
@@ -15,7 +14,7 @@ FAMILIES = {'voc': voc, 'cityscapes': cityscapes, 'camvid': camvid, 'quickstart'
 def test_a_family_has_every_method_and_all_of_its_words_have_defaults(family):
     get_config = FAMILIES[family].get_config
     assert get_config() == get_config('') == get_config('css_mix,seed=0')
-    for method in methods.METHODS:
+    for method in arguments.METHODS:
         config = configs.finalise(get_config(method))
         assert config.method == method
     config = get_config('css,seed=3,pretrained=w.npz,pseudo_label=cross,indicator=both')

@@ -14,6 +14,7 @@ from jax.interpreters import partial_eval
 from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
+from configs import arguments
 from css_jax import config as configs
 from css_jax import evaluate, methods, models, parallel, state, train
 from css_jax import step as steps
@@ -401,7 +402,7 @@ def test_backbones_are_other_networks():
 
 
 def test_methods_are_other_programs():
-    found = {method: stepped(method) for method in methods.METHODS}
+    found = {method: stepped(method) for method in arguments.METHODS}
     assert found.pop('css') == found['css_mix']  # of which css_mix is one point
     assert_distinct(found)
 

@@ -7,9 +7,8 @@ import logging
 import numpy as np
 import pytest
 
-from configs import folder
+from configs import arguments, folder
 from css_jax import config as configs
-from css_jax import methods
 from css_jax.config import command_line
 from css_jax.data import sources, splits
 from css_jax.weights import named
@@ -129,7 +128,7 @@ def test_a_configuration_follows_from_the_images(prepared, said):
 # The words.
 
 
-@pytest.mark.parametrize('method', methods.METHODS)
+@pytest.mark.parametrize('method', arguments.METHODS)
 def test_every_method_is_possible(prepared, method):
     for argument in (method, f'{method},roofs,seed=2', f'roofs,2,{method}'):
         c = configs.finalise(get(prepared, argument))

@@ -4,6 +4,7 @@ reference's scripts and the notes on both have it; what methods add; what is ref
 
 import pytest
 
+from configs import arguments
 from css_jax import config as configs
 from css_jax import methods
 from css_jax.config import defaults
@@ -137,7 +138,7 @@ def test_a_triple_of_numbers_is_a_value(monkeypatch):
 
 
 @pytest.mark.parametrize('column', COLUMNS)
-@pytest.mark.parametrize('method', methods.METHODS)
+@pytest.mark.parametrize('method', arguments.METHODS)
 def test_a_method_s_own_values_are_no_departures(method, column, monkeypatch):
     # What counts its images finds so many, though nothing is prepared.
     monkeypatch.setattr(splits, 'load', lambda data: {})

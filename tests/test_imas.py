@@ -441,3 +441,6 @@ def test_an_epoch_is_counted_where_nobody_says(data_dir):
     assert not METHODS['imas'].warnings(found, {'labelled': 8, 'unlabelled': 16})
     (odd,) = METHODS['imas'].warnings(found, {'labelled': 8, 'unlabelled': 17})
     assert odd.startswith('imas.images=16 ') and odd.endswith('17 images')
+    config.steps = 30
+    (odd,) = METHODS['imas'].warnings(configs.finalise(config), {'unlabelled': 16})
+    assert odd == 'imas.epochs=5 has no effect: steps=30 is set, which is 7.5 epochs'

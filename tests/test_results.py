@@ -121,6 +121,11 @@ def test_report_compares_runs_of_one_protocol(runs):
     results.write_text((runs / 'seed1' / name).read_text())
     with pytest.raises(ValueError, match=r'different protocols: .*own size'):
         report.report(runs)
+    # A baseline without a teacher is no other protocol; the table says which network it is of.
+    results.write_text(own.replace('EMA teacher', 'student'))
+    report.report(runs, examples=2)
+    text = (runs / report.TABLE).read_text()
+    assert 'seed0: EMA teacher, running' in text and 'seed1: student, running' in text
     results.write_text(own)
 
 

@@ -129,6 +129,25 @@ def read(path: str | pathlib.Path) -> dict[str, Any]:
     return values
 
 
+def protocols_of(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the protocols of runs, a line each; with the runs' names where they differ.
+
+    Args:
+        results: run -> its results.
+    """
+    named: dict[str, list[str]] = {}
+    for name, result in results.items():
+        named.setdefault(result['protocol'], []).append(name)
+    if len(named) < 2:
+        return ''.join(named)
+    return '\n'.join(f'{", ".join(names)}: {text}' for text, names in named.items())
+
+
+def without_network(protocol: str) -> str:
+    """Return a protocol without whose network it is of: a baseline may have no teacher."""
+    return '; '.join(part.partition(', ')[2] for part in protocol.split('; '))
+
+
 def _together(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     if len(parts) == 1:
         return dict(next(iter(parts.values())))

@@ -204,6 +204,12 @@ def warnings(config: ConfigDict, images: Mapping[str, int]) -> list[str]:
             f'imas.images={config.imas.images} is what epochs are counted by, but stream {stream} '
             f'has {images[stream]} images'
         )
+    per_epoch = steps_per_epoch if stream == 'unlabelled' else supervised_steps_per_epoch
+    if config.imas.epochs and config.steps != config.imas.epochs * per_epoch(config):
+        found.append(
+            f'imas.epochs={config.imas.epochs} has no effect: steps={config.steps} is set, which '
+            f'is {config.steps / per_epoch(config):.1f} epochs'
+        )
     # On Cityscapes and blender VOC every method is told so.
     classic = config.eval.dataset == 'voc' and config.data.streams.labelled.split == 'train'
     if classic and config.model.get('stem') == 'conv7':

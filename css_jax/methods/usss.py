@@ -358,7 +358,12 @@ def warnings(config: ConfigDict, images: Mapping[str, int]) -> list[str]:
         config: finalised.
         images: stream -> how many images it has.
     """
-    found, streams = [], config.data.streams
+    found, streams, c = [], config.data.streams, config.usss
+    if c.epochs and config.steps != c.epochs * c.steps_per_epoch:
+        found.append(
+            f'usss.epochs={c.epochs} has no effect: steps={config.steps} is set, which is '
+            f'{config.steps / c.steps_per_epoch:.1f} epochs'
+        )
     for name in names(config):
         if 'cross_weight' in config.usss and UNLABELLED + name not in streams:
             found.append(

@@ -44,13 +44,13 @@ def report(folder: str | pathlib.Path, examples: int = 6, file: str = result_fil
         )
     results = {path.parent.name: result_files.read(path) for path in runs}
     first = next(iter(results.values()))
-    for key, differ in {
-        'split': 'were evaluated on different splits',
-        'protocol': 'were evaluated by different protocols',
+    ways = {name: result_files.without_network(r['protocol']) for name, r in results.items()}
+    for differ, values in {
+        'on different splits': {name: result['split'] for name, result in results.items()},
+        'by different protocols': ways,
     }.items():
-        values = {name: result[key] for name, result in results.items()}
         if len(set(values.values())) > 1:
-            raise ValueError(f'the runs in {folder} {differ}: {values}')
+            raise ValueError(f'the runs in {folder} were evaluated {differ}: {values}')
     classes = {name: list(result['iou']) for name, result in results.items()}
     if any(names != list(first['iou']) for names in classes.values()):
         raise ValueError(f'the runs in {folder} have different classes: {classes}')
@@ -60,8 +60,9 @@ def report(folder: str | pathlib.Path, examples: int = 6, file: str = result_fil
     }
     table = tables.scores_table(names, columns)
     heading = f'IoU in % on {first["split"]}'
-    (folder / TABLE).write_text(f'{heading}\n\n{table}\n\n{first["protocol"]}\n')
-    print(f'{heading}\n{table}\n{first["protocol"]}')
+    protocol = result_files.protocols_of(results)
+    (folder / TABLE).write_text(f'{heading}\n\n{table}\n\n{protocol}\n')
+    print(f'{heading}\n{table}\n{protocol}')
     paths = _pictures(folder, results, examples)
     print(f'written: {", ".join([str(folder / TABLE), *paths])}')
     return table

@@ -220,7 +220,11 @@ def markdown(table: str | int, runs: Sequence[Run], settings: str) -> str:
     lines = [f'| {" | ".join(row)} |' for row in rows]
     lines.insert(1, '|---|' + '---:|' * (len(rows[0]) - 1))
 
-    where = f' on {(first := _results(done[0]))["split"]}: {first["protocol"]}' if done else ''
+    # A row's runs are scored alike, but a baseline may have no teacher.
+    found = {run.row: _results(run) for run in done}
+    scored = results.protocols_of(found).splitlines()
+    where = f' on {next(iter(found.values()))["split"]}' if found else ''
+    where += f': {scored[0]}' if len(scored) == 1 else ''
     return '\n'.join(
         [
             f'# {tables.heading(table)}',
@@ -230,6 +234,8 @@ def markdown(table: str | int, runs: Sequence[Run], settings: str) -> str:
             '',
             f'`{settings}`{where}.',
             '',
+            *(f'- {line}.' for line in scored if len(scored) > 1),
+            *([''] if len(scored) > 1 else []),
             *lines,
             '',
         ]

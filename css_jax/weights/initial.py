@@ -86,7 +86,7 @@ def differences(arrays: Mapping[str, Any], shapes: Mapping[str, Any]) -> list[st
 
 def described(config: ConfigDict) -> str:
     """Name a configuration's network in the words of its keys."""
-    keys = ('backbone', 'stem', 'width', 'representation_dim')
+    keys = ('family', 'backbone', 'stem', 'width', 'head_convs', 'representation_dim')
     model = ', '.join(f'model.{key}={config.model[key]}' for key in keys if key in config.model)
     return f'method={config.method}, num_classes={config.num_classes}, {model}'
 
