@@ -33,6 +33,8 @@ from css_jax.ops import draws, hardness, imas, intensity, losses, pseudo_labels,
 from css_jax.ops.losses import Term
 from css_jax.state import Context, TrainState, Variables
 
+optimizer = settings.optimizer
+
 
 class Labelled(NamedTuple):
     """What a step trains on: images [B, H, W, 3] normalised, labels [B, H, W] int32, -1: ignore."""
@@ -295,7 +297,7 @@ METHOD = Method(
     defaults=settings.DEFAULTS,
     weights=weights,
     update_teacher=update_teacher,
-    optimizer=settings.optimizer,
+    optimizer=optimizer,
     phases=phases,
     check=settings.check,
     warnings=settings.warnings,
@@ -311,7 +313,7 @@ SUPERVISED = Method(
     weights=supervised_weights,
     init_teacher=teacher.none,
     update_teacher=teacher.keep,
-    optimizer=settings.optimizer,
+    optimizer=optimizer,
     warnings=settings.warnings,
 )
 _BY_LABELS = SUPERVISED._replace(update_teacher=update_teacher)

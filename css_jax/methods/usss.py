@@ -14,14 +14,14 @@ Streams are 'labelled_a', 'unlabelled_a', 'labelled_b', ...: the letters name th
 order of the passes. Their order matters, as BatchNorm's running statistics move with every pass,
 and the last ones weigh most. An iteration has for each dataset one pass of a labelled batch, then
 m passes of as large batches of unlabelled images, which are one batch of their stream; one update
-follows. The authors' m is `plan`'s.
+follows. The authors' m is that of `css_jax.methods.usss_settings.plan`.
 
 Symbols: e the embedding of a pixel, not normalised; rows the label embeddings of a dataset, of unit
 length, several of each label, void's last.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -29,108 +29,16 @@ import jax.numpy as jnp
 from jax import Array
 from ml_collections import ConfigDict
 
-from css_jax import optimizer as optimizers
 from css_jax import parallel
-from css_jax.data import sources, splits
-from css_jax.keys import Key
 from css_jax.methods import teacher, usss_rows, views
+from css_jax.methods import usss_settings as settings
 from css_jax.methods.method import Evaluation, Method
-from css_jax.ops import entropy, losses, metrics, resize, schedules
+from css_jax.methods.usss_settings import LABELLED, STRIDE, UNLABELLED, classes, names, title
+from css_jax.ops import entropy, losses, metrics, resize
 from css_jax.ops.losses import Term
 from css_jax.state import Context, TrainState, Variables
 
-STRIDE = 8  # of the network's outputs
-LABELLED, UNLABELLED = 'labelled_', 'unlabelled_'
-_MANY = 10**9
-
-
-def plan(
-    labelled: Mapping[str, int], unlabelled: Mapping[str, int], batch_size: int
-) -> tuple[int, dict[str, int]]:
-    """Return the steps of an epoch, and how many unlabelled batches of each dataset a step has.
-
-    An epoch is a pass over the longest labelled list, T = ceil(max N / batch) steps; a dataset's
-    unlabelled batches are dealt out to them, m = floor(floor(U / batch) / T), the rest is dropped.
-
-    Args:
-        labelled: dataset -> labelled images, N.
-        unlabelled: dataset -> unlabelled images, U.
-        batch_size: images.
-
-    Returns:
-        T, and dataset -> m; m may be 0, and the dataset then has no entropy term.
-    """
-    steps = max(1, -(-max(labelled.values()) // batch_size))
-    return steps, {name: count // batch_size // steps for name, count in unlabelled.items()}
-
-
-def names(config: Any) -> list[str]:
-    """Return the letters of a configuration's datasets, in the order of the passes."""
-    found = (name for name in config.data.streams if name.startswith(LABELLED))
-    return sorted(name.removeprefix(LABELLED) for name in found)
-
-
-def classes(config: Any, name: str) -> tuple[str, ...]:
-    """Return the class names of a dataset, without void."""
-    return sources.class_names(config.data.streams[LABELLED + name].dataset, config.data.dir)
-
-
-def title(config: Any, name: str) -> str:
-    """Return what a dataset is called: its name, or that of the user's own folder."""
-    return sources.label_set(config.data.streams[LABELLED + name].dataset).rpartition('/')[2]
-
-
-def _steps_per_epoch(c: Any) -> int:
-    """Count the labelled images: the default of `usss.steps_per_epoch`."""
-    loaded = splits.load(c.data)
-    counts = {n: len(splits.subset(LABELLED + n, c.data.streams, loaded)) for n in names(c)}
-    return plan(counts, {}, c.data.streams[LABELLED + names(c)[0]].batch_size)[0]
-
-
-def _of_drn(value: Any) -> Any:
-    """Return a default of the authors' encoders alone, which they feed x / 255."""
-    return lambda c: value if c.model.backbone.startswith('drn') else None
-
-
-KEYS = {
-    'usss.epochs': Key(200, 'of the run, which give `steps`; 0: none', range=(0, _MANY)),
-    'usss.steps_per_epoch': Key(
-        _steps_per_epoch, 'of the learning rate, which is constant in an epoch; the passes over '
-        'the longest labelled list, counted', like=1, range=(1, _MANY),
-    ),
-    'usss.scores': Key(
-        'ours', "ours: void is never predicted, and an absent class is left out of the mean | "
-        "authors: it is a miss, and counts 0", choices=('ours', 'authors'),
-    ),
-    'usss.centroids': Key(3, 'rows of a label', range=(1, 1000)),
-    'usss.embedding_dim': Key(100, 'channels of the projection, E', range=(1, _MANY)),
-}  # fmt: skip
-ENTROPY_KEYS = {
-    **KEYS,
-    'usss.cross_weight': Key(1.0, 'lambda_1, of L_c', range=(0, 1e3)),
-    'usss.within_weight': Key(1.0, 'lambda_2, of L_w', range=(0, 1e3)),
-    'usss.embeddings': Key(
-        '', 'file of label embeddings, as `--mode embeddings` writes it; empty: random rows'
-    ),
-    'usss.projection_init': Key(
-        'random', "random (the authors') | pca: the pixels start where the rows are",
-        choices=('random', 'pca'),
-    ),
-}  # fmt: skip
-DEFAULTS = {
-    'steps': lambda c: c.usss.epochs * c.usss.steps_per_epoch if c.usss.epochs else None,
-    'model.family': 'fcn',
-    'model.backbone': 'drn_d_22',
-    'data.mean': _of_drn((0.0, 0.0, 0.0)),
-    'data.std': _of_drn((1.0, 1.0, 1.0)),
-    'data.streams.*.batch_size': 8,
-    'data.streams.*.resize': (1.0, 1.0),
-    'data.streams.*.flip_prob': 0.5,
-    'optimizer.learning_rate': 0.001,
-    'optimizer.weight_decay': 1e-4,
-    'optimizer.nesterov': False,
-    'eval.network': 'student',
-}
+plan, optimizer = settings.plan, settings.optimizer
 
 
 def outputs(config: ConfigDict) -> dict[str, int]:
@@ -290,114 +198,26 @@ def evaluations(config: ConfigDict) -> dict[str, Evaluation]:
     return found
 
 
-def optimizer(config: ConfigDict) -> optimizers.Optimizer:
-    """Return SGD with a rate that is constant in an epoch."""
-    c, per_epoch = config.optimizer, config.usss.steps_per_epoch
-    epochs = max(1, -(-config.steps // per_epoch))
-    rate = schedules.poly_by_epoch(c.learning_rate, epochs, per_epoch, c.power)
-    return optimizers.sgd(config, rate=rate)
-
-
-def check(config: ConfigDict, single: bool = False) -> None:
-    """Refuse streams that do not go together.
-
-    Args:
-        config: filled in.
-        single: one dataset is expected, not several.
-
-    Raises:
-        ValueError: names the key, what came and what was expected.
-    """
-    streams, letters = config.data.streams, names(config)
-    titles = [title(config, name) for name in letters]
-    if single != (len(titles) == 1):
-        wanted = 'one' if single else 'two or more (usss_single is of one)'
-        raise ValueError(
-            f'data.streams: got labelled images of {", ".join(titles)}, expected {wanted}'
-        )
-    if len(set(titles)) < len(titles):
-        raise ValueError(f'data.streams: got the datasets {", ".join(titles)}, expected each once')
-    if config.accumulate_steps > 1:
-        raise ValueError(
-            f'accumulate_steps: got {config.accumulate_steps}, expected 1: every labelled and '
-            'unlabelled batch is a pass of its own'
-        )
-    for name, stream in streams.items():
-        if any(side % STRIDE for side in stream.crop):
-            raise ValueError(
-                f'data.streams.{name}.crop: got {tuple(stream.crop)}, expected multiples of '
-                f"{STRIDE}, the stride of the network's outputs"
-            )
-        if name.startswith(UNLABELLED):
-            _check_unlabelled(name, streams)
-
-
-def _check_unlabelled(name: str, streams: ConfigDict) -> None:
-    """Raise ValueError where an unlabelled stream has no labelled one that it fits."""
-    label = LABELLED + name.removeprefix(UNLABELLED)
-    if label not in streams:
-        raise ValueError(f'data.streams: got {name}, expected {label} beside it')
-    datasets = [sources.label_set(streams[one].dataset) for one in (name, label)]
-    if len(set(datasets)) > 1:
-        raise ValueError(
-            f'data.streams.{name}.dataset: got {datasets[0]!r}, expected {datasets[1]!r} as of '
-            f'{label}'
-        )
-    size, expected = streams[name].batch_size, streams[label].batch_size
-    if size % expected:
-        raise ValueError(
-            f'data.streams.{name}.batch_size: got {size}, expected a multiple of {expected}, the '
-            f'batch of {label}: m passes of as many images'
-        )
-
-
-def warnings(config: ConfigDict, images: Mapping[str, int]) -> list[str]:
-    """Name datasets without an entropy term, and rows that are random.
-
-    Args:
-        config: finalised.
-        images: stream -> how many images it has.
-    """
-    found, streams, c = [], config.data.streams, config.usss
-    if c.epochs and config.steps != c.epochs * c.steps_per_epoch:
-        found.append(
-            f'usss.epochs={c.epochs} has no effect: steps={config.steps} is set, which is '
-            f'{config.steps / c.steps_per_epoch:.1f} epochs'
-        )
-    for name in names(config):
-        if 'cross_weight' in config.usss and UNLABELLED + name not in streams:
-            found.append(
-                f'dataset {title(config, name)} has no stream {UNLABELLED}{name}, so that its '
-                f'images are in no entropy term ({images[LABELLED + name]} are labelled)'
-            )
-    if 'embeddings' in config.usss and not config.usss.embeddings:
-        found.append(
-            'usss.embeddings is empty: the label embeddings are random directions, which mean '
-            'nothing; --mode stages makes them first'
-        )
-    return found
-
-
 BASIC = Method(
     streams={f'{LABELLED}*': 'mask'},
     outputs=outputs,
     targets=targets,
     loss=loss,
-    keys=KEYS,
-    defaults=DEFAULTS,
+    keys=settings.KEYS,
+    defaults=settings.DEFAULTS,
     init_teacher=teacher.none,
     update_teacher=teacher.keep,
     optimizer=optimizer,
     evaluations=evaluations,
-    check=check,
-    warnings=warnings,
+    check=settings.check,
+    warnings=settings.warnings,
 )
-SINGLE = BASIC._replace(check=functools.partial(check, single=True))
+SINGLE = BASIC._replace(check=functools.partial(settings.check, single=True))
 FULL = BASIC._replace(
     streams={f'{LABELLED}*': 'mask', f'{UNLABELLED}*': 'none'},
-    keys=ENTROPY_KEYS,
+    keys=settings.ENTROPY_KEYS,
     weights=weights,
     init_memory=init_memory,
     given=given,
 )
-CROSS = FULL._replace(defaults=DEFAULTS | {'usss.within_weight': 0.0})
+CROSS = FULL._replace(defaults=settings.DEFAULTS | {'usss.within_weight': 0.0})
