@@ -21,7 +21,8 @@ from css_jax import step as steps
 from css_jax.config import defaults, table, warnings
 from css_jax.data import splits, streams
 from css_jax.evaluation import protocols, results
-from css_jax.models import fcn
+from css_jax.models import fcn, largefov
+from css_jax.models.backbones import PLAIN
 from css_jax.parallel import cost
 from tests import tiny
 from tests.small import small
@@ -145,7 +146,9 @@ def test_every_key_is_read(monkeypatch, tmp_path, data_dir, shallow):
         train.train(config, tmp_path / method)
         evaluate.evaluate(config, tmp_path / method)
         monkeypatch.setattr(models, 'build', small)  # the first method has read the network's keys
-    fcn.build(configs.finalise(config).model, {'logits': 2}, None)  # the other family's keys
+    fcn.build(configs.finalise(config).model, {'logits': 2}, None)  # the other families' keys
+    config.model.update(VIT)
+    largefov.build(configs.finalise(config).model, {'logits': 2}, None)
     assert set(KEYS) - seen <= {'follow'}  # from which finalise fills in others
 
 
@@ -155,6 +158,7 @@ def test_every_key_is_read(monkeypatch, tmp_path, data_dir, shallow):
 _C = ('css_mix', {})
 _S, _U = ('supervised', {}), ('cutmix', {})
 _OHEM = ('supervised', {'supervised.loss': 'ohem', 'supervised.ohem_kept': 64})
+VIT = {'family': 'largefov', 'backbone': 'vit_tiny', 'output_stride': 16}
 GRAPH = {
     'follow': _U,
     'num_classes': _S,
@@ -223,10 +227,13 @@ NETWORK = {
     'model.head_convs': _S,
     'model.low_level_bias': _S,
     'model.degrid': ('supervised', {'model.family': 'fcn'}),
+    'model.fov_dilation': ('supervised', {'model.family': 'largefov'}),
     'model.dtype': _S,
     'model.atrous': _S,
     'model.remat': _S,
 }
+# Those of heads that CSS does not have: tests/models/test_largefov.py shows what they change.
+HEADS = ('model.pool', 'model.aux_layer')
 # Those of the program on several devices.
 DEVICES = {'contrastive.scope': _C}
 # Keys of the host, with another value; None: no other one can be had in this test.
@@ -269,7 +276,7 @@ HOST = {
 
 
 def test_every_key_is_of_the_step_or_of_the_host():
-    listed = ['method', 'model.family', 'model.backbone', *GRAPH, *NETWORK, *DEVICES, *HOST]
+    listed = ['method', 'model.family', 'model.backbone', *GRAPH, *NETWORK, *HEADS, *DEVICES, *HOST]
     assert sorted(listed) == sorted(KEYS)
 
 
@@ -397,7 +404,11 @@ def test_a_key_of_the_network_changes_the_program(key, shallow):
 
 
 def test_backbones_are_other_networks():
-    config = {name: configured('supervised', {'model.backbone': name}) for name in models.BACKBONES}
+    vit = {f'model.{key}': value for key, value in VIT.items()}
+    config = {
+        name: configured('supervised', (vit if name in PLAIN else {}) | {'model.backbone': name})
+        for name in models.BACKBONES
+    }
     assert_distinct({name: str(methods.context(c).module) for name, c in config.items()})
 
 

@@ -149,6 +149,8 @@ def test_the_baseline_is_css_on_the_logits_without_its_own_constants():
 def test_two_of_table_1_have_no_second_head():
     heads = {}
     for name, method in methods.METHODS.items():
+        if 'follow' not in method.keys:  # of another paper
+            continue
         config = tiny.get_config('cutmix')
         config.method = name
         heads[name] = set(method.outputs(configs.finalise(config)))

@@ -221,6 +221,10 @@ def test_addresses_are_those_of_the_pages():
         elif name.startswith('drn'):
             assert found.page.startswith('https://github.com/fyu/drn/')
             assert found.url == f'http://dl.yf.io/drn/{name}-{found.sha256}.pth'
+        elif name.startswith('vit'):
+            assert found.page.startswith('https://github.com/')
+            address = 'https://dl.fbaipublicfiles.com/deit/deit_', 'https://github.com/rwightman/'
+            assert found.url.startswith(address)
         else:
             assert found.page.startswith('https://github.com/pytorch/vision/')
             assert found.url == f'https://download.pytorch.org/models/{name}-{found.sha256}.pth'

@@ -126,9 +126,11 @@ def test_another_stride_and_wrong_images_are_refused():
 
 def test_a_key_belongs_to_its_family_or_to_all():
     own = [family.keys.keys() for family in models.FAMILIES.values()]
-    assert not own[0] & own[1] and not (own[0] | own[1]) & KEYS.keys()
-    assert models.KEYS.keys() == {'model.family', *KEYS, *own[0], *own[1]}
-    for family, wrong in (('fcn', {'head_convs': 2}), ('deeplab', {'degrid': True})):
+    every = [key for keys in (KEYS, *own) for key in keys]
+    assert len(set(every)) == len(every)
+    assert models.KEYS.keys() == {'model.family', *every}
+    wrongs = [('fcn', {'head_convs': 2}), ('deeplab', {'degrid': True})]
+    for family, wrong in [*wrongs, ('fcn', {'pool': 'mean'}), ('deeplab', {'aux_layer': -4})]:
         given = tiny.get_config('supervised')
         given.model.update(family=family, **wrong)
         told = warnings.warnings(given, configs.finalise(given), {'labelled': 8})

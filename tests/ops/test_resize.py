@@ -11,9 +11,11 @@ import pytest
 from css_jax.ops import resize
 
 USSS = np.load(Path(__file__).parents[1] / 'fixtures' / 'usss_ops.npz')
+COSA = np.load(Path(__file__).parents[1] / 'fixtures' / 'cosa_ops.npz')
 
 # Jitted: a compiled whole costs less than dozens of small programs.
 bilinear = jax.jit(resize.bilinear, static_argnums=1)
+half_pixel = jax.jit(resize.half_pixel, static_argnums=1)
 nearest = jax.jit(resize.nearest, static_argnums=1)
 upsample_zero = jax.jit(resize.upsample_zero, static_argnums=1)
 
@@ -156,3 +158,39 @@ def test_bad_arguments_of_upsampling_are_named():
             resize.upsample_zero(np.zeros((1, 2, 2, 1)), factor)
     with pytest.raises(ValueError, match=r'shape \(2, 2\); expected \[B, h, w, C\]'):
         resize.upsample_zero(np.zeros((2, 2)))
+
+
+@pytest.mark.parametrize('i', range(3))
+def test_bicubic_gives_torch_numbers(i):
+    expected = COSA[f'bicubic_out{i}']
+    found = resize.bicubic(COSA['bicubic_in'], expected.shape[1:3])
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize('size', [(17, 13), (4, 3), (9, 1), (27, 2)])
+def test_half_pixel_is_interpolation_between_aligned_edges(size):
+    x = np.random.default_rng(0).standard_normal((2, 9, 5, 3)).astype(np.float32)
+    expected = x
+    for axis, out in zip((1, 2), size, strict=True):
+        n = x.shape[axis]
+        # np.interp repeats the first and the last value, as half_pixel does.
+        positions, grid = (np.arange(out) + 0.5) * n / out - 0.5, np.arange(n)
+        expected = np.apply_along_axis(
+            lambda v, p=positions, g=grid: np.interp(p, g, v), axis, expected
+        )
+    np.testing.assert_allclose(half_pixel(x, size), expected, atol=2e-6)
+    mapped = resize.map_half_pixel(
+        lambda y, shift: y.sum(-1) + shift[:, None, None], x, size, x[:, 0, 0, 0]
+    )
+    np.testing.assert_allclose(mapped, expected.sum(-1) + x[:, :1, :1, 0], atol=5e-6)
+
+
+def test_half_pixel_and_bicubic_leave_equal_sizes_alone_and_name_bad_arguments():
+    x = (np.arange(48) / 7).reshape(1, 4, 6, 2).astype(jnp.bfloat16)
+    for resizer in (resize.half_pixel, resize.bicubic):
+        assert resizer(x, (8, 8)).dtype == jnp.float32
+        np.testing.assert_array_equal(resizer(x, (4, 6)), x.astype(np.float32))
+        with pytest.raises(ValueError, match=r'size is \(0, 3\)'):
+            resizer(x, (0, 3))
+        with pytest.raises(ValueError, match=r'shape \(2, 2\)'):
+            resizer(np.zeros((2, 2)), (3, 3))

@@ -1,5 +1,6 @@
 """Schedules against the authors' programs."""
 
+import json
 from pathlib import Path
 
 import jax
@@ -10,6 +11,7 @@ from css_jax.ops import schedules
 
 FIXTURES = Path(__file__).parents[1] / 'fixtures'
 GOLDEN = np.load(FIXTURES / 'imas_ops.npz')
+COSA = np.load(FIXTURES / 'cosa_ops.npz')
 USSS = np.load(FIXTURES / 'usss_ops.npz')
 
 ema_decay_after = jax.jit(schedules.ema_decay_after)
@@ -58,3 +60,34 @@ def test_the_rate_of_an_epoch_is_that_of_usss(epochs):
 def test_the_power_of_the_rate_is_a_parameter():
     rates = schedules.poly_by_epoch(2.0, 4, 1, power=2)(np.arange(5))
     np.testing.assert_allclose(rates, [2, 2 * 9 / 16, 0.5, 2 / 16, 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize('group', [0, 1])
+def test_the_rate_with_a_warmup_is_that_of_cosa(group):
+    config, steps = json.loads(str(COSA['lr_config'])), COSA['lr_steps']
+    expected = COSA['lr_values'][:, group]
+    schedule = schedules.poly_from_warmup(
+        config['lr'] * (1, 10)[group],
+        config['max'],
+        config['warmup'],
+        config['warmup_ratio'],
+        config['power'],
+        config['min_mult'],
+    )
+    np.testing.assert_allclose(jax.jit(schedule)(steps), expected, rtol=1e-5)
+    for step, rate in zip(steps.tolist(), expected, strict=True):  # Python's integers
+        np.testing.assert_allclose(schedule(step), rate, rtol=1e-5)
+
+
+def test_the_short_rate_of_cosa_s_optimiser_stays_after_its_last_step():
+    config, expected = json.loads(str(COSA['adamw_config'])), COSA['adamw_lr']
+    assert len(expected) > config['max']
+    schedule = schedules.poly_from_warmup(config['lr'], config['max'], config['warmup'])
+    rates = np.asarray(jax.jit(schedule)(np.arange(len(expected))))
+    np.testing.assert_allclose(rates, expected[:, 0], rtol=1e-5)
+
+
+def test_without_a_warmup_the_rate_with_one_is_poly_until_its_last_step():
+    found = schedules.poly_from_warmup(2.0, 10, 0, floor=0.25)(np.arange(12))
+    expected = 2 * np.maximum((1 - np.arange(10) / 10) ** 0.9, 0.25)
+    np.testing.assert_allclose(found, [*expected, expected[-1], expected[-1]], rtol=1e-6)
