@@ -158,6 +158,8 @@ def get_config(argument: str = '') -> ConfigDict:
         steps = 900 if drawn else 1000
         c.usss.epochs = -(-steps // per_epoch)
     c.eval.batch_size = 50 if drawn else BATCH
+    if not small:
+        c.eval.every = 5 * per_epoch  # as the authors choose their best checkpoint
     if drawn:
         c.optimizer.learning_rate = 0.05
         c.usss.embedding_dim = 32

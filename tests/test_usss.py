@@ -21,7 +21,7 @@ from css_jax.modes import embeddings as mode
 from css_jax.modes import stages
 from css_jax.run import checkpoint
 from css_jax.state import Context, TrainState, Variables
-from css_jax.weights import drn
+from css_jax.weights import drn, initial
 from data_prep import records
 from data_prep.figures import builder as figures
 from data_prep.shapes import builder as shapes
@@ -339,6 +339,39 @@ def test_embeddings_are_made_alike_again(staged, prepared, tmp_path):
             mode.make(other, folder / 'stage1', tmp_path / 'other.npz')
 
 
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'data__streams__unlabelled_a__batch_size': 6}, 'got 6, expected a multiple of 4'),
+        ({'usss__embedding_dim': 9}, 'got 9, expected at most the 8 channels'),
+        ({'usss__embeddings': 'x.npz'}, 'expected nothing with --mode stages'),
+    ],
+)
+def test_what_the_second_stage_cannot_do_is_known_before_the_first(
+    prepared, tmp_path, monkeypatch, changes, message
+):
+    monkeypatch.setattr(models, 'build', fcn_of_one_convolution)
+    with pytest.raises(ValueError, match=message):
+        stages.stages(tiny(data_dir=prepared, **changes), tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
+
+
+def test_stages_resume_by_another_path(staged, prepared, monkeypatch):
+    folder, results, _ = staged
+    monkeypatch.setattr(models, 'build', fcn_of_one_convolution)
+    monkeypatch.chdir(folder.parent)
+    assert stages.stages(tiny(data_dir=prepared), folder.name) == results
+
+
+def test_a_file_for_another_network_is_refused(prepared, monkeypatch):
+    monkeypatch.setattr(models, 'build', fcn_of_one_convolution)
+    config = configs.finalise(tiny(data_dir=prepared))
+    wrong = {'student': {'params/head_embedding/kernel': np.zeros((1, 1, 9, 6))}}
+    method = METHODS['usss_full']._replace(given=lambda config, read: wrong)
+    with pytest.raises(ValueError, match=r'kernel: got \(1, 1, 9, 6\), expected \(1, 1, 8, 6\)'):
+        initial.load(config, method, methods.context(config))
+
+
 NAMES = {'a': ('one', 'two'), 'b': ('three',)}
 
 
@@ -361,6 +394,8 @@ def rows_file(**changes):
         ({'a/rows': np.ones((5, 4))}, r'a/rows is \(5, 4\), expected \(5, 3\)'),
         ({'a/rows': np.ones((4, 3))}, r'a/rows is \(4, 3\), expected \(5, 3\)'),
         ({'a/rows': np.full((5, 3), np.nan)}, 'not finite'),
+        ({'a/rows': np.full((5, 3), 1e300)}, 'not finite'),
+        ({'a/rows': np.ones((5, 3), complex)}, 'of type complex128, expected float32'),
         ({'a/valid': np.zeros(4, bool)}, 'none that is valid'),
     ],
 )
@@ -383,6 +418,8 @@ def test_the_projection_can_start_where_the_rows_are():
     features = rng.normal(size=(5, 8))
     kernel, bias = (found['student'][f'params/head_embedding/{x}'] for x in ('kernel', 'bias'))
     np.testing.assert_allclose(features @ kernel[0, 0] + bias, (features - mean) @ components, 1e-5)
+    with pytest.raises(ValueError, match=r'mean is \(7,\) and components \(8, 6\), expected'):
+        usss.given(config, lambda path, key: arrays | {'mean': mean[:7]})
     with pytest.raises(ValueError, match='no mean and components'):
         usss.given(config, lambda path, key: {k: v for k, v in arrays.items() if '/' in k})
 
@@ -396,7 +433,7 @@ def test_void_is_masked_or_a_miss():
     assert ours.shape == (1, 8, 16, 2) and theirs.shape == (1, 8, 16, 3)
     assert (ours.argmax(-1) == 1).all() and (theirs.argmax(-1) == 2).all()
     for how, classes in (('ours', 7), ('authors', 8)):
-        config = configs.finalise(tiny(usss__scores=how))
+        config = configs.finalise(tiny(eval__scores=how))
         one = METHODS['usss_full'].evaluations(config)['shapes']
         assert one.classes == classes
         matrix = np.zeros((classes, classes), int)

@@ -27,11 +27,16 @@ from css_jax.methods.method import streams as streams_of
 from css_jax.ops import inference
 from css_jax.state import Context, Variables
 
-# Keys of `config.eval` that decide what a score is of.
-KEYS = ('dataset', 'split', 'protocol', 'pad_to', 'window', 'flip', 'scales', 'network')
+# Keys of `config.eval` that decide what a score is of; 'scores' is of methods with a choice.
+_KEYS = ('dataset', 'split', 'protocol', 'pad_to', 'window', 'flip', 'scales', 'network', 'scores')
 
 # Protocols of windows -> whether these are cut off at the border.
 SLIDING = {'sliding': False, 'sliding_cut': True}
+
+
+def keys(config: ConfigDict) -> list[str]:
+    """Return the keys of `config.eval` that decide what a score is of."""
+    return [key for key in _KEYS if key in config.eval]
 
 
 def window(config: ConfigDict, dataset: str) -> tuple[int, int]:
@@ -126,5 +131,6 @@ def describe(
             seen[c.protocol],
             *([f'mean probability over {" and ".join(averaged)}'] if averaged else []),
             'void pixels left out',
+            *(['void a miss, absent classes 0'] if c.get('scores') == 'authors' else []),
         ]
     )

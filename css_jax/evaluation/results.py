@@ -32,11 +32,11 @@ def file_name(config: ConfigDict, trained: ConfigDict, which: str = 'last') -> s
 
     Returns:
         'results.json' for the last checkpoint under the run's own protocol; otherwise the
-        checkpoint, if not the last, and every changed key of `css_jax.evaluation.protocols.KEYS`
+        checkpoint, if not the last, and every changed key of `css_jax.evaluation.protocols.keys`
         with its value are added, as in 'results_best_flip=True_scales=0.5,1.0.json'.
     """
     parts = [] if which == 'last' else [which if which == 'best' else f'step{int(which)}']
-    for key in protocols.KEYS:
+    for key in protocols.keys(config):
         value = config.eval[key]
         if value != trained.eval[key]:
             shown = ','.join(map(str, value)) if isinstance(value, tuple) else str(value)
@@ -90,7 +90,7 @@ def report(
         **_together(parts),
         'step': step,
         'best': {'step': best[0], 'miou': best[1]} if best else None,
-        'eval': {key: config.eval[key] for key in protocols.KEYS},
+        'eval': {key: config.eval[key] for key in protocols.keys(config)},
         **{key: split[key] for key in ('split_hash', 'streams') if key in split},
     }
     if len(parts) > 1:

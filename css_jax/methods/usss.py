@@ -182,7 +182,7 @@ def predict(name: str, void: bool, variables: Variables, images: Array, ctx: Con
 
 def evaluations(config: ConfigDict) -> dict[str, Evaluation]:
     """Evaluate each dataset by its own decoder, by the dataset's name."""
-    found, authors = {}, config.usss.scores == 'authors'
+    found, authors = {}, config.eval.scores == 'authors'
     for name in names(config):
         count = len(classes(config, name))
         found[title(config, name)] = Evaluation(

@@ -55,7 +55,7 @@ def checked(
     for name, classes in names.items():
         if (rows := arrays.get(f'{name}/rows')) is None:
             raise ValueError(f'{key}: there is no {name}/rows; it has {", ".join(sorted(arrays))}')
-        theirs = tuple(map(str, arrays.get(f'{name}/names', classes)))
+        theirs = tuple(map(str, np.ravel(arrays.get(f'{name}/names', classes))))
         if theirs != tuple(classes):
             raise ValueError(
                 f'{key}: {name} has the classes {", ".join(theirs)}; expected {", ".join(classes)}'
@@ -67,16 +67,27 @@ def checked(
                 f'usss.centroids={config.centroids} of {len(classes)} classes and void, '
                 f'usss.embedding_dim={config.embedding_dim}'
             )
+        if not np.issubdtype(rows.dtype, np.floating):
+            raise ValueError(f'{key}: {name}/rows is of type {rows.dtype}, expected float32')
+        with np.errstate(over='ignore'):
+            rows = rows.astype(np.float32)
         valid = arrays.get(f'{name}/valid', np.ones(len(rows) - 1, bool))
         if valid.shape != (len(rows) - 1,) or not valid.any() or not np.isfinite(rows).all():
             raise ValueError(
                 f'{key}: {name} has rows that are not finite, or none that is valid; expected '
                 f'finite rows and {name}/valid of {len(rows) - 1}'
             )
-        sets[name] = LabelEmbeddings(rows.astype(np.float32), valid.astype(bool))
+        sets[name] = LabelEmbeddings(rows, valid.astype(bool))
     mean, components = arrays.get('mean'), arrays.get('components')
     if config.projection_init == 'pca' and (mean is None or components is None):
         raise ValueError(
             f'{key}: there are no mean and components, expected them with usss.projection_init=pca'
         )
+    if config.projection_init == 'pca':
+        fits = mean.ndim == 1 and components.shape == (len(mean), config.embedding_dim)
+        if not fits or not np.isfinite(mean).all() or not np.isfinite(components).all():
+            raise ValueError(
+                f'{key}: mean is {mean.shape} and components {components.shape}, expected finite '
+                f'(D,) and (D, usss.embedding_dim={config.embedding_dim})'
+            )
     return Embeddings(sets, mean, components)

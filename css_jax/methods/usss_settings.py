@@ -6,6 +6,7 @@ The defaults are those of the authors' program (arXiv 1811.10323), where it has 
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from css_jax import optimizer as optimizers
@@ -72,7 +73,7 @@ KEYS = {
         _steps_per_epoch, 'of the learning rate, which is constant in an epoch; the passes over '
         'the longest labelled list, counted', like=1, range=(1, _MANY),
     ),
-    'usss.scores': Key(
+    'eval.scores': Key(
         'ours', "ours: void is never predicted, and an absent class is left out of the mean | "
         "authors: it is a miss, and counts 0", choices=('ours', 'authors'),
     ),
@@ -108,10 +109,15 @@ DEFAULTS = {
 
 
 def optimizer(config: ConfigDict) -> optimizers.Optimizer:
-    """Return SGD with a rate that is constant in an epoch."""
+    """Return SGD with a rate that is constant in an epoch, but for a warm-up."""
     c, per_epoch = config.optimizer, config.usss.steps_per_epoch
     epochs = max(1, -(-config.steps // per_epoch))
-    rate = schedules.poly_by_epoch(c.learning_rate, epochs, per_epoch, c.power)
+    by_epoch = schedules.poly_by_epoch(c.learning_rate, epochs, per_epoch, c.power)
+
+    def rate(step: Any) -> Any:
+        found = jnp.maximum(by_epoch(step), c.floor)
+        return found * jnp.minimum((step + 1) / max(1, c.warmup_steps), 1.0)
+
     return optimizers.sgd(config, rate=rate)
 
 
@@ -188,8 +194,11 @@ def warnings(config: ConfigDict, images: Mapping[str, int]) -> list[str]:
                 f'images are in no entropy term ({images[LABELLED + name]} are labelled)'
             )
     if 'embeddings' in config.usss and not config.usss.embeddings:
-        found.append(
-            'usss.embeddings is empty: the label embeddings are random directions, which mean '
-            'nothing; --mode stages makes them first'
-        )
+        if not config.init_from:  # which has rows of its own
+            found.append(
+                'usss.embeddings is empty: the label embeddings are random directions, which mean '
+                'nothing; --mode stages makes them first'
+            )
+        if config.usss.projection_init != 'random':
+            found.append('usss.projection_init=pca has no effect: usss.embeddings names no file')
     return found

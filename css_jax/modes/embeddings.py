@@ -78,17 +78,19 @@ def make(
     free = (*run_folder.FREE, 'usss.centroids', 'usss.embedding_dim')
     run_folder.match(config, workdir, free)
     files.check_format(target, '--target')
-    if target.suffix != '.npz' or target.exists():
-        there = 'a file that is there already' if target.exists() else f'{target.suffix}'
-        raise FileExistsError(f'--target: got {target}, {there}; expected a new file.npz')
+    picture = target.with_suffix('.png')
+    if target.suffix != '.npz':
+        raise ValueError(f'--target: got {target}, expected a file ending in .npz')
+    if there := [str(path) for path in (target, picture) if path.exists()]:
+        raise FileExistsError(f'--target: {" and ".join(there)} is there already')
     step = checkpoint.find(workdir, which)
     trained = run_folder.load(workdir)  # whose network this is
     ctx = methods.context(trained)
     like = state.networks(methods.METHODS[trained.method], ctx)['student']
     variables = checkpoint.restore_network(workdir, step, like, 'student')
 
-    ids = splits.subsets(config.data)
-    cells = {name: _cells(name, ids, trained, ctx, variables) for name in usss.names(config)}
+    ids = splits.subsets(config.data)  # where they are today
+    cells = {name: _cells(name, ids, config, ctx, variables) for name in usss.names(config)}
     c, key = config.usss, jax.random.key(config.seed)
     channels = next(iter(cells.values())).features.shape[1]
     if c.embedding_dim > channels:
@@ -118,9 +120,9 @@ def make(
         'embedding_dim': c.embedding_dim, 'split_hash': record['split_hash'],
     }  # fmt: skip
     arrays['made_of'] = np.array(json.dumps(made_of))
-    files.write(target, arrays)
-    picture = target.with_suffix('.png')
+    target.parent.mkdir(parents=True, exist_ok=True)
     pictures.write_points(picture, *_points(config, arrays))
+    files.write(target, arrays)  # last, as it is what is looked for
     print(f'written: {target}, {picture}')
     return target
 

@@ -52,7 +52,7 @@ def evaluate(
     with contextlib.closing(checkpoint.Checkpoints(workdir, read_only=True)) as checkpoints:
         best, meta = checkpoints.best(), checkpoints.meta(step)
     trained = run_folder.load(workdir)
-    if any(config.eval[key] != trained.eval[key] for key in protocols.KEYS):
+    if any(config.eval[key] != trained.eval[key] for key in protocols.keys(config)):
         best = None  # it was scored in another way
     if note := splits.changed_since(meta, config.data):
         LOG.warning('warning: %s', note)

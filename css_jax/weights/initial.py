@@ -59,7 +59,21 @@ def load(config: ConfigDict, method: Method, ctx: Context) -> dict[str, Arrays]:
         found = _from_file(config, ctx)
     with computing(f'what method {config.method} starts with'):
         given = method.given(config, _named)
+        _check_given(given, method, ctx)
     return {part: {**found.get(part, {}), **given.get(part, {})} for part in {**found, **given}}
+
+
+def _check_given(given: Mapping[str, Mapping[str, Any]], method: Method, ctx: Context) -> None:
+    """Raise ValueError unless all that a method gives has a place in the state, of its shape."""
+    if not given:
+        return
+    there = {part: state.flat(like) for part, like in state.networks(method, ctx).items()}
+    there['memory'] = state.flat(jax.eval_shape(lambda: method.init_memory(ctx.config)))
+    for part, arrays in given.items():
+        for path, array in arrays.items():
+            expected = there[part][path].shape if path in there[part] else 'nothing'
+            if expected != array.shape:
+                raise ValueError(f'{part} {path}: got {array.shape}, expected {expected}')
 
 
 def _named(path: str, key: str) -> Arrays:
