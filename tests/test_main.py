@@ -65,7 +65,10 @@ def test_mistakes_are_one_line_and_build_nothing(arguments, answer, tmp_path):
         ('report --config=configs/voc.py', '--config: expected with --mode=train, evaluate'),
         ('report --source=a.npz', '--source: expected with --mode=convert, got report'),
         ('sweep --table=5 --checkpoint=best', '--checkpoint: expected with --mode=evaluate'),
-        ('sweep --table=5 --target=a.npz', '--target: expected with --mode=convert, embeddings, got'),
+        (
+            'sweep --table=5 --target=a.npz',
+            '--target: expected with --mode=convert, embeddings, got',
+        ),
         ('preview --checkpoint=last', '--checkpoint: expected with --mode=evaluate'),
         ('convert', 'expected either --source=FILE'),
         ('convert --source=a.npz --target=b.npz', 'expected either --source=FILE'),

@@ -7,7 +7,7 @@ import flax.linen as nn
 from ml_collections import ConfigDict
 
 from css_jax.keys import Key
-from css_jax.models import backbones, deeplab, fcn
+from css_jax.models import backbones, deeplab, fcn, largefov
 from css_jax.models.backbones import BACKBONES
 from css_jax.models.layers import check_choice
 
@@ -21,19 +21,24 @@ class Family(NamedTuple):
         keys: what `config.model` has of them beside `backbones.KEYS`: path -> its declaration.
         build: (config.model, outputs, axis_name) -> module, (images [B, H, W, 3] float32
             normalised, train) -> head name -> [B, h, w, channels] float32.
+        plain: it works on the backbones of `backbones.PLAIN` too.
     """
 
     keys: Mapping[str, Key]
     build: Callable[[Any, Mapping[str, int], str | None], nn.Module]
+    plain: bool = False
 
 
 FAMILIES = {
     'deeplab': Family(deeplab.KEYS, deeplab.build),
     'fcn': Family(fcn.KEYS, fcn.build),
+    'largefov': Family(largefov.KEYS, largefov.build, plain=True),
 }
 KEYS = {
     'model.family': Key(
-        'deeplab', 'deeplab (DeepLabV3+) | fcn (1x1 heads at stride 8)', choices=FAMILIES
+        'deeplab',
+        'deeplab (DeepLabV3+) | fcn (1x1 heads at stride 8) | largefov (with classifiers and CAMs)',
+        choices=FAMILIES,
     ),
     **backbones.KEYS,
     **{name: key for family in FAMILIES.values() for name, key in family.keys.items()},
@@ -50,8 +55,9 @@ def build(
 
     `module.apply(variables, images [B, H, W, 3] float32 normalised, train=False)` gives head name
     -> [B, h, w, channels] float32: of 'deeplab' at the stride of the backbone's 'stride4' features
-    ('auxiliary' at that of 'layer3', which it reads), of 'fcn' at stride 8. With train=True apply
-    with mutable=['batch_stats'].
+    ('auxiliary' at that of 'layer3', which it reads), of 'fcn' at stride 8, of 'largefov' at the
+    backbone's last one ('class' and 'class_aux' [B, channels]). With train=True apply with
+    mutable=['batch_stats'].
 
     Args:
         config: config.model, or a dict or object with the keys of its family (`FAMILIES`;
@@ -63,7 +69,7 @@ def build(
         axis_name: of the devices whose BatchNorm statistics are shared; None: each its own.
 
     Returns:
-        The module; its variables are {'params', 'batch_stats'}.
+        The module; its variables are {'params', 'batch_stats'}, without BatchNorm {'params'}.
 
     Raises:
         ValueError: a value that there is not, with what was expected; no head or no channels.
@@ -72,6 +78,12 @@ def build(
         config = ConfigDict(config)
     family = getattr(config, 'family', 'deeplab')
     check_choice('family', family, FAMILIES)
+    if config.backbone in backbones.PLAIN and not FAMILIES[family].plain:
+        plain = ', '.join(repr(name) for name, found in FAMILIES.items() if found.plain)
+        raise ValueError(
+            f'family is {family!r}; expected {plain} with backbone {config.backbone!r}, which has '
+            'one grid of features'
+        )
     if outputs is None:
         outputs = {'logits': num_classes, 'representation': config.representation_dim}
     for name, count in outputs.items():

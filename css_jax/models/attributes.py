@@ -14,7 +14,7 @@ def fixed(
     axis_name: str | None,
     name: str,
     strides: Sequence[int],
-    first_dilation: str = 'previous',
+    first_dilation: str | None = 'previous',
 ) -> dict[str, Any]:
     """Return what `config` (config.model) says of such a backbone, but its output stride.
 
@@ -24,7 +24,7 @@ def fixed(
         axis_name: of the devices whose BatchNorm statistics are shared, or None.
         name: of the network, for messages.
         strides: the output strides that there are.
-        first_dilation: what the key of this name calls the network's dilations.
+        first_dilation: what the key of this name calls the network's dilations; None: it has none.
 
     Raises:
         ValueError: an output stride, a stem, a first dilation, a multi-grid or a stage of remat
@@ -36,7 +36,7 @@ def fixed(
             f"stem is {config.stem!r}; expected 'conv7', the default: {name} has its own stem"
         )
     found = getattr(config, 'first_dilation', 'auto')
-    check_choice('first_dilation', found, ('auto', first_dilation))
+    check_choice('first_dilation', found, [c for c in ('auto', first_dilation) if c])
     if multi_grid := tuple(getattr(config, 'multi_grid', ())):
         raise ValueError(
             f'multi_grid is {multi_grid}; expected (), the default: {name} has no residual blocks '

@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 
 from css_jax.keys import Key
-from css_jax.models import atrous, drn, efficientnet, mobilenet, remat, resnet
+from css_jax.models import atrous, drn, efficientnet, mobilenet, remat, resnet, vit
 from css_jax.models.layers import check_choice
 
 # Name -> constructor: (config.model, axis_name) -> module, (images [B, H, W, 3], train) -> name of
-# a feature map -> [B, h, w, C]. Every backbone has 'stride4', which the decoder works at, and
-# 'last'; a head says what else it reads.
+# a feature map -> [B, h, w, C]. Every backbone but those of PLAIN has 'stride4', which the decoder
+# works at, and all have 'last'; a head says what else it reads.
 BACKBONES = {
     'resnet18': partial(resnet.build, resnet.BasicBlock, (2, 2, 2, 2)),
     'resnet34': partial(resnet.build, resnet.BasicBlock, (3, 4, 6, 3)),
@@ -26,7 +26,10 @@ BACKBONES = {
     'drn_d_38': partial(drn.build, resnet.BasicBlock, (3, 4, 6, 3)),
     'drn_d_54': partial(drn.build, resnet.Bottleneck, (3, 4, 6, 3)),
     'drn_d_105': partial(drn.build, resnet.Bottleneck, (3, 4, 23, 3)),
+    **{name: partial(vit.build, heads) for name, heads in vit.SIZES.items()},
 }
+# Those whose features are all on one grid.
+PLAIN = frozenset(vit.SIZES)
 
 
 def _expected_stages(names: Any) -> str:
@@ -42,12 +45,13 @@ def _expected_grid(numbers: Any) -> str:
 KEYS = {
     'model.backbone': Key(
         'resnet101', 'resnet18 | 34 | 50 | 101 | mobilenet_v1 | efficientnet_lite0 | 1 | 2 | '
-        'drn_d_22 | 38 | 54 | 105', choices=BACKBONES,
+        'drn_d_22 | 38 | 54 | 105 | vit_tiny | small | base (family largefov)', choices=BACKBONES,
     ),
     'model.stem': Key('conv7', "conv7 (torchvision's) | deep (three 3x3)",
                       choices=('conv7', 'deep')),
     'model.output_stride': Key(
-        8, '8 | 16 (not DRN) | 32 (EfficientNet-Lite); family fcn: 8', choices=(8, 16, 32),
+        8, '8 | 16 (not DRN) | 32 (EfficientNet-Lite); family fcn: 8; largefov: 8 | 16; ViT: 16',
+        choices=(8, 16, 32),
     ),
     'model.width': Key(1.0, 'multiplies every channel count', range=(1e-3, 1e3)),
     'model.dtype': Key(
@@ -66,6 +70,10 @@ KEYS = {
     'model.multi_grid': Key(
         (), "ResNet: multiplies the dilations of layer4's blocks, one number a block; (): none",
         like=(2, 2, 4), any_length=True, expected=_expected_grid,
+    ),
+    'model.aux_layer': Key(
+        -3, 'ViT: the block of the early features, from the end: -3 is the tenth of twelve',
+        range=(-12, -1), only=lambda c: c.model.backbone in PLAIN,
     ),
     'model.atrous': Key(
         'auto', 'dilated | space_to_batch, the same sums; auto: see docs/speed.md',

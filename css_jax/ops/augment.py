@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from css_jax.ops import draws
 from css_jax.ops.color import blur, color
+from css_jax.ops.magnitudes import operation as operation  # a view's too, of CoSA
 
 MIXING = ('cutmix', 'classmix', 'cutout', 'none')
 

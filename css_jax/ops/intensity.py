@@ -10,6 +10,7 @@ A level says how far an operation goes: [0, 0.999], of hue [-0.999, 0.999]. Insi
 [3, B, H, W], so that the pixels of a channel are neighbours; levels are [B], or one number.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -32,6 +33,7 @@ NAMES = (
     'hue',
 )
 
+_WITHOUT_PARAMETER = NAMES[:4]
 _VALUES = np.arange(256, dtype=np.int32)
 
 
@@ -65,7 +67,11 @@ def parameter(name: str, level: Array | float) -> Array | float:
     raise ValueError(f'name is {name!r}; expected that of an operation with a parameter')
 
 
-def strong(images: Array, ops: Array, levels: Array) -> Array:
+# The name of an operation and its level -> what the operation makes of it, see `parameter`.
+Parameter = Callable[[str, Array], Array]
+
+
+def strong(images: Array, ops: Array, levels: Array, parameter: Parameter = parameter) -> Array:
     """Return images after n operations each, one on what the other gives.
 
     A CPU takes one image after the other, and computes its operations alone. Elsewhere all images
@@ -75,34 +81,36 @@ def strong(images: Array, ops: Array, levels: Array) -> Array:
     Args:
         images: [B, H, W, 3] uint8.
         ops: [B, n] int32 places in `NAMES`.
-        levels: [B, n] float32.
+        levels: [B, n] float32, or whatever `parameter` takes.
+        parameter: what the operations that have a parameter make of a level.
 
     Returns:
         [B, H, W, 3] uint8.
     """
     if jax.default_backend() == 'cpu':
-        return one_by_one(images, ops, levels)
-    return together(images, ops, levels)
+        return one_by_one(images, ops, levels, parameter)
+    return together(images, ops, levels, parameter)
 
 
-def one_by_one(images: Array, ops: Array, levels: Array) -> Array:
+def one_by_one(images: Array, ops: Array, levels: Array, parameter: Parameter = parameter) -> Array:
     """Return what `strong` does, as a loop over the images that branches by their operations."""
 
     def one(given: tuple[Array, Array, Array]) -> Array:
         image, ops, levels = given
         planes = jnp.moveaxis(image, -1, 0)[:, None]
         for op, level in zip(ops, levels, strict=True):
-            planes = lax.switch(op, [partial(_changed, name) for name in NAMES], planes, level)
+            changes = [partial(_changed, name, parameter=parameter) for name in NAMES]
+            planes = lax.switch(op, changes, planes, level)
         return jnp.moveaxis(planes[:, 0], 0, -1)
 
     return lax.map(one, (images, ops, levels))
 
 
-def together(images: Array, ops: Array, levels: Array) -> Array:
+def together(images: Array, ops: Array, levels: Array, parameter: Parameter = parameter) -> Array:
     """Return what `strong` does, without a branch."""
     planes = jnp.moveaxis(images, -1, 0)
     for i in range(ops.shape[1]):
-        planes = _one_each(planes, ops[:, i], levels[:, i])
+        planes = _one_each(planes, ops[:, i], levels[:, i], parameter)
     return jnp.moveaxis(planes, 0, -1)
 
 
@@ -177,25 +185,29 @@ def _alone(name: str, image: Array, level: Array | float) -> Array:
     return jnp.moveaxis(_changed(name, planes, level)[:, 0], 0, -1)
 
 
-def _changed(name: str, planes: Array, level: Array | float) -> Array:
+def _changed(
+    name: str, planes: Array, level: Array | float, parameter: Parameter = parameter
+) -> Array:
     """Return planes [3, B, H, W] uint8 after one operation at one level."""
+    value = _value(name, level, parameter)
     if name in _PIXELS:
-        return _PIXELS[name](planes, level)
+        return _PIXELS[name](planes, value)
     if name == 'identity':
         return planes
-    table = jnp.broadcast_to(_TABLES[name](planes, level), (*planes.shape[:2], 256))
+    table = jnp.broadcast_to(_TABLES[name](planes, value), (*planes.shape[:2], 256))
     # Times one, exact in any precision: all but a product would be fused into the look-up, and the
     # table would be computed for every pixel.
     return _look_up(planes, table.astype(jnp.float32) @ jnp.eye(256))
 
 
-def _one_each(planes: Array, op: Array, level: Array) -> Array:
+def _one_each(planes: Array, op: Array, level: Array, parameter: Parameter) -> Array:
     """Return planes [3, B, H, W] uint8 after operation op [B] of each image at its level [B].
 
     An image that a table changes is left alone by what follows, and the other way round.
     """
     chosen = op[:, None] == np.arange(len(NAMES))  # [B, 12]
-    tables = [_TABLES.get(name, _identity)(planes, level) for name in NAMES]
+    values = {name: _value(name, level, parameter) for name in NAMES}
+    tables = [_TABLES.get(name, _identity)(planes, values[name]) for name in NAMES]
     shape = *planes.shape[:2], 256
     tables = jnp.stack([jnp.broadcast_to(table, shape) for table in tables]).astype(jnp.float32)
     # A product, of numbers that any precision holds: a choice would be fused into the look-up, and
@@ -205,7 +217,7 @@ def _one_each(planes: Array, op: Array, level: Array) -> Array:
     changed = planes
     for name, change in _PIXELS.items():
         this = chosen[:, NAMES.index(name), None, None]
-        changed = jnp.where(this, change(planes, level), changed)
+        changed = jnp.where(this, change(planes, values[name]), changed)
     return lax.optimization_barrier(changed)
 
 
@@ -221,18 +233,18 @@ def _flat(planes: Array) -> Array:
     return first.reshape(*planes.shape[:2], 1, 1) + planes
 
 
-def _identity(planes: Array, level: Array) -> Array:
+def _identity(planes: Array, _: None) -> Array:
     return _VALUES
 
 
-def _autocontrast(planes: Array, level: Array) -> Array:
+def _autocontrast(planes: Array, _: None) -> Array:
     low, high = planes.min((2, 3)), planes.max((2, 3))
     low, high = (value[..., None].astype(jnp.int32) for value in (low, high))
     stretched = 255 * (_VALUES - low) // jnp.maximum(high - low, 1)
     return jnp.where(high > low, jnp.clip(stretched, 0, 255), _VALUES)
 
 
-def _equalize(planes: Array, level: Array) -> Array:
+def _equalize(planes: Array, _: None) -> Array:
     counts = jnp.zeros(planes.shape[0] * planes.shape[1] * 256, jnp.int32)
     counts = counts.at[_flat(planes).ravel()].add(1).reshape(*planes.shape[:2], 256)
     below = jnp.cumsum(counts, axis=2) - counts
@@ -242,38 +254,36 @@ def _equalize(planes: Array, level: Array) -> Array:
     return jnp.where(step > 0, even, _VALUES)
 
 
-def _invert(planes: Array, level: Array) -> Array:
+def _invert(planes: Array, _: None) -> Array:
     return 255 - _VALUES
 
 
-def _contrast(planes: Array, level: Array) -> Array:
+def _contrast(planes: Array, factor: Array) -> Array:
     pixels = np.uint32(planes.shape[2] * planes.shape[3])
     total = _luma(planes).sum((1, 2), dtype=jnp.uint32)
     mean = ((2 * total + pixels) // (2 * pixels)).astype(jnp.int32)  # int(total / pixels + 0.5)
-    return _blended(mean[:, None], _VALUES, _factors('contrast', level)[..., 0])
+    return _blended(mean[:, None], _VALUES, factor[..., 0])
 
 
-def _brightness(planes: Array, level: Array) -> Array:
-    return _blended(0, _VALUES, _factors('brightness', level)[..., 0])
+def _brightness(planes: Array, factor: Array) -> Array:
+    return _blended(0, _VALUES, factor[..., 0])
 
 
-def _posterize(planes: Array, level: Array) -> Array:
-    dropped = 8 - _factors('posterize', level)[..., 0].astype(jnp.int32)
+def _posterize(planes: Array, bits: Array) -> Array:
+    dropped = 8 - bits[..., 0].astype(jnp.int32)
     return _VALUES >> dropped << dropped
 
 
-def _solarize(planes: Array, level: Array) -> Array:
-    threshold = _factors('solarize', level)[..., 0]
-    return jnp.where(threshold > _VALUES, _VALUES, 255 - _VALUES)
+def _solarize(planes: Array, threshold: Array) -> Array:
+    return jnp.where(threshold[..., 0] > _VALUES, _VALUES, 255 - _VALUES)
 
 
-def _blur(planes: Array, level: Array) -> Array:
+def _blur(planes: Array, radius: Array) -> Array:
     """Blur by three boxes along rows, then three along columns (Gwosdek et al., SSVM 2011).
 
     A box has half-width n + a, with a fraction a: its pixels weigh alike, but the two at its ends.
     Weights are fixed-point numbers of 24 bits, and their sum with any pixels is below 2^32.
     """
-    radius = _factors('blur', level)
     variance = _divide(radius * radius, 3)
     wide = variance >= 2 / 3  # n = floor((sqrt(12 variance + 1) - 1) / 2): 1 or 0
     n = wide.astype(jnp.float32)
@@ -296,21 +306,21 @@ def _blur(planes: Array, level: Array) -> Array:
     return lax.optimization_barrier(planes)  # likewise, in what follows
 
 
-def _color(planes: Array, level: Array) -> Array:
-    return _blended(_luma(planes), planes, _factors('color', level)).astype(jnp.uint8)
+def _color(planes: Array, factor: Array) -> Array:
+    return _blended(_luma(planes), planes, factor).astype(jnp.uint8)
 
 
-def _sharpness(planes: Array, level: Array) -> Array:
+def _sharpness(planes: Array, factor: Array) -> Array:
     wide = planes.astype(jnp.float32)  # sums are exact in it
     rows, inside = wide[:, :, :-2] + wide[:, :, 1:-1] + wide[:, :, 2:], wide[:, :, 1:-1, 1:-1]
     total = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * inside
     smooth = jnp.round(total / 13)  # never half-way
     # From `inside`, not from the bytes: with all its readers alike a CPU makes `wide` once.
-    sharp = _blended(smooth, inside, _factors('sharpness', level)).astype(jnp.uint8)
+    sharp = _blended(smooth, inside, factor).astype(jnp.uint8)
     return lax.dynamic_update_slice(planes, sharp, (0, 0, 1, 1))
 
 
-def _hue(planes: Array, level: Array) -> Array:
+def _hue(planes: Array, angle: Array) -> Array:
     """Turn the hue in HSV of 8 bits each: H = int(255 hue), S = int(255 chroma / V)."""
     red, green, blue = planes.astype(jnp.float32)
     value = jnp.maximum(jnp.maximum(red, green), blue)
@@ -323,7 +333,7 @@ def _hue(planes: Array, level: Array) -> Array:
     sixths = jnp.where(chroma > 0, corner + jnp.where(after, away, -away), 0)
     turns = _divide(sixths, 6)
     turns = jnp.where(turns < 0, turns + 1, turns)
-    shift = _factors('hue', level).astype(jnp.int32)  # towards 0
+    shift = angle.astype(jnp.int32)  # towards 0
     turned = (jnp.floor(255 * turns).astype(jnp.int32) + shift & 255).astype(jnp.float32)
     saturation = jnp.floor(255 * (chroma / jnp.maximum(value, 1)))
     # Back, for all sextants at once: V - V S clip(min(k, 4 - k), 0, 1), k = (n + 6 H) mod 6.
@@ -343,13 +353,15 @@ def _luma(planes: Array) -> Array:
 
 
 def _blended(base: Array | int, values: Array, factor: Array) -> Array:
-    """Return int(base + factor (values - base)), factor in [0, 1], int32."""
+    """Return int(base + factor (values - base)), cut off at 0 and 255, int32."""
     difference = values.astype(jnp.int32) - base
-    return (base + factor * difference).astype(jnp.int32)
+    return jnp.clip(base + factor * difference, 0, 255).astype(jnp.int32)
 
 
-def _factors(name: str, level: Array | float) -> Array:
-    """Return the parameters of an operation as [B, 1, 1] float32."""
+def _value(name: str, level: Array | float, parameter: Parameter) -> Array | None:
+    """Return the parameters of an operation as [B, 1, 1] float32, or None where it has none."""
+    if name in _WITHOUT_PARAMETER:
+        return None
     return jnp.asarray(parameter(name, level), jnp.float32).reshape(-1, 1, 1)
 
 

@@ -1,4 +1,8 @@
-"""Resizing as torch does it: bilinear with corners aligned, and nearest; and by a fixed kernel."""
+"""Resizing as torch does it: bilinear in two ways, bicubic and nearest; and by a fixed kernel.
+
+`bilinear` aligns the corners of the two grids (torch: align_corners=True), `half_pixel` their edges
+(align_corners=False). A method has the one that its authors have.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -32,14 +36,50 @@ def bilinear(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     """
     if x.ndim != 4:
         raise ValueError(f'x has shape {x.shape}; expected [B, h, w, C]')
-    height, width = _checked(size)
-    x = x.astype(jnp.float32)
-    product = partial(jnp.einsum, precision='highest')  # TF32 would cost three digits
-    if height != x.shape[1]:
-        x = product('Hh,bhwc->bHwc', _interpolation(x.shape[1], height), x)
-    if width != x.shape[2]:
-        x = product('Ww,bHwc->bHWc', _interpolation(x.shape[2], width), x)
-    return x
+    return _interpolated(x, _checked(size), _interpolation)
+
+
+def half_pixel(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Resize feature maps bilinearly with align_corners=False.
+
+    Output row i reads the input at (i + 0.5) h / H - 0.5, not beyond its first and last row. No
+    antialiasing: a map that shrinks to less than half is read at some of its rows alone.
+
+    Args:
+        x: [B, h, w, C], any real dtype.
+        size: (H, W).
+
+    Returns:
+        [B, H, W, C] float32; the values of `x` unchanged where the size is the same.
+
+    Raises:
+        ValueError: as `bilinear`.
+    """
+    if x.ndim != 4:
+        raise ValueError(f'x has shape {x.shape}; expected [B, h, w, C]')
+    return _interpolated(x, _checked(size), _interpolation_half_pixel)
+
+
+def bicubic(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Resize feature maps bicubically with align_corners=False, as torch does.
+
+    Output row i reads the four rows around (i + 0.5) h / H - 0.5; beyond a border the border is
+    repeated. The kernel is that of a = -0.75, where `jax.image.resize` has another one. No
+    antialiasing.
+
+    Args:
+        x: [B, h, w, C], any real dtype.
+        size: (H, W).
+
+    Returns:
+        [B, H, W, C] float32; the values of `x` unchanged where the size is the same.
+
+    Raises:
+        ValueError: as `bilinear`.
+    """
+    if x.ndim != 4:
+        raise ValueError(f'x has shape {x.shape}; expected [B, h, w, C]')
+    return _interpolated(x, _checked(size), _interpolation_bicubic)
 
 
 def map_bilinear(
@@ -66,6 +106,28 @@ def map_bilinear(
     """
     size = _checked(size)
     return _map_resized(function, partial(bilinear, size=size), size, x, *maps)
+
+
+def map_half_pixel(
+    function: Callable[..., Any], x: jax.Array, size: tuple[int, int], *maps: jax.Array
+) -> Any:
+    """Return function(half_pixel(x, size), *maps) a few images at a time, as `map_bilinear`.
+
+    Args:
+        function: ([n, H, W, C] float32, *maps of n images) -> arrays [n, ...]; what it gives for an
+            image depends on no other.
+        x: [B, h, w, C], any real dtype.
+        size: (H, W).
+        *maps: [B, ...].
+
+    Returns:
+        Arrays [B, ...].
+
+    Raises:
+        ValueError: as `bilinear`.
+    """
+    size = _checked(size)
+    return _map_resized(function, partial(half_pixel, size=size), size, x, *maps)
 
 
 def upsample_zero(x: jax.Array, factor: int = 8) -> jax.Array:
@@ -166,6 +228,20 @@ def _map_resized(
     return jax.tree.map(lambda a: a.reshape(count, *a.shape[2:]), given)
 
 
+def _interpolated(
+    x: jax.Array, size: tuple[int, int], matrix: Callable[[int, int], np.ndarray]
+) -> jax.Array:
+    """Return x [B, h, w, C] resized by matrices [out, n] = matrix(n, out) of both axes."""
+    height, width = size
+    x = x.astype(jnp.float32)
+    product = partial(jnp.einsum, precision='highest')  # TF32 would cost three digits
+    if height != x.shape[1]:
+        x = product('Hh,bhwc->bHwc', matrix(x.shape[1], height), x)
+    if width != x.shape[2]:
+        x = product('Ww,bHwc->bHWc', matrix(x.shape[2], width), x)
+    return x
+
+
 def _checked(size: tuple[int, int]) -> tuple[int, int]:
     if len(size) != 2 or any(n != int(n) or n < 1 for n in size):
         raise ValueError(f'size is {size}; expected (height, width), two positive integers')
@@ -188,6 +264,33 @@ def _interpolation(n: int, out: int) -> np.ndarray:
     np.add.at(matrix, (rows, lower), 1 - fraction)
     np.add.at(matrix, (rows, np.minimum(lower + 1, n - 1)), fraction)
     return matrix
+
+
+def _interpolation_half_pixel(n: int, out: int) -> np.ndarray:
+    """Return the [out, n] float32 matrix of align_corners=False along one axis."""
+    matrix = np.zeros((out, n), np.float32)
+    rows = np.arange(out)
+    # Position (i + 0.5) n / out - 0.5 in whole numbers, as above.
+    lower, remainder = np.divmod(np.maximum((2 * rows + 1) * n - out, 0), 2 * out)
+    fraction = remainder / (2 * out)
+    np.add.at(matrix, (rows, lower), 1 - fraction)
+    np.add.at(matrix, (rows, np.minimum(lower + 1, n - 1)), fraction)
+    return matrix
+
+
+def _interpolation_bicubic(n: int, out: int) -> np.ndarray:
+    """Return the [out, n] float32 matrix of `bicubic` along one axis."""
+    matrix = np.zeros((out, n))
+    rows = np.arange(out)
+    lower, remainder = np.divmod((2 * rows + 1) * n - out, 2 * out)
+    a, fraction = -0.75, remainder / (2 * out)
+    for tap in (-1, 0, 1, 2):
+        distance = np.abs(fraction - tap)
+        near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
+        far = a * (((distance - 5) * distance + 8) * distance - 4)
+        weights = np.where(distance <= 1, near, far)
+        np.add.at(matrix, (rows, np.clip(lower + tap, 0, n - 1)), weights)
+    return matrix.astype(np.float32)
 
 
 def _interpolation_zero(n: int, factor: int) -> np.ndarray:

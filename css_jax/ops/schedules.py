@@ -30,6 +30,45 @@ def poly(
     return schedule
 
 
+def poly_from_warmup(
+    base: float,
+    steps: int,
+    warmup_steps: int,
+    ratio: float = 1e-6,
+    power: float = 0.9,
+    floor: float = 0.0,
+) -> Callable[[Array | int], Array]:
+    """Return CoSA's learning rate: a linear rise to the base, then poly counted from step 0.
+
+    base · (1 - (1 - t/W) (1 - r)) while t < W, then base · max((1 - t/T)^power, floor), which is
+    below the base at once: `poly` multiplies both factors instead (arXiv 2402.17891, the authors'
+    program).
+
+    Args:
+        base: learning rate at the end of the warm-up.
+        steps: T, the iterations of the whole run; from then on the last rate stays.
+        warmup_steps: W; 0: none.
+        ratio: r, of the base at step 0.
+        power: exponent.
+        floor: smallest factor of the base after the warm-up.
+
+    Returns:
+        A function from the step t, counted from 0, to a float32 scalar.
+    """
+
+    def schedule(step: Array | int) -> Array:
+        step = jnp.minimum(step, steps - 1)
+        # What is left in whole steps, before it is divided: the last rates keep all digits.
+        rate = jnp.maximum(((steps - step) / steps) ** power, floor)
+        if warmup_steps:
+            # Their formula, without the difference from 1 that loses the first rates' digits.
+            rise = (step + (warmup_steps - step) * ratio) / warmup_steps
+            rate = jnp.where(step < warmup_steps, rise, rate)
+        return base * rate
+
+    return schedule
+
+
 def poly_by_epoch(
     base: float, epochs: int, steps_per_epoch: int, power: float = 0.9
 ) -> Callable[[Array | int], Array]:

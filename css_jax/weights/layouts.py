@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from css_jax.weights import drn, reference
+from css_jax.models import vit
+from css_jax.weights import drn, reference, timm
 
 
 class Layout(NamedTuple):
@@ -59,7 +60,9 @@ def backbone(
     ignored = [name for name in own if name not in table]
     missing = [name for name in table if name not in own]
     unknown = [
-        name for name in ignored if re.match(r'((conv|bn|layer|stem)\w*[./]|_blocks\.|\d+\.)', name)
+        name
+        for name in ignored
+        if re.match(r'((conv|bn|layer|stem)\w*[./]|_?blocks\.|\d+\.)', name)
     ]
     unknown = [name for name in unknown if not name.startswith('conv_preds')]  # Keras's classifier
     taken, wrong = {}, []
@@ -70,10 +73,11 @@ def backbone(
             if array.shape != shapes[path].shape:
                 wrong.append(f'{name} has {array.shape}, expected {shapes[path].shape}')
     if missing or unknown or wrong:
-        told = [f'{reference.listed(wrong)} (as [h, w, in, out])'] if wrong else []
+        axes = ' (as [h, w, in, out])' if layout is not VIT else ''
+        told = [f'{reference.listed(wrong)}{axes}'] if wrong else []
         told += [f'missing: {reference.listed(missing)}'] if missing else []
         told += [f'more than here: {reference.listed(unknown)}'] if unknown else []
-        raise ValueError(f'{"; ".join(told)}. Likely {_cause(missing, unknown)}')
+        raise ValueError(f'{"; ".join(told)}. Likely {_cause(missing, unknown, wrong)}')
     return taken, prefix, [prefix + name for name in ignored]
 
 
@@ -86,12 +90,17 @@ def _prefix(arrays: Mapping[str, np.ndarray], landmark: str) -> str:
     return next((p for p in found if re.match(r'ema|teacher', p)), found[0])
 
 
-def _cause(missing: list[str], unknown: list[str]) -> str:
+def _cause(missing: list[str], unknown: list[str], wrong: list[str]) -> str:
     """Guess from the names why a file does not fit."""
     names = missing + unknown
+    shaped = {told.split()[0] for told in wrong}
+    if not names and shaped == {'pos_embed'}:
+        return 'trained on images of another size: its table has a row for each patch, here 14x14'
+    if not names and timm.LANDMARK in shaped <= {timm.LANDMARK, 'pos_embed'}:
+        return 'patches of another size, here 16x16'
     if any(re.match(r'conv1\.', name) for name in missing):
         return 'another stem: see model.stem (conv7: conv1.weight; deep: conv1.0.weight to 6)'
-    if any(re.match(r'layer\d|_blocks\.|\d+\.', name) for name in names):
+    if any(re.match(r'layer\d|_?blocks\.|\d+\.', name) for name in names):
         return 'another depth: see model.backbone'
     return 'another width, see model.width (1.0 for the published ResNets), or backbone'
 
@@ -155,8 +164,10 @@ KERAS = Layout('conv_dw_1/depthwise_kernel', _keras_names, _keras_to_ours)
 LITE = Layout('_blocks.0._depthwise_conv.weight', _lite_names, _torch_to_ours)
 # Its names are what stands behind 'layer' or 'base.'.
 DRN = Layout('0.0.weight', drn.names, _torch_to_ours)
+VIT = Layout(timm.LANDMARK, timm.names, timm.to_ours)
 LAYOUTS = {
     'mobilenet_v1': KERAS,
     **{f'efficientnet_lite{i}': LITE for i in range(3)},
     **{f'drn_d_{depth}': DRN for depth in (22, 38, 54, 105)},
+    **dict.fromkeys(vit.SIZES, VIT),
 }
