@@ -31,6 +31,8 @@ FIRST = (
     'test_processes',
     'test_spread',
     'test_house',
+    'test_usss',
+    'test_imas',
     'test_train',
     'test_flags',
     'test_sweep',
