@@ -21,6 +21,31 @@ from data_prep.images import encode_png
 VOID = 255  # label of pixels that have no class
 
 
+class FromFiles(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Read published files once; the records are all that is needed afterwards.
+
+    Attributes:
+        SPLITS: split -> how many images it must have, None: any number but 0.
+    """
+
+    VERSION = tfds.core.Version('1.0.0')
+    SPLITS: Mapping[str, int | None] = {}
+
+    def __init__(
+        self, *, source: str = '', splits: Mapping[str, int | None] | None = None, **kwargs
+    ):
+        """Initialise.
+
+        Args:
+            source: the published files, or their folder; only preparing needs it.
+            splits: instead of `SPLITS`.
+            **kwargs: data_dir, config as in any TFDS builder.
+        """
+        self._source = Path(source)
+        self._splits = self.SPLITS if splits is None else splits
+        super().__init__(**kwargs)
+
+
 def dataset_info(
     builder: tfds.core.DatasetBuilder,
     class_names: tuple[str, ...],

@@ -311,23 +311,34 @@ def test_two_devices_leave_the_state_of_one(mode):
         np.testing.assert_allclose(ours[path], theirs[path], rtol=1e-4, atol=2e-6, err_msg=path)
 
 
-def targets_of(batch, build=small, **changes):
-    """The first step's targets and metrics, on one device."""
+def first(batch, function, build=small, **changes):
+    """What function(method, optimiser, context, state, keys) gives at step 30, on one device."""
     method, config = configured(**changes)
     tx, _ = method.optimizer(config)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(models, 'build', build)
         ctx = methods.context(config)
-        current = state.create(method, tx, ctx)
+        current = state.create(method, tx, ctx).replace(step=jnp.int32(30))
 
         @jax.jit
-        def both(current):
+        def compiled(current):
             keys = parallel.step_keys(current.key, current.step, batch, None)
-            prepared, _ = method.targets(current, batch, keys, ctx)
-            after = step.train_step(current, batch, method=method, optimizer=tx, ctx=ctx)
-            return prepared, *after
+            return function(method, tx, ctx, current, keys)
 
-        return config, *jax.device_get(both(current.replace(step=jnp.int32(30))))[0::2]
+        return jax.device_get(compiled(current))
+
+
+def targets_of(batch, **changes):
+    return first(
+        batch, lambda m, tx, ctx, now, keys: m.targets(now, batch, keys, ctx)[0], **changes
+    )
+
+
+def metrics_of(batch, build=small, **changes):
+    def stepped(method, tx, ctx, now, keys):
+        return step.train_step(now, batch, method=method, optimizer=tx, ctx=ctx)[1]
+
+    return first(batch, stepped, build, **changes)
 
 
 BATCH = next(spread.batches())
@@ -336,25 +347,27 @@ BATCH = next(spread.batches())
 def test_a_batch_without_labels_and_without_confident_pixels_has_no_loss():
     empty = {'image': BATCH['labelled']['image'], 'label': np.full((16, 32, 32), 255, np.uint8)}
     batch = {'labelled': empty, 'unlabelled': BATCH['unlabelled']}
-    _, prepared, metrics = targets_of(batch, unsupervised__threshold=1.0)
+    prepared = targets_of(batch, unsupervised__threshold=1.0)
+    metrics = metrics_of(batch, unsupervised__threshold=1.0)
     assert metrics['loss'] == 0 and metrics['gradient_norm'] == 0
     assert not prepared.triggered.any() and (prepared.easiness == 0).all()
     np.testing.assert_array_equal(prepared.strong, prepared.weak)  # nothing is blended in
 
 
 def test_the_strong_view_follows_easiness():
-    config, prepared, _ = targets_of(BATCH, imas__group=4)
+    prepared = targets_of(BATCH, imas__group=4)
     easy, other = prepared.easiness, prepared.strong != prepared.weak
     assert easy.min() < 0.3 < easy.max() <= 1
     # What an operation does to an image is scaled by h, so that where h is 0 nothing changes.
     assert not other[easy == 0].any() and other[easy > 0].any()
-    config, prepared, _ = targets_of(BATCH, imas__blend=False)
-    levels = prepared.strong * np.float32(config.data.std) + np.float32(config.data.mean)
+    prepared = targets_of(BATCH, imas__blend=False)
+    data = configured()[1].data
+    levels = prepared.strong * np.float32(data.std) + np.float32(data.mean)
     np.testing.assert_allclose(255 * levels, np.round(255 * levels), atol=1e-2)  # not blended
 
 
 def test_only_images_of_a_group_mix_and_only_the_box_changes():
-    _, prepared, _ = targets_of(BATCH, imas__group=4, imas__box=(0.9, 0.9))
+    prepared = targets_of(BATCH, imas__group=4, imas__box=(0.9, 0.9))
     for i in range(16):
         first = i // 4 * 4
         order = np.argsort(prepared.easiness[first : first + 4], kind='stable')
@@ -376,7 +389,7 @@ def test_micro_batches_add_up_to_the_batch():
 
         return Weighted((*outputs.items(),))
 
-    losses = [targets_of(BATCH, plain, accumulate_steps=k)[2] for k in (1, 4)]
+    losses = [metrics_of(BATCH, plain, accumulate_steps=k) for k in (1, 4)]
     for name in ('loss_supervised', 'loss_unsupervised', 'gradient_norm', 'easiness'):
         np.testing.assert_allclose(losses[0][name], losses[1][name], rtol=1e-5)
 

@@ -195,7 +195,10 @@ class _View(Mapping):
             return _View(self._resolver, value, path)
         return self._resolver.value(path)
 
-    __getitem__ = __getattr__
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._config:
+            raise KeyError(name)
+        return getattr(self, name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._config)

@@ -184,9 +184,8 @@ def loss(
 
 def weights(state: TrainState, ctx: Context) -> dict[str, float]:
     """Weigh L_u by lambda_u, and L_x of the auxiliary head."""
-    del state
     found = {'unsupervised': ctx.config.unsupervised.weight}
-    return found | supervised_weights(None, ctx)
+    return found | supervised_weights(state, ctx)
 
 
 def draw(keys: parallel.Keys, size: tuple[int, int], ctx: Context) -> Draws:
@@ -255,7 +254,7 @@ def supervised_loss(
     return _supervised(out, prepared.labels, ctx), (batch_stats, {}, {})
 
 
-def supervised_weights(state: TrainState | None, ctx: Context) -> dict[str, float]:
+def supervised_weights(state: TrainState, ctx: Context) -> dict[str, float]:
     """Weigh L_x of the auxiliary head."""
     del state
     weight = ctx.config.imas.auxiliary_weight

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from css_jax import optimizer as optimizers
 from css_jax.data import splits
 from css_jax.keys import Key, ascending
-from css_jax.methods import views
+from css_jax.methods import epochs, views
 from css_jax.models import published
 
 _MANY = 10**9
@@ -110,11 +110,6 @@ def supervised_steps_per_epoch(config: Any) -> int:
     return max(1, images // batch_size if drops else -(-images // batch_size))
 
 
-def _steps(per_epoch: Callable[[Any], int]) -> Callable[[Any], int | None]:
-    """Return the default of `steps`: that of the epochs, where there are any."""
-    return lambda c: c.imas.epochs * per_epoch(c) if c.imas.epochs else None
-
-
 def _deep(value: Any) -> Callable[[Any], Any]:
     """Return a default of the authors' networks alone."""
     return lambda c: value if c.model.backbone in _DEEP else None
@@ -127,7 +122,7 @@ def _stem(c: Any) -> str | None:
 
 
 SUPERVISED_DEFAULTS = {
-    'steps': _steps(supervised_steps_per_epoch),
+    'steps': epochs.steps('imas', supervised_steps_per_epoch),
     'optimizer.learning_rate': of_dataset(voc=0.001, cityscapes=0.01),
     'optimizer.weight_decay': of_dataset(voc=1e-4),
     'optimizer.nesterov': False,
@@ -151,7 +146,7 @@ SUPERVISED_DEFAULTS = {
 }
 DEFAULTS = {
     **SUPERVISED_DEFAULTS,
-    'steps': _steps(steps_per_epoch),
+    'steps': epochs.steps('imas', steps_per_epoch),
     'supervised.ohem_kept': lambda c: 100_000 // c.imas.group,
     'model.multi_grid': _deep((2, 2, 4)),
     'eval.network': 'teacher',
@@ -205,11 +200,7 @@ def warnings(config: ConfigDict, images: Mapping[str, int]) -> list[str]:
             f'has {images[stream]} images'
         )
     per_epoch = steps_per_epoch if stream == 'unlabelled' else supervised_steps_per_epoch
-    if config.imas.epochs and config.steps != config.imas.epochs * per_epoch(config):
-        found.append(
-            f'imas.epochs={config.imas.epochs} has no effect: steps={config.steps} is set, which '
-            f'is {config.steps / per_epoch(config):.1f} epochs'
-        )
+    found += epochs.warnings(config, 'imas', per_epoch(config))
     # On Cityscapes and blender VOC every method is told so.
     classic = config.eval.dataset == 'voc' and config.data.streams.labelled.split == 'train'
     if classic and config.model.get('stem') == 'conv7':

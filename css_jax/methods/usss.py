@@ -22,7 +22,7 @@ length, several of each label, void's last.
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,20 @@ from css_jax.ops.losses import Term
 from css_jax.state import Context, TrainState, Variables
 
 plan, optimizer = settings.plan, settings.optimizer
+
+
+class Targets(NamedTuple):
+    """What a step trains on: letter of a dataset -> arrays.
+
+    Attributes:
+        labelled: [B, H, W, 3] normalised; sizes differ from dataset to dataset.
+        masks: [B, H, W] int32, -1: ignore.
+        unlabelled: [m B, H, W, 3] normalised, of the datasets that have such a stream.
+    """
+
+    labelled: dict[str, Array]
+    masks: dict[str, Array]
+    unlabelled: dict[str, Array]
 
 
 def outputs(config: ConfigDict) -> dict[str, int]:
@@ -80,29 +94,31 @@ def given(config: ConfigDict, read: Callable) -> dict[str, dict[str, Any]]:
 
 def targets(
     state: TrainState, batch: dict, keys: parallel.Keys, ctx: Context
-) -> tuple[dict[str, Array], Any]:
-    """Standardise the images: stream -> images [B, H, W, 3], 'labels_a' -> [B, H, W] int32."""
+) -> tuple[Targets, Any]:
+    """Standardise the images of every stream; nothing else is done to them."""
     del keys
-    prepared = {name: views.normalise(arrays['image'], ctx) for name, arrays in batch.items()}
-    for name, arrays in batch.items():
-        if 'label' in arrays:
-            labels = views.host_labels(arrays['label'])
-            prepared[f'labels_{name.removeprefix(LABELLED)}'] = labels
+    images = {name: views.normalise(arrays['image'], ctx) for name, arrays in batch.items()}
+    letters = [name.removeprefix(LABELLED) for name in batch if name.startswith(LABELLED)]
+    prepared = Targets(
+        {name: images[LABELLED + name] for name in letters},
+        {name: views.host_labels(batch[LABELLED + name]['label']) for name in letters},
+        {name: images[UNLABELLED + name] for name in letters if UNLABELLED + name in images},
+    )
     return prepared, state.teacher.batch_stats
 
 
 def loss(
-    params: Any, state: TrainState, prepared: dict, keys: parallel.Keys, ctx: Context
+    params: Any, state: TrainState, prepared: Targets, keys: parallel.Keys, ctx: Context
 ) -> tuple[dict[str, Term], tuple]:
     """Compute L_sup of each dataset and, where it has unlabelled images, L_c and L_w."""
     del keys
     stats, terms, logged = state.student.batch_stats, {}, {}
     for name in names(ctx.config):
-        out, stats = ctx.train(Variables(params, stats), prepared[LABELLED + name])
-        logits, labels = out[f'logits_{name}'], prepared[f'labels_{name}']
-        terms[f'supervised_{name}'] = Term(*_cross_entropy(logits, labels))
-        if UNLABELLED + name in prepared:
-            images = _micro_batches(prepared[UNLABELLED + name], name, ctx)
+        out, stats = ctx.train(Variables(params, stats), prepared.labelled[name])
+        sums = _cross_entropy(out[f'logits_{name}'], prepared.masks[name])
+        terms[f'supervised_{name}'] = Term(*sums)
+        if name in prepared.unlabelled:
+            images = _micro_batches(prepared.unlabelled[name], name, ctx)
             own, stats, seen = _entropies(params, stats, images, name, state.memory, ctx)
             terms |= own
             logged |= seen

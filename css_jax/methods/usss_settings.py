@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from css_jax import optimizer as optimizers
 from css_jax.data import sources, splits
 from css_jax.keys import Key
+from css_jax.methods import epochs
 from css_jax.ops import schedules
 
 STRIDE = 8  # of the network's outputs
@@ -93,7 +94,7 @@ ENTROPY_KEYS = {
     ),
 }  # fmt: skip
 DEFAULTS = {
-    'steps': lambda c: c.usss.epochs * c.usss.steps_per_epoch if c.usss.epochs else None,
+    'steps': epochs.steps('usss', lambda c: c.usss.steps_per_epoch),
     'model.family': 'fcn',
     'model.backbone': 'drn_d_22',
     'data.mean': _of_drn((0.0, 0.0, 0.0)),
@@ -111,8 +112,8 @@ DEFAULTS = {
 def optimizer(config: ConfigDict) -> optimizers.Optimizer:
     """Return SGD with a rate that is constant in an epoch, but for a warm-up."""
     c, per_epoch = config.optimizer, config.usss.steps_per_epoch
-    epochs = max(1, -(-config.steps // per_epoch))
-    by_epoch = schedules.poly_by_epoch(c.learning_rate, epochs, per_epoch, c.power)
+    count = max(1, -(-config.steps // per_epoch))
+    by_epoch = schedules.poly_by_epoch(c.learning_rate, count, per_epoch, c.power)
 
     def rate(step: Any) -> Any:
         found = jnp.maximum(by_epoch(step), c.floor)
@@ -181,12 +182,8 @@ def warnings(config: ConfigDict, images: Mapping[str, int]) -> list[str]:
         config: finalised.
         images: stream -> how many images it has.
     """
-    found, streams, c = [], config.data.streams, config.usss
-    if c.epochs and config.steps != c.epochs * c.steps_per_epoch:
-        found.append(
-            f'usss.epochs={c.epochs} has no effect: steps={config.steps} is set, which is '
-            f'{config.steps / c.steps_per_epoch:.1f} epochs'
-        )
+    streams = config.data.streams
+    found = epochs.warnings(config, 'usss', config.usss.steps_per_epoch)
     for name in names(config):
         if 'cross_weight' in config.usss and UNLABELLED + name not in streams:
             found.append(

@@ -9,8 +9,8 @@ say is a fill-in; see `css_jax.ops.embeddings` and docs/usss.md.
 import json
 import logging
 import pathlib
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -77,12 +77,7 @@ def make(
         )
     free = (*run_folder.FREE, 'usss.centroids', 'usss.embedding_dim')
     run_folder.match(config, workdir, free)
-    files.check_format(target, '--target')
-    picture = target.with_suffix('.png')
-    if target.suffix != '.npz':
-        raise ValueError(f'--target: got {target}, expected a file ending in .npz')
-    if there := [str(path) for path in (target, picture) if path.exists()]:
-        raise FileExistsError(f'--target: {" and ".join(there)} is there already')
+    picture = _free(target)
     step = checkpoint.find(workdir, which)
     trained = run_folder.load(workdir)  # whose network this is
     ctx = methods.context(trained)
@@ -91,33 +86,11 @@ def make(
 
     ids = splits.subsets(config.data)  # where they are today
     cells = {name: _cells(name, ids, config, ctx, variables) for name in usss.names(config)}
-    c, key = config.usss, jax.random.key(config.seed)
-    channels = next(iter(cells.values())).features.shape[1]
-    if c.embedding_dim > channels:
-        raise ValueError(
-            f'usss.embedding_dim: got {c.embedding_dim}, expected at most the {channels} channels '
-            'of the features'
-        )
-    weights = [1 / np.bincount(one.labels, minlength=1)[one.labels] for one in cells.values()]
-    features = [one.features for one in cells.values()]
-    mean, components = ops.pca(np.concatenate(features), np.concatenate(weights), c.embedding_dim)
-    arrays: dict[str, Any] = {'mean': mean, 'components': components}
-    for i, (name, one) in enumerate(cells.items()):
-        centroids = _centroids(one, c.centroids, jax.random.fold_in(key, i))
-        arrays |= {
-            f'{name}/rows': ops.rows(centroids, mean, components),
-            f'{name}/valid': np.repeat(one.counts > 0, c.centroids),
-            f'{name}/names': np.array(usss.classes(config, name)),
-            f'{name}/dataset': np.array(usss.title(config, name)),
-            f'{name}/cells': one.counts,
-        }
-        for label in np.flatnonzero(one.counts == 0):
-            absent = f'{usss.classes(config, name)[label]} of {usss.title(config, name)}'
-            LOG.warning('warning: no labelled cell shows %s: its rows are left out', absent)
-    record = splits.record(config.data, ids)
+    arrays = _embedded(config, cells)
     made_of = {
-        'run': str(workdir), 'step': step, 'seed': config.seed, 'centroids': c.centroids,
-        'embedding_dim': c.embedding_dim, 'split_hash': record['split_hash'],
+        'run': str(workdir), 'step': step, 'seed': config.seed,
+        'centroids': config.usss.centroids, 'embedding_dim': config.usss.embedding_dim,
+        'split_hash': splits.record(config.data, ids)['split_hash'],
     }  # fmt: skip
     arrays['made_of'] = np.array(json.dumps(made_of))
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -125,6 +98,56 @@ def make(
     files.write(target, arrays)  # last, as it is what is looked for
     print(f'written: {target}, {picture}')
     return target
+
+
+def _free(target: pathlib.Path) -> pathlib.Path:
+    """Return the place of the picture, once it is sure that both files can be written.
+
+    Raises:
+        ValueError: the file has another ending than .npz.
+        FileExistsError: either is there already.
+    """
+    if target.suffix != '.npz':
+        raise ValueError(f'--target: got {target}, expected a file ending in .npz')
+    picture = target.with_suffix('.png')
+    if there := [str(path) for path in (target, picture) if path.exists()]:
+        raise FileExistsError(f'--target: {" and ".join(there)} is there already')
+    return picture
+
+
+def _embedded(config: ConfigDict, cells: Mapping[str, Cells]) -> dict[str, np.ndarray]:
+    """Return the arrays of the file, see `css_jax.methods.usss_rows`, but for `made_of`.
+
+    Raises:
+        ValueError: the features have fewer channels than the embedding.
+    """
+    c, key = config.usss, jax.random.key(config.seed)
+    features = np.concatenate([one.features for one in cells.values()])
+    if c.embedding_dim > features.shape[1]:
+        raise ValueError(
+            f'usss.embedding_dim: got {c.embedding_dim}, expected at most the '
+            f'{features.shape[1]} channels of the features'
+        )
+    # Every label of every dataset weighs alike.
+    weights = [1 / np.bincount(one.labels, minlength=1)[one.labels] for one in cells.values()]
+    mean, components = ops.pca(features, np.concatenate(weights), c.embedding_dim)
+    arrays = {'mean': mean, 'components': components}
+    for i, (name, one) in enumerate(cells.items()):
+        classes, title = usss.classes(config, name), usss.title(config, name)
+        centroids = _centroids(one, c.centroids, jax.random.fold_in(key, i))
+        arrays |= {
+            f'{name}/rows': ops.rows(centroids, mean, components),
+            f'{name}/valid': np.repeat(one.counts > 0, c.centroids),
+            f'{name}/names': np.array(classes),
+            f'{name}/dataset': np.array(title),
+            f'{name}/cells': one.counts,
+        }
+        for label in np.flatnonzero(one.counts == 0):
+            LOG.warning(
+                'warning: no labelled cell shows %s of %s: its rows are left out',
+                classes[label], title,
+            )  # fmt: skip
+    return arrays
 
 
 def _centroids(cells: Cells, count: int, key: jax.Array) -> np.ndarray:
@@ -195,7 +218,7 @@ def _features(
 
 
 def _points(
-    config: ConfigDict, arrays: dict[str, Any]
+    config: ConfigDict, arrays: Mapping[str, np.ndarray]
 ) -> tuple[np.ndarray, list[str], np.ndarray, list[str]]:
     """Return what the picture shows: places [N, 2], names, dataset of each [N], and their titles.
 

@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from css_jax.ops import pillow
+
 NAMES = (
     'identity',
     'autocontrast',
@@ -34,7 +36,6 @@ NAMES = (
 )
 
 _WITHOUT_PARAMETER = NAMES[:4]
-_VALUES = np.arange(256, dtype=np.int32)
 
 
 def parameter(name: str, level: Array | float) -> Array | float:
@@ -190,14 +191,14 @@ def _changed(
 ) -> Array:
     """Return planes [3, B, H, W] uint8 after one operation at one level."""
     value = _value(name, level, parameter)
-    if name in _PIXELS:
-        return _PIXELS[name](planes, value)
+    if name in pillow.PIXELS:
+        return pillow.PIXELS[name](planes, value)
     if name == 'identity':
         return planes
-    table = jnp.broadcast_to(_TABLES[name](planes, value), (*planes.shape[:2], 256))
+    table = jnp.broadcast_to(pillow.TABLES[name](planes, value), (*planes.shape[:2], 256))
     # Times one, exact in any precision: all but a product would be fused into the look-up, and the
     # table would be computed for every pixel.
-    return _look_up(planes, table.astype(jnp.float32) @ jnp.eye(256))
+    return pillow.look_up(planes, table.astype(jnp.float32) @ jnp.eye(256))
 
 
 def _one_each(planes: Array, op: Array, level: Array, parameter: Parameter) -> Array:
@@ -207,155 +208,18 @@ def _one_each(planes: Array, op: Array, level: Array, parameter: Parameter) -> A
     """
     chosen = op[:, None] == np.arange(len(NAMES))  # [B, 12]
     values = {name: _value(name, level, parameter) for name in NAMES}
-    tables = [_TABLES.get(name, _identity)(planes, values[name]) for name in NAMES]
+    tables = [pillow.TABLES.get(name, pillow.identity)(planes, values[name]) for name in NAMES]
     shape = *planes.shape[:2], 256
     tables = jnp.stack([jnp.broadcast_to(table, shape) for table in tables]).astype(jnp.float32)
     # A product, of numbers that any precision holds: a choice would be fused into the look-up, and
     # all tables would be computed for every pixel.
     table = jnp.einsum('bk,kcbv->cbv', chosen.astype(jnp.float32), tables)
-    planes = lax.optimization_barrier(_look_up(planes, table))
+    planes = lax.optimization_barrier(pillow.look_up(planes, table))
     changed = planes
-    for name, change in _PIXELS.items():
+    for name, change in pillow.PIXELS.items():
         this = chosen[:, NAMES.index(name), None, None]
         changed = jnp.where(this, change(planes, values[name]), changed)
     return lax.optimization_barrier(changed)
-
-
-def _look_up(planes: Array, table: Array) -> Array:
-    """Return the values of planes [3, B, H, W] uint8 by a table [3, B, 256], or fewer axes."""
-    tables = jnp.broadcast_to(table, (*planes.shape[:2], 256)).astype(jnp.uint8)
-    return tables.ravel().at[_flat(planes)].get(mode='promise_in_bounds')
-
-
-def _flat(planes: Array) -> Array:
-    """Return where the value of each pixel is in [3, B, 256] made flat."""
-    first = 256 * jnp.arange(planes.shape[0] * planes.shape[1])
-    return first.reshape(*planes.shape[:2], 1, 1) + planes
-
-
-def _identity(planes: Array, _: None) -> Array:
-    return _VALUES
-
-
-def _autocontrast(planes: Array, _: None) -> Array:
-    low, high = planes.min((2, 3)), planes.max((2, 3))
-    low, high = (value[..., None].astype(jnp.int32) for value in (low, high))
-    stretched = 255 * (_VALUES - low) // jnp.maximum(high - low, 1)
-    return jnp.where(high > low, jnp.clip(stretched, 0, 255), _VALUES)
-
-
-def _equalize(planes: Array, _: None) -> Array:
-    counts = jnp.zeros(planes.shape[0] * planes.shape[1] * 256, jnp.int32)
-    counts = counts.at[_flat(planes).ravel()].add(1).reshape(*planes.shape[:2], 256)
-    below = jnp.cumsum(counts, axis=2) - counts
-    # Pixels below the highest value that occurs; 0 where it is the only one.
-    step = jnp.where(counts > 0, below, 0).max(2, keepdims=True) // 255
-    even = jnp.minimum((step // 2 + below) // jnp.maximum(step, 1), 255)
-    return jnp.where(step > 0, even, _VALUES)
-
-
-def _invert(planes: Array, _: None) -> Array:
-    return 255 - _VALUES
-
-
-def _contrast(planes: Array, factor: Array) -> Array:
-    pixels = np.uint32(planes.shape[2] * planes.shape[3])
-    total = _luma(planes).sum((1, 2), dtype=jnp.uint32)
-    mean = ((2 * total + pixels) // (2 * pixels)).astype(jnp.int32)  # int(total / pixels + 0.5)
-    return _blended(mean[:, None], _VALUES, factor[..., 0])
-
-
-def _brightness(planes: Array, factor: Array) -> Array:
-    return _blended(0, _VALUES, factor[..., 0])
-
-
-def _posterize(planes: Array, bits: Array) -> Array:
-    dropped = 8 - bits[..., 0].astype(jnp.int32)
-    return _VALUES >> dropped << dropped
-
-
-def _solarize(planes: Array, threshold: Array) -> Array:
-    return jnp.where(threshold[..., 0] > _VALUES, _VALUES, 255 - _VALUES)
-
-
-def _blur(planes: Array, radius: Array) -> Array:
-    """Blur by three boxes along rows, then three along columns (Gwosdek et al., SSVM 2011).
-
-    A box has half-width n + a, with a fraction a: its pixels weigh alike, but the two at its ends.
-    Weights are fixed-point numbers of 24 bits, and their sum with any pixels is below 2^32.
-    """
-    variance = _divide(radius * radius, 3)
-    wide = variance >= 2 / 3  # n = floor((sqrt(12 variance + 1) - 1) / 2): 1 or 0
-    n = wide.astype(jnp.float32)
-    half = n + (2 * n + 1) * (n * (n + 1) - 3 * variance) / (6 * (variance - (n + 1) ** 2))
-    inner = (2**24 / (2 * half + 1)).astype(jnp.uint32)
-    outer = (2**24 - jnp.where(wide, 3, 1).astype(jnp.uint32) * inner) // 2
-    weights = inner, jnp.where(wide, inner, outer), jnp.where(wide, outer, 0)
-    for axis in (3, 3, 3, 2, 2, 2):
-        margin = [(0, 0)] * 4
-        margin[axis] = (2, 2)
-        # Made once: fused into the sum, what the pixels come from would be computed for every tap.
-        padded = lax.optimization_barrier(jnp.pad(planes, margin, mode='edge'))
-        taps = [
-            lax.slice_in_dim(padded, i, i + planes.shape[axis], axis=axis).astype(jnp.uint32)
-            for i in range(5)
-        ]
-        pairs = taps[2], taps[1] + taps[3], taps[0] + taps[4]
-        total = sum(weight * pair for weight, pair in zip(weights, pairs, strict=True))
-        planes = (total + 2**23 >> 24).astype(jnp.uint8)
-    return lax.optimization_barrier(planes)  # likewise, in what follows
-
-
-def _color(planes: Array, factor: Array) -> Array:
-    return _blended(_luma(planes), planes, factor).astype(jnp.uint8)
-
-
-def _sharpness(planes: Array, factor: Array) -> Array:
-    wide = planes.astype(jnp.float32)  # sums are exact in it
-    rows, inside = wide[:, :, :-2] + wide[:, :, 1:-1] + wide[:, :, 2:], wide[:, :, 1:-1, 1:-1]
-    total = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * inside
-    smooth = jnp.round(total / 13)  # never half-way
-    # From `inside`, not from the bytes: with all its readers alike a CPU makes `wide` once.
-    sharp = _blended(smooth, inside, factor).astype(jnp.uint8)
-    return lax.dynamic_update_slice(planes, sharp, (0, 0, 1, 1))
-
-
-def _hue(planes: Array, angle: Array) -> Array:
-    """Turn the hue in HSV of 8 bits each: H = int(255 hue), S = int(255 chroma / V)."""
-    red, green, blue = planes.astype(jnp.float32)
-    value = jnp.maximum(jnp.maximum(red, green), blue)
-    least = jnp.minimum(jnp.minimum(red, green), blue)
-    chroma = value - least
-    first, second = value == red, value == green
-    corner = jnp.where(first, 0.0, jnp.where(second, 2.0, 4.0))
-    after = jnp.where(first, green >= blue, jnp.where(second, blue >= red, red >= green))
-    away = 1 - (2 * value + least - red - green - blue) / jnp.maximum(chroma, 1)
-    sixths = jnp.where(chroma > 0, corner + jnp.where(after, away, -away), 0)
-    turns = _divide(sixths, 6)
-    turns = jnp.where(turns < 0, turns + 1, turns)
-    shift = angle.astype(jnp.int32)  # towards 0
-    turned = (jnp.floor(255 * turns).astype(jnp.int32) + shift & 255).astype(jnp.float32)
-    saturation = jnp.floor(255 * (chroma / jnp.maximum(value, 1)))
-    # Back, for all sextants at once: V - V S clip(min(k, 4 - k), 0, 1), k = (n + 6 H) mod 6.
-    channels = []
-    for n in (5, 3, 1):
-        k = 6 * turned + 255 * n
-        k = jnp.where(k >= 1530, k - 1530, k)
-        share = jnp.clip(jnp.minimum(k, 1020 - k), 0, 255)
-        channels.append(value - jnp.floor(value * saturation * share / 255**2 + 0.5))
-    return jnp.stack(channels).astype(jnp.uint8)
-
-
-def _luma(planes: Array) -> Array:
-    """Return [B, H, W] int32 luma of planes [3, B, H, W]: ITU-R BT.601 in 16-bit fixed point."""
-    red, green, blue = planes.astype(jnp.int32)
-    return 19595 * red + 38470 * green + 7471 * blue + 32768 >> 16
-
-
-def _blended(base: Array | int, values: Array, factor: Array) -> Array:
-    """Return int(base + factor (values - base)), cut off at 0 and 255, int32."""
-    difference = values.astype(jnp.int32) - base
-    return jnp.clip(base + factor * difference, 0, 255).astype(jnp.int32)
 
 
 def _value(name: str, level: Array | float, parameter: Parameter) -> Array | None:
@@ -365,22 +229,5 @@ def _value(name: str, level: Array | float, parameter: Parameter) -> Array | Non
     return jnp.asarray(parameter(name, level), jnp.float32).reshape(-1, 1, 1)
 
 
-def _divide(x: Array, divisor: float) -> Array:
-    """Return x / divisor as a division rounds it: by a constant XLA would multiply its inverse."""
-    return x / jnp.where(jnp.isfinite(x), jnp.float32(divisor), 1)
-
-
 def _ceil(x: Array | float) -> Array | float:
     return -(-x // 1)
-
-
-_TABLES = {
-    'autocontrast': _autocontrast,
-    'equalize': _equalize,
-    'invert': _invert,
-    'contrast': _contrast,
-    'brightness': _brightness,
-    'posterize': _posterize,
-    'solarize': _solarize,
-}
-_PIXELS = {'blur': _blur, 'color': _color, 'sharpness': _sharpness, 'hue': _hue}

@@ -152,10 +152,8 @@ def upsample_zero(x: jax.Array, factor: int = 8) -> jax.Array:
     if x.ndim != 4:
         raise ValueError(f'x has shape {x.shape}; expected [B, h, w, C]')
     factor = _checked_factor(factor)
-    x = x.astype(jnp.float32)
-    product = partial(jnp.einsum, precision='highest')  # TF32 would cost three digits
-    x = product('Hh,bhwc->bHwc', _interpolation_zero(x.shape[1], factor), x)
-    return product('Ww,bHwc->bHWc', _interpolation_zero(x.shape[2], factor), x)
+    size = factor * x.shape[1], factor * x.shape[2]
+    return _interpolated(x, size, lambda n, _: _interpolation_zero(n, factor))
 
 
 def map_upsample_zero(

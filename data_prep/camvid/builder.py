@@ -37,26 +37,14 @@ class Config(tfds.core.BuilderConfig):
     shrink: int
 
 
-class Builder(tfds.core.GeneratorBasedBuilder):
-    """Reads the published files once; the records are all that is needed afterwards."""
+class Builder(records.FromFiles):
+    """Read the published files."""
 
-    VERSION = tfds.core.Version('1.0.0')
+    SPLITS = SPLITS
     BUILDER_CONFIGS = (
         Config(name='full', shrink=1, description='480x360 pixels, the image files as they are'),
         Config(name='half', shrink=2, description='240x180 pixels'),
     )
-
-    def __init__(self, *, source: str = '', splits: dict[str, int] | None = None, **kwargs):
-        """Initialise.
-
-        Args:
-            source: folder of the published files; only preparing needs it.
-            splits: images each split must have; None: `SPLITS`.
-            **kwargs: data_dir, config as in any TFDS builder.
-        """
-        self._source = Path(source)
-        self._splits = SPLITS if splits is None else splits
-        super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
         description = 'Street scenes filmed from a car, 11 classes, original split.'
@@ -83,7 +71,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 def check_source(source: Path) -> None:
     """Raise as `find_pairs` where the folder lacks a split of `SPLITS`."""
-    for split, count in SPLITS.items():
+    for split, count in Builder.SPLITS.items():
         find_pairs(source, split, count)
 
 

@@ -49,10 +49,10 @@ class Config(tfds.core.BuilderConfig):
     pillow: bool = False
 
 
-class Builder(tfds.core.GeneratorBasedBuilder):
-    """Reads the archives once; the records are all that is needed afterwards."""
+class Builder(records.FromFiles):
+    """Read the archives."""
 
-    VERSION = tfds.core.Version('1.0.0')
+    SPLITS = SPLITS
     BUILDER_CONFIGS = (
         Config(name='full', shrink=1, description='2048x1024 pixels, the image files as they are'),
         Config(name='half', shrink=2, description='1024x512 pixels, means of 2x2'),
@@ -63,18 +63,6 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             description="1024x512 pixels, resized by Pillow's bilinear filter, as USSS does",
         ),
     )
-
-    def __init__(self, *, source: str = '', splits: dict[str, int] | None = None, **kwargs):
-        """Initialise.
-
-        Args:
-            source: folder of the archives; only preparing needs it.
-            splits: images each split must have; None: `SPLITS`.
-            **kwargs: data_dir, config as in any TFDS builder.
-        """
-        self._source = Path(source)
-        self._splits = SPLITS if splits is None else splits
-        super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return records.dataset_info(

@@ -66,10 +66,10 @@ class Config(tfds.core.BuilderConfig):
     size: tuple[int, int] | None
 
 
-class Builder(tfds.core.GeneratorBasedBuilder):
-    """Reads the published files once; the records are all that is needed afterwards."""
+class Builder(records.FromFiles):
+    """Read the published files."""
 
-    VERSION = tfds.core.Version('1.0.0')
+    SPLITS = SPLITS
     BUILDER_CONFIGS = (
         Config(
             name='640x480',
@@ -82,18 +82,6 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             description='561 to 730 pixels wide, the image files as they are',
         ),
     )
-
-    def __init__(self, *, source: str = '', splits: dict[str, int] | None = None, **kwargs):
-        """Initialise.
-
-        Args:
-            source: see `NEEDED_FROM_USER`; only preparing needs it.
-            splits: images each split must have; None: `SPLITS`.
-            **kwargs: data_dir, config as in any TFDS builder.
-        """
-        self._source = Path(source)
-        self._splits = SPLITS if splits is None else splits
-        super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return records.dataset_info(

@@ -59,25 +59,13 @@ _EXPECTED = f'0..{len(CLASS_NAMES) - 1}, or {records.VOID} for void'
 Labels = dict[str, tuple[str, Callable[[], bytes]]]  # id -> name for messages, reader of a PNG
 
 
-class Builder(tfds.core.GeneratorBasedBuilder):
-    """Reads the archives once; the records are all that is needed afterwards."""
+class Builder(records.FromFiles):
+    """Read the archives."""
 
-    VERSION = tfds.core.Version('1.0.0')
+    SPLITS = SPLITS
     BUILDER_CONFIGS = (
         tfds.core.BuilderConfig(name='full', description='the image files as they are'),
     )
-
-    def __init__(self, *, source: str = '', splits: dict[str, int] | None = None, **kwargs):
-        """Initialise.
-
-        Args:
-            source: folder of the archives; only preparing needs it.
-            splits: images each split must have; None: `SPLITS`.
-            **kwargs: data_dir, config as in any TFDS builder.
-        """
-        self._source = Path(source)
-        self._splits = SPLITS if splits is None else splits
-        super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return records.dataset_info(

@@ -15,7 +15,7 @@ PIXELS = RNG.integers(0, 256, (24, 32, 3), np.uint8)
 DEEP = RNG.integers(0, 4096, (24, 32, 3)).astype(np.uint16)  # of a camera of 12 bits
 IDS = RNG.integers(0, 2, (24, 32)).astype(np.uint8)
 IMAGE = Image.fromarray(PIXELS)
-GOLDEN = Path(__file__).parents[3] / 'shared' / 'golden' / 'usss_small.npz'
+GOLDEN = Path(__file__).parents[1] / 'fixtures' / 'usss_ops.npz'
 pytestmark = pytest.mark.filterwarnings('ignore::UserWarning')  # Pillow's, of damaged files
 
 
@@ -258,7 +258,6 @@ def test_images_are_resized_by_a_triangle_and_labels_to_the_nearest(before, afte
     assert middle == label[tuple(place)]
 
 
-@pytest.mark.skipif(not GOLDEN.exists(), reason='no ../shared/golden')
 def test_resizing_is_that_of_the_authors_of_usss():
     golden = np.load(GOLDEN)
     size = tuple(golden['loader/size_wh'][::-1].tolist())

@@ -109,7 +109,7 @@ def camvid_command(camvid_source, tmp_path, monkeypatch):
     def run(on_read):
         read = camvid.read_pair
         monkeypatch.setattr(camvid, 'read_pair', lambda *args: (on_read(), read(*args))[1])
-        monkeypatch.setattr(camvid, 'SPLITS', CAMVID_SPLITS)
+        monkeypatch.setattr(camvid.Builder, 'SPLITS', CAMVID_SPLITS)
         arguments = ['--source', str(camvid_source), '--data_dir', str(tmp_path / 'prepared')]
         monkeypatch.setattr(sys, 'argv', ['camvid', *arguments])
         command.run('camvid', 'Prepares.', camvid, check=camvid.check_source)
