@@ -13,7 +13,7 @@ from ml_collections.config_dict import placeholder
 
 from css_jax import methods, models, parallel
 from css_jax.keys import Key, ascending, declared, size_or_none
-from css_jax.methods.method import READS, VALID
+from css_jax.methods.method import PADDING, READS
 from css_jax.models import backbones
 
 _MANY = 10**9
@@ -56,7 +56,7 @@ STREAM = {
     'split': Key('train', 'of the dataset'),
     'reads': Key(
         '', "what is read beside images; the method's",
-        choices=[*READS, *(what + VALID for what in READS)],
+        choices=[what + more for what in READS for more in ('', *PADDING)],
     ),
     'count': Key(0, 'images taken from the split; 0: all of them', expected=_at_least(0)),
     'subset_seed': Key(0, 'which `count` images', expected=_at_least(0)),
@@ -83,7 +83,8 @@ STREAM = {
     ),
     'pad': Key(
         'constant', 'of images smaller than the crop: constant (mean colour) | constant_floor '
-        '(rounded down) | reflect', choices=('constant', 'constant_floor', 'reflect'),
+        '(rounded down) | reflect | black (on all sides, the image anywhere)',
+        choices=('constant', 'constant_floor', 'reflect', 'black'),
     ),
 }  # fmt: skip
 KEYS = {

@@ -30,8 +30,8 @@ class Place(NamedTuple):
 
     Attributes:
         size: height and width to which the image is resized.
-        top: first row of the crop in the resized image.
-        left: first column of the crop in the resized image, after it is mirrored.
+        top: first row of the crop in the resized image; -n: n rows of padding come first.
+        left: first column of the crop in the resized image, after it is mirrored, or likewise.
         mirrored: whether the resized image is mirrored left-right.
     """
 
@@ -49,6 +49,7 @@ def random_crop(
     scale: tuple[float, float] = (1.0, 1.0),
     long_side: tuple[int, int] = (0, 0),
     flip_prob: float = 0.0,
+    around: bool = False,
     pad: str = 'constant',
     fill: tuple[int, int, int] = (0, 0, 0),
     resampling: str = 'cv2',
@@ -62,6 +63,7 @@ def random_crop(
         scale: see `draw`.
         long_side: see `draw`.
         flip_prob: see `draw`.
+        around: see `draw`.
         pad: see `crop_at`.
         fill: see `crop_at`.
         resampling: see `resize`.
@@ -69,8 +71,15 @@ def random_crop(
     Returns:
         See `crop_at`.
     """
-    shape = arrays['image'].shape[:2]
-    place = draw(shape, rng, crop=crop, scale=scale, long_side=long_side, flip_prob=flip_prob)
+    place = draw(
+        arrays['image'].shape[:2],
+        rng,
+        crop=crop,
+        scale=scale,
+        long_side=long_side,
+        flip_prob=flip_prob,
+        around=around,
+    )
     return crop_at(arrays, place, crop=crop, pad=pad, fill=fill, resampling=resampling)
 
 
@@ -82,6 +91,7 @@ def draw(
     scale: tuple[float, float] = (1.0, 1.0),
     long_side: tuple[int, int] = (0, 0),
     flip_prob: float = 0.0,
+    around: bool = False,
 ) -> Place:
     """Draw where a crop is taken from.
 
@@ -94,6 +104,8 @@ def draw(
         long_side: range of the long side, a whole number drawn uniformly, both ends included, see
             `with_long_side`; (0, 0): `scale` is used.
         flip_prob: probability that the image is mirrored.
+        around: a side that is smaller than the crop lies anywhere in it; else it is padded right
+            and below alone.
 
     Returns:
         The place; every one in the resized and padded image is as likely.
@@ -102,9 +114,11 @@ def draw(
         size = with_long_side(shape, int(rng.integers(*long_side, endpoint=True)))
     else:
         size = scaled(shape, rng.uniform(*scale))
-    height, width = (max(side, least) for side, least in zip(size, crop, strict=True))
-    top = int(rng.integers(0, height - crop[0] + 1))
-    left = int(rng.integers(0, width - crop[1] + 1))
+    # From the first to the last place of the crop in the image, or of the image in the crop.
+    rests = [side - least for side, least in zip(size, crop, strict=True)]
+    top, left = (
+        int(rng.integers(min(rest, 0) if around else 0, max(rest, 0) + 1)) for rest in rests
+    )
     return Place(size, top, left, bool(flip_prob) and rng.random() < flip_prob)
 
 
@@ -129,11 +143,11 @@ def crop_at(
     fill: tuple[int, int, int] = (0, 0, 0),
     resampling: str = 'cv2',
 ) -> dict[str, np.ndarray]:
-    """Resize, mirror, pad right and below up to the crop, and crop: image and label alike.
+    """Resize, mirror, pad up to the crop, and crop: image and label alike.
 
     Args:
-        arrays: 'image' uint8 [H, W, 3]; perhaps 'label' uint8 [H, W], 'valid' bool [H, W]; what
-            else there is, is passed on.
+        arrays: 'image' uint8 [H, W, 3]; perhaps 'label' uint8 [H, W], 'valid' bool [H, W], 'box'
+            int32 [4]; what else there is, is passed on.
         place: where the crop is taken from.
         crop: height and width of the result.
         pad: of the image, 'constant' (`fill`) or 'reflect'. The label's is ignore under both: no
@@ -143,28 +157,34 @@ def crop_at(
 
     Returns:
         The same names, 'image' uint8 [*crop, 3], 'label' uint8 [*crop], 'valid' bool [*crop],
-        false where the image is padded.
+        false where the image is padded, 'box' the top, bottom, left and right of what is not.
     """
     # Cut, then mirrored and padded: a side that is padded is not cut, so nothing is copied to be
     # thrown away.
+    before = max(0, -place.top), max(0, -place.left)
     image = _cut(resize(arrays['image'], place.size, resampling), place, crop)
-    result = arrays | {'image': np.ascontiguousarray(pad_to(image, crop, pad, fill))}
+    result = arrays | {'image': np.ascontiguousarray(pad_to(image, crop, pad, fill, before))}
     if 'label' in arrays:
         label = _cut(resize_label(arrays['label'], place.size, resampling), place, crop)
-        result['label'] = np.ascontiguousarray(pad_to(label, crop, 'constant', 255))
-    if 'valid' in arrays:  # padding is right and below, of a mirrored image too
+        result['label'] = np.ascontiguousarray(pad_to(label, crop, 'constant', 255, before))
+    top, left = before
+    bottom, right = top + image.shape[0], left + image.shape[1]
+    if 'valid' in arrays:
         result['valid'] = np.zeros(crop, bool)
-        result['valid'][: image.shape[0], : image.shape[1]] = True
+        result['valid'][top:bottom, left:right] = True
+    if 'box' in arrays:
+        result['box'] = np.array([top, bottom, left, right], np.int32)
     return result
 
 
 def _cut(array: np.ndarray, place: Place, crop: tuple[int, int]) -> np.ndarray:
     """Return the part of a resized array [H, W, ...] that a crop shows, mirrored where it is."""
-    rows = slice(place.top, place.top + crop[0])
+    rows = slice(max(0, place.top), max(0, place.top + crop[0]))
+    columns = max(0, place.left), max(0, place.left + crop[1])
     if not place.mirrored:
-        return array[rows, place.left : place.left + crop[1]]
-    end = array.shape[1] - place.left
-    return cv2.flip(array[rows, max(0, end - crop[1]) : end], 1)
+        return array[rows, slice(*columns)]
+    end = array.shape[1] - columns[0]
+    return cv2.flip(array[rows, max(0, array.shape[1] - columns[1]) : end], 1)
 
 
 def resize(image: np.ndarray, size: tuple[int, int], resampling: str = 'cv2') -> np.ndarray:
@@ -199,9 +219,13 @@ def resize_label(label: np.ndarray, size: tuple[int, int], resampling: str = 'cv
 
 
 def pad_to(
-    array: np.ndarray, size: tuple[int, int], mode: str, value: int | tuple[int, ...] = 0
+    array: np.ndarray,
+    size: tuple[int, int],
+    mode: str,
+    value: int | tuple[int, ...] = 0,
+    before: tuple[int, int] = (0, 0),
 ) -> np.ndarray:
-    """Pad right and bottom where the array is smaller than `size`.
+    """Pad where the array is smaller than `size`, right and bottom alone unless told otherwise.
 
     Args:
         array: uint8 [H, W] or [H, W, 3].
@@ -209,6 +233,7 @@ def pad_to(
         mode: 'constant', or 'reflect': mirrored about the last pixel, back and forth where the
             padding is larger than the array.
         value: of 'constant'.
+        before: how many of the missing rows and columns come first.
 
     Returns:
         uint8 [max(H, size[0]), max(W, size[1])], with channels as they came.
@@ -217,4 +242,5 @@ def pad_to(
     if not (down or right):
         return array
     border = {'constant': cv2.BORDER_CONSTANT, 'reflect': cv2.BORDER_REFLECT_101}[mode]
-    return cv2.copyMakeBorder(array, 0, down, 0, right, border, value=value)
+    top, left = before
+    return cv2.copyMakeBorder(array, top, down - top, left, right - left, border, value=value)

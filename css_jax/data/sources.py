@@ -41,10 +41,12 @@ class Source:
         records: random access to {'image': bytes, 'label': bytes}, still encoded.
         ids: name of each record's image.
         sizes: int64 [N, 2], each image's height and width in pixels.
-        pixels: int64 [N, C], each image's number of pixels of each class.
+        pixels: int64 [N, C], each image's number of pixels of each class; none without masks.
         class_names: in the order of the label values; `VOID` is no class.
         parts: name and number of images of the splits that this one is made of, in record order;
             empty where it is stored as it is.
+        tags: bool [N, C], the classes of each image, where they do not follow from `pixels`: of
+            images that are tagged and have no masks. Class 0, background, is in all of them.
     """
 
     dataset: str
@@ -55,9 +57,15 @@ class Source:
     pixels: np.ndarray
     class_names: tuple[str, ...]
     parts: tuple[tuple[str, int], ...] = ()
+    tags: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def classes(self) -> np.ndarray:
+        """The classes of each image, bool [N, C]: by its tags, else by its mask."""
+        return self.pixels > 0 if self.tags is None else self.tags
 
 
 def class_names(dataset: str, data_dir: str = '') -> tuple[str, ...]:
@@ -120,6 +128,10 @@ def load(dataset: str, split: str, data_dir: str = '') -> Source:
         )
     parts = unions.get(split, [split])
     noted = [stored[part] for part in parts]
+    tags = None
+    if any('tags' in part for part in noted):
+        tags = [part.get('tags', np.array(part['pixels']) > 0) for part in noted]
+        tags = np.concatenate(tags) > 0
     undecoded = tfds.decode.SkipDecoding()
     decoders = {'image': undecoded, 'label': undecoded}
     return Source(
@@ -131,6 +143,7 @@ def load(dataset: str, split: str, data_dir: str = '') -> Source:
         pixels=np.concatenate([part['pixels'] for part in noted]),
         class_names=tuple(builder.info.metadata['class_names']),
         parts=tuple((part, len(stored[part]['ids'])) for part in unions.get(split, ())),
+        tags=tags,
     )
 
 

@@ -54,8 +54,9 @@ def load(data: ConfigDict) -> dict[str, Source]:
         for name, config in data.streams.items()
     }
     for name, source in loaded.items():
-        if data.streams[name].reads[:4] != 'none':
-            check_labels(f'data.streams.{name}.split', source)
+        reads = data.streams[name].reads
+        if not reads.startswith('none'):
+            check_labels(f'data.streams.{name}.split', source, tags=reads.startswith('classes'))
     return loaded
 
 
@@ -91,7 +92,7 @@ def _draw(key: str, config: ConfigDict, source: Source, available: np.ndarray) -
     """Draw `count` of the available images until every class is in `min_per_class` of them."""
     count, least = config.count, config.min_per_class
     check(count <= len(available), f'{key}.count', count, f'at most {len(available)} images')
-    present = source.pixels > 0  # [N, C]
+    present = source.classes  # [N, C]
     possible = np.minimum(present[available].sum(axis=0), count)
     rarest = int(possible.argmin())
     wanted = f'at most {possible[rarest]}: that many could show {source.class_names[rarest]!r}'
@@ -218,7 +219,7 @@ def warnings(data: ConfigDict, ids: Mapping[str, tuple[str, ...]]) -> list[str]:
 def coverage(source: Source, ids: Collection[str]) -> dict[str, int]:
     """Return for each class, by name, in how many of these images it appears."""
     row = {image_id: index for index, image_id in enumerate(source.ids)}
-    shown = (source.pixels[[row[image_id] for image_id in ids]] > 0).sum(axis=0)
+    shown = source.classes[[row[image_id] for image_id in ids]].sum(axis=0)
     return dict(zip(source.class_names, shown.tolist(), strict=True))
 
 
@@ -265,14 +266,20 @@ def changed_since(saved: Mapping[str, Any], data: ConfigDict) -> str:
     return f'the training images are no longer those trained on: {difference}' if difference else ''
 
 
-def check_labels(key: str, source: Source) -> None:
+def check_labels(key: str, source: Source, tags: bool = False) -> None:
     """Make sure that a split has labels.
 
+    Args:
+        key: that asks for them, for the message.
+        source: the split.
+        tags: images that say which classes they have will do.
+
     Raises:
-        ValueError: none of its images has a pixel of a class; names the key that asks for them.
+        ValueError: none of its images has a pixel of a class, or a tag where tags will do.
     """
+    known, more = (source.classes, ' or tags') if tags else (source.pixels, '')
     came = f'{source.split!r} of {source.dataset}, where no image has a pixel of a class'
-    check(bool(source.pixels.any()), key, came, 'a split with masks')
+    check(bool(known.any()), key, came, f'a split with masks{more}')
 
 
 def check(good: bool, key: str, came: object, expected: str) -> None:

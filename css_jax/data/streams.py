@@ -19,9 +19,13 @@ from css_jax.data.sources import Source
 from css_jax.data.splits import check
 
 _STEPS = 2**31  # batches in a stream: more than any run takes, as many in all for zipping
-# `config.pad` -> the border of `geometry.crop_at`, and what makes whole levels of the mean colour.
-_PADS = {'constant': ('constant', round), 'constant_floor': ('constant', int),
-         'reflect': ('reflect', round)}  # fmt: skip
+# `config.pad` -> the border of `geometry.crop_at`, and the level of a mean in [0, 1].
+_PADS = {
+    'constant': ('constant', lambda mean: round(255 * mean)),
+    'constant_floor': ('constant', lambda mean: int(255 * mean)),
+    'reflect': ('reflect', lambda mean: 0),
+    'black': ('constant', lambda mean: 0),
+}
 
 
 def train_batches(
@@ -45,7 +49,8 @@ def train_batches(
     Returns:
         Iterator of stream name -> {'image': uint8 [B/P, H, W, 3], RGB, and what the stream reads:
         'label': uint8 [B/P, H, W], 255 = ignore; 'classes': bool [B/P, C], those in the whole
-        image; 'valid': bool [B/P, H, W], true where a pixel is of the image, not of the padding}.
+        image; 'valid': bool [B/P, H, W], true where a pixel is of the image, not of the padding;
+        'box': int32 [B/P, 4], top, bottom, left, right of these, the ends exclusive}.
 
     Raises:
         ValueError: a setting makes no sense, or no images answer to it (see `splits.subset`).
@@ -83,7 +88,7 @@ def batch_shapes(
     found = {}
     for name in names:
         config = data.streams[name]
-        what, _, valid = config.reads.partition('+')
+        what, _, padding = config.reads.partition('+')
         size = (config.batch_size, *config.crop)
         found[name] = {'image': jax.ShapeDtypeStruct((*size, 3), np.uint8)}
         if what == 'mask':
@@ -91,8 +96,10 @@ def batch_shapes(
         if what == 'classes':
             count = len(sources.class_names(config.dataset, data.dir))
             found[name]['classes'] = jax.ShapeDtypeStruct((config.batch_size, count), bool)
-        if valid:
+        if padding == 'valid':
             found[name]['valid'] = jax.ShapeDtypeStruct(size, bool)
+        if padding == 'box':
+            found[name]['box'] = jax.ShapeDtypeStruct((config.batch_size, 4), np.int32)
     return found
 
 
@@ -103,8 +110,8 @@ def _examples(
     config, source = data.streams[name], loaded[name]
     row = {image_id: index for index, image_id in enumerate(source.ids)}
     indices = [row[image_id] for image_id in splits.subset(name, data.streams, loaded)]
-    border, whole = _PADS[config.pad]
-    fill = tuple(whole(255 * mean) for mean in data.mean)
+    border, level = _PADS[config.pad]
+    fill = tuple(map(level, data.mean))
 
     def crop(example, rng):
         return geometry.random_crop(
@@ -114,6 +121,7 @@ def _examples(
             scale=tuple(config.resize),
             long_side=tuple(config.long_side),
             flip_prob=config.flip_prob,
+            around=config.pad == 'black',
             pad=border,
             fill=fill,
             resampling=data.resampling,
@@ -146,14 +154,17 @@ def _shuffled(indices: list[int], seed: int) -> Callable[[int], int]:
 def _decode(source: Source, index: int, reads: str) -> dict[str, np.ndarray]:
     """Decode one record: its image, and what else `config.reads` names."""
     record = source.records[index]
-    what, _, valid = reads.partition('+')
+    what, _, padding = reads.partition('+')
     example = {'image': geometry.decode_image(record['image'])}
     if what == 'mask':
         example['label'] = geometry.decode_label(record['label'])
     if what == 'classes':  # noted when the records were written: the mask is not opened
-        example['classes'] = source.pixels[index] > 0
-    if valid:
+        example['classes'] = source.classes[index]
+    if padding == 'valid':
         example['valid'] = np.ones(example['image'].shape[:2], bool)
+    if padding == 'box':
+        height, width = example['image'].shape[:2]
+        example['box'] = np.array([0, height, 0, width], np.int32)
     return example
 
 

@@ -15,9 +15,9 @@ from css_jax.methods import teacher
 from css_jax.ops import metrics, resize
 from css_jax.state import Context, TrainState, Variables
 
-# What a stream reads of the records beside images. '+valid' may follow any of them.
+# What a stream reads of the records beside images, and what may follow any of them.
 READS = ('mask', 'classes', 'none')
-VALID = '+valid'
+PADDING = ('+valid', '+box')
 _NOTHING: Mapping = MappingProxyType({})
 
 
@@ -116,8 +116,9 @@ class Method(NamedTuple):
     Attributes:
         streams: stream of `config.data.streams` -> what it reads of the records: 'mask' (labels
             [B, H, W] uint8), 'classes' (classes [B, C] bool, those of the WHOLE image) or 'none'
-            (images alone); 'none+valid' adds valid [B, H, W] bool, true where a pixel is of the
-            image and not of the padding, and so do the others. A name with '*', as in
+            (images alone). Each may be followed by '+valid', valid [B, H, W] bool, true where a
+            pixel is of the image and not of the padding, or by '+box', which says the same as box
+            [B, 4] int32: top, bottom, left, right, the ends exclusive. A name with '*', as in
             'labelled_*', is of every stream that it fits, one at least; see `streams`.
         outputs: config -> head name -> channels: the heads that the network gets.
         targets: (state, batch, keys, ctx) -> (prepared, teacher's batch_stats): all without
