@@ -11,6 +11,7 @@ import tensorflow_datasets as tfds
 from data_prep import records
 from data_prep.camvid import builder as camvid
 from data_prep.cityscapes import builder as cityscapes
+from data_prep.coco import builder as coco
 from data_prep.figures import builder as figures
 from data_prep.folder import builder as folder
 from data_prep.idd import builder as idd
@@ -26,6 +27,7 @@ DATASETS = {
     'cityscapes': cityscapes,
     'idd': idd,
     'sun': sun,
+    'coco': coco,
     'folder': folder,  # its configs are what the user has prepared, each a dataset of its own
 }
 VOID = records.VOID
