@@ -84,7 +84,10 @@ def dataset_info(
 
 
 def examples(
-    metadata: tfds.core.MetadataDict, split: str, items: Iterable[tuple[str, bytes, np.ndarray]]
+    metadata: tfds.core.MetadataDict,
+    split: str,
+    items: Iterable[tuple[str, bytes, np.ndarray]],
+    tags: Mapping[str, Sequence[int]] | None = None,
 ) -> Iterator[tuple[int, dict]]:
     """Turn a split's items into TFDS examples and notes what was seen in the metadata.
 
@@ -92,12 +95,15 @@ def examples(
         metadata: the builder's `info.metadata`; gets `splits[split]`.
         split: name of the split.
         items: (id, encoded image, label uint8 [H, W]) in record order.
+        tags: of a split whose images are tagged in place of masks: id -> 0 or 1 for each class, of
+            which the first, the background, is always 1.
 
     Yields:
         (key, example) as `_generate_examples` must.
 
     Raises:
         ValueError: a label has a value that is neither a class nor void; names the image.
+        KeyError: an image has no tags where the others have.
     """
     noted = {'ids': [], 'sizes': [], 'pixels': []}
     num_classes = len(metadata['class_names'])
@@ -114,6 +120,8 @@ def examples(
             )
         noted['pixels'].append(pixels[:num_classes].tolist())
         yield key, {'id': image_id, 'image': image, 'label': encode_png(label)}
+    if tags is not None:
+        noted['tags'] = [list(tags[image_id]) for image_id in noted['ids']]
     metadata['splits'][split] = noted
 
 
@@ -246,8 +254,8 @@ def split_lines(split: str, noted: Mapping, names: Sequence[str]) -> list[str]:
 
     Args:
         split: its name.
-        noted: 'sizes' and 'pixels' of every image, as `examples` notes them.
-        names: of the classes; empty for a split without masks.
+        noted: 'sizes' and 'pixels' of every image, perhaps 'tags', as `examples` notes them.
+        names: of the classes; empty for a split without masks or tags.
     """
     if not noted['sizes']:
         return [f'\n{split}: no images']
@@ -256,8 +264,12 @@ def split_lines(split: str, noted: Mapping, names: Sequence[str]) -> list[str]:
     kinds = sorted({f'{width}x{height}' for height, width in noted['sizes']})
     shown = ', '.join(kinds[:3]) + (f' and {len(kinds) - 3} more' if len(kinds) > 3 else '')
     lines = [f'\n{split}: {len(sizes)} images, width x height {shown}']
-    if names:
-        wide = max(14, max(map(len, names)) + 2)
+    wide = max(14, *(len(name) + 2 for name in names)) if names else 0
+    if names and 'tags' in noted:
+        lines.append(f'  {"tag":<{wide}}{"images":>8}')
+        for name, images in zip(names, np.sum(noted['tags'], axis=0), strict=True):
+            lines.append(f'  {name:<{wide}}{images:>8}')
+    elif names:
         lines.append(f'  {"class":<{wide}}{"pixels":>9}{"images":>8}')
         for name, total, images in zip(names, pixels.sum(0), (pixels > 0).sum(0), strict=True):
             lines.append(f'  {name:<{wide}}{total / area:>9.2%}{images:>8}')

@@ -13,26 +13,40 @@ H, W = 24, 32  # of the images in folders
 COLOURS = np.array([[0, 0, 0], [250, 50, 83], [51, 221, 255]], np.uint8)
 
 
-def prepare(data_dir, name, classes=2, size=(40, 52), **splits):
-    """Prepare `folder/NAME`; split -> how many images, or their sizes. Returns `data_dir`."""
+def prepare(data_dir, name, classes=2, size=(40, 52), masks=True, **splits):
+    """Prepare `folder/NAME`; split -> how many images, or their sizes. Returns `data_dir`.
+
+    The split `tagged` has tags in place of masks, and without `masks` those of labelled images do:
+    image i has the background and class i, beginning again where there are no more classes.
+    """
     names = ('background', *(f'class{i}' for i in range(1, classes)))
-    items = {
-        split: _items(split, [size] * images if isinstance(images, int) else images, classes)
-        for split, images in splits.items()
-    }
-    records.prepare(Builder(config=name, class_names=names, items=items, data_dir=data_dir))
+    sizes = {s: [size] * n if isinstance(n, int) else n for s, n in splits.items()}
+    void = [split for split in splits if split in ('unlabelled', 'tagged') or not masks]
+    tags = {
+        split: {_id(split, i): [1, *(int(i % classes == c) for c in range(1, classes))]
+                for i in range(len(sizes[split]))}
+        for split in void if split != 'unlabelled'
+    }  # fmt: skip
+    items = {split: _items(split, sizes[split], classes, split in void) for split in splits}
+    records.prepare(
+        Builder(config=name, class_names=names, items=items, tags=tags, data_dir=data_dir)
+    )
     return str(data_dir)
 
 
-def _items(split, sizes, classes):
+def _id(split, index):
+    return f'{split} {index:02d}'
+
+
+def _items(split, sizes, classes, void):
     def items():
         for index, size in enumerate(sizes):
             rng = np.random.default_rng([*split.encode(), index])
             image = rng.integers(0, 256, (*size, 3), np.uint8)
             label = rng.integers(0, classes, size).astype(np.uint8)
-            if split == 'unlabelled':
+            if void:
                 label[:] = 255
-            yield f'{split} {index:02d}', encode_png(image), label
+            yield _id(split, index), encode_png(image), label
 
     return items
 

@@ -1,4 +1,4 @@
-"""Makes images of your own, with masks for some of them, the dataset `folder/NAME`."""
+"""Makes images of your own, with masks or tags for some of them, the dataset `folder/NAME`."""
 
 import argparse
 import fcntl
@@ -15,7 +15,8 @@ from data_prep.folder import builder, classes, layouts, picture, reading
 
 _SAMPLES = 'samples.png'
 _DETAILS = f"""\
-FOLDER has one of these layouts; images without a mask are unlabelled, wherever they lie:
+FOLDER has one of these layouts; images without a mask are unlabelled, wherever they lie, or tagged
+where labels.csv has them:
 
 {layouts.EXPECTED}
 
@@ -72,7 +73,7 @@ def _arguments() -> argparse.Namespace:
     add('--max_side', type=_whole(0), default=0, metavar='N',
         help='make images smaller whose longer side has more pixels')  # fmt: skip
     add('--skip_bad', type=_whole(0), default=0, metavar='N',
-        help='leave out up to N files that cannot be used')  # fmt: skip
+        help='leave out up to N files, or rows of labels.csv, that cannot be used')  # fmt: skip
     add('--dry_run', action='store_true', help='report, and write nothing')
     add('--overwrite', action='store_true', help='replace a dataset of this name')
     return parser.parse_args()
@@ -140,13 +141,13 @@ def _write(args: argparse.Namespace, plan: reading.Plan) -> None:
             print(f'folder/{args.name} is prepared already, from the same files')
     if not (place / _SAMPLES).exists():
         picture.draw(plan, place / _SAMPLES)
+    print(f'folder/{args.name} is in {place}\nsamples: {place / _SAMPLES}')
     where = f',data.dir={args.data_dir}' if args.data_dir else ''
-    print(
-        f'folder/{args.name} is in {place}\n'
-        f'samples: {place / _SAMPLES}\n'
-        'train:   python -m css_jax.main --config '
-        f'configs/folder.py:{args.name},css_mix{where} --workdir runs/{args.name}'
-    )
+    train = 'train:   python -m css_jax.main --config configs'
+    if plan.found.masks:
+        print(f'{train}/folder.py:{args.name},css_mix{where} --workdir runs/{args.name}')
+    if plan.tags:
+        print(f'{train}/cosa.py:folder:{args.name}{where} --workdir runs/{args.name}_cosa')
 
 
 def _builder(
@@ -161,6 +162,7 @@ def _builder(
         class_names=plan.classes.names,
         items={split: functools.partial(reading.items, plan, split) for split in plan.splits},
         made_from=plan.made_from,
+        tags=plan.tags,
     )
 
 

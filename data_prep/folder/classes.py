@@ -39,11 +39,13 @@ class Classes(NamedTuple):
         names: of the classes, in the order of their ids.
         ids: value -> id, or `VOID`.
         notes: what the user should know, a sentence each.
+        named: name before any were picked -> id, or `VOID`; in the table's order.
     """
 
     names: tuple[str, ...]
     ids: Mapping[int, int]
     notes: tuple[str, ...]
+    named: Mapping[str, int]
 
 
 def beside(folder: Path) -> Table | None:
@@ -198,6 +200,7 @@ def resolve(
     two = table is None or len(_classes_of(table)) == len(table.names) == 2
     if two and VOID not in ignore and VOID in found and set(found) <= {0, VOID}:
         names = table.names if table else ('class 0', 'class 1')
+        table = Table(tuple(names), (0, 1))
         # Were 255 void, one class would be left, and every score 100.
         notes.append(f'masks are 0 and 255: 255 is class 1, {names[1]!r} (--ignore 255: void)')
         ids = {0: 0, VOID: 1, 1: 1} | dict.fromkeys(ignore, VOID)
@@ -222,7 +225,8 @@ def resolve(
         ids = {value: VOID if i == VOID else new[i] for value, i in ids.items()}
         if dropped:
             notes.append(f'void, as --classes does not name them: {", ".join(dropped)}')
-    return Classes(tuple(names), ids, tuple(notes))
+    named = {name: ids[value] for name, value in zip(table.names, table.values, strict=True)}
+    return Classes(tuple(names), ids, tuple(notes), named)
 
 
 def pick(

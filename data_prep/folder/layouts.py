@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from data_prep.folder import classes, labelme
-from data_prep.folder.builder import UNLABELLED
+from data_prep.folder import classes, labelme, tags
+from data_prep.folder.builder import TAGGED, UNLABELLED
 from data_prep.images import ENDINGS, is_image
 from data_prep.splits import lists
 
@@ -30,23 +30,26 @@ EXPECTED = """\
 images/ + masks/ (or labels/) with files of the same names, perhaps unlabelled/ beside; the same in
 train/, val/ and test/, or with train.txt, val.txt, unlabelled.txt beside; VOC's JPEGImages/ +
 SegmentationClass/; CVAT's "segmentation mask" export; Roboflow's semantic export (_classes.csv);
-LabelMe's JSON files beside the images"""
+LabelMe's JSON files beside the images; labels.csv beside images/, lines of `image, class, ...` for
+images without masks, or in place of all masks"""
 
 
 class Item(NamedTuple):
     """An image and what is known of it.
 
     Attributes:
-        split: one of the values of SPLITS.
+        split: one of the values of SPLITS, or TAGGED; '': left out, as no list has it.
         key: its path in the folder of images, without ending: 'site A/0001'.
         image: its file.
         mask: file of its mask, LabelMe's JSON, or None.
+        rows: of labels.csv, where they tell its classes.
     """
 
     split: str
     key: str
     image: Path
     mask: Path | None
+    rows: tuple[tags.Row, ...] = ()
 
 
 class Found(NamedTuple):
@@ -57,12 +60,20 @@ class Found(NamedTuple):
         items: every image; sorted by split and key.
         table: of the classes, where there is one.
         notes: what the user should know, a sentence each.
+        labels: what labels.csv has, where there is one.
+        masks: whether there are any or a folder of them; else labels.csv is in their place.
     """
 
     layout: str
     items: tuple[Item, ...]
     table: classes.Table | None
     notes: tuple[str, ...]
+    labels: tags.Labels | None = None
+    masks: bool = True
+
+    def has_tags(self, split: str) -> bool:
+        """Tell whether the images of a split have tags."""
+        return split == TAGGED or (split != UNLABELLED and not self.masks)
 
 
 def find(source: Path) -> Found:
@@ -81,7 +92,7 @@ def find(source: Path) -> Found:
     for layout in (_roboflow, _voc, _pairs, _labelme):
         found = layout(source)
         if found is not None:
-            return _without_masks(source, _ordered(found))
+            return _with_labels(source, _ordered(found))
     inside = [path for path in source.iterdir() if not _hidden(path.name)]
     folders = [path for path in inside if path.is_dir()]
     if len(folders) == 1 and folders[0].name.lower() not in (IMAGES, *SPLITS, *MASKS):
@@ -112,15 +123,15 @@ def _pairs(source: Path) -> Found | None:
         for folder in _split_folders(place) if split else ():  # train/unlabelled
             if _split(folder) == UNLABELLED:
                 items += [Item(UNLABELLED, k, f, None) for k, f in _files(folder).items()]
-    if not names:
-        if not alone or _labelme_files(source):
-            return None
-        raise ValueError(f'{alone[0]}: there is {IMAGES}/ but neither masks/ nor labels/ beside it')
+    if not names and (not alone or _labelme_files(source)):
+        return None
     items, listed = _by_lists(items, source)
     where = f' in {", ".join(f"{name}/" for name in splits)}' if splits else ''
     where += f' with {", ".join(listed)}' if listed else ''
-    layout = f'{IMAGES}/ + {" or ".join(sorted(set(names)))}/{apart}{where}'
-    return Found(layout, tuple(items), classes.beside(source), tuple(notes))
+    masks = f' + {" or ".join(sorted(set(names)))}/' if names else ''
+    layout = f'{IMAGES}/{masks}{apart}{where}'
+    table = classes.beside(source)
+    return Found(layout, tuple(items), table, tuple(notes), masks=bool(names))
 
 
 def _voc(source: Path) -> Found | None:
@@ -272,41 +283,116 @@ def _by_lists(items: list[Item], folder: Path) -> tuple[list[Item], list[str]]:
             if image in chosen:
                 raise ValueError(f'{file}: line {line} names {name!r}, as {chosen[image][1]} does')
             chosen[image] = split, file
-    rest = None if UNLABELLED in found.values() else UNLABELLED
+    rest = '' if UNLABELLED in found.values() else UNLABELLED
     rest = rest if 'train' in found.values() else 'train'
     splits = [
         chosen[i.image][0] if i.image in chosen else rest if i.split == 'train' else i.split
         for i in items
     ]
-    kept = [i._replace(split=s) for i, s in zip(items, splits, strict=True) if s]
-    return kept, [file.name for file in found]
+    divided = [i._replace(split=s) for i, s in zip(items, splits, strict=True)]
+    return divided, [file.name for file in found]
 
 
-def _without_masks(source: Path, found: Found) -> Found:
-    """Make what has no mask unlabelled, and let go of the masks of what is unlabelled."""
-    items = []
+def _with_labels(source: Path, found: Found) -> Found:
+    """Leave the images that have labels of pixels or of images, or may have none.
+
+    Raises:
+        OSError: labels.csv cannot be read.
+        ValueError: no image has a label, or labels.csv makes no sense.
+    """
+    if not found.items:
+        raise ValueError(f'--source {source}: no images; expected {", ".join(ENDINGS)}')
+    labels = tags.find(source, {item.image: item.key for item in found.items})
+    if labels:
+        joint = ' and' if ' with ' in found.layout else ' with'
+        found = found._replace(layout=f'{found.layout}{joint} {tags.FILE}', labels=labels)
+        # Masks of no image have a note each: they are a slip in names, not a folder without masks.
+        if not found.notes and not any(item.mask for item in found.items):
+            return _all_tagged(source, found)
+    if not found.masks:
+        raise ValueError(
+            f'{source}: there is {IMAGES}/ but neither masks/ nor labels/ beside it, nor the file '
+            f'{tags.FILE}'
+        )
+    return _with_masks(source, found)
+
+
+def _all_tagged(source: Path, found: Found) -> Found:
+    """Give every image the rows of labels.csv, but those that are unlabelled or left out."""
+    rows, items = found.labels.rows, []
     for item in found.items:
-        split = item.split if item.mask else UNLABELLED
-        items.append(item._replace(split=split, mask=item.mask if split != UNLABELLED else None))
+        # What an unclear row is of would count as an image of background alone.
+        if item.split and item.image not in found.labels.unsure:
+            own = () if item.split == UNLABELLED else rows.get(item.image, ())
+            items.append(item._replace(rows=own))
+    tagged = [item for item in items if item.split != UNLABELLED]
+    bare = [item.image.name for item in tagged if not item.rows]
+    notes = []
+    if bare:
+        shown = ', '.join(bare[:5]) + (' ...' if len(bare) > 5 else '')
+        notes.append(
+            f'{len(bare)} images have no row in {tags.FILE} and count as background alone: {shown}'
+        )
+    notes += [*_unread(source), *_unused_rows(found, items)]
+    table = found.table or tags.table(row for item in tagged for row in item.rows)
+    return found._replace(items=tuple(items), notes=tuple(notes), table=table, masks=False)
+
+
+def _with_masks(source: Path, found: Found) -> Found:
+    """Make what has no mask unlabelled or tagged, and let go of the masks of what is unlabelled."""
+    items, rows = [], found.labels.rows if found.labels else {}
+    for item in found.items:
+        if item.split and item.mask and item.split != UNLABELLED:
+            items.append(item)
+        elif item.split and item.image in rows:
+            items.append(item._replace(split=TAGGED, mask=None, rows=rows[item.image]))
+        elif item.split:
+            items.append(item._replace(split=UNLABELLED, mask=None))
     unused = sum(i.mask is not None and i.split == UNLABELLED for i in found.items)
     notes = [*found.notes]
     for split in ('val', 'test'):
         bare = [item.image for item in found.items if item.split == split and not item.mask]
-        if bare:
-            notes.append(f'{bare[0]}{_more(bare)}: of {split} and without a mask, so unlabelled')
-    unread = [file for file in _walk(source) if file.suffix.lower() in _UNREAD]
-    if unread:
-        notes.append(f'{unread[0]}{_more(unread)}: not read; expected {", ".join(ENDINGS)}')
+        for what in (UNLABELLED, TAGGED):
+            images = [image for image in bare if (image in rows) == (what == TAGGED)]
+            if images:
+                notes.append(
+                    f'{images[0]}{_more(images)}: of {split} and without a mask, so {what}'
+                )
+    notes += _unread(source)
     if unused:
         notes.append(f'{unused} masks are not used: their images are in no list of labelled ones')
+    notes += _unused_rows(found, items)
     if not any(item.mask for item in items):
-        if not items:
-            raise ValueError(f'--source {source}: no images; expected {", ".join(ENDINGS)}')
         raise ValueError(
             f'no image has a mask, such as {items[0].image}; expected masks with the names of '
             f'their images{"".join(f" ({note})" for note in found.notes[:1])}'
         )
     return found._replace(items=tuple(items), notes=tuple(notes))
+
+
+def _unused_rows(found: Found, items: Iterable[Item]) -> list[str]:
+    """Say how many images have rows of labels.csv that nobody needs, and why."""
+    rows = found.labels.rows if found.labels else {}
+    spare = [item for item in items if item.image in rows and not item.rows]
+    masked = sum(item.mask is not None for item in spare)
+    counts = {
+        'have masks, which count': masked,
+        'are unlabelled': len(spare) - masked,
+        'are in no list': sum(item.image in rows for item in found.items if not item.split),
+    }
+    return [
+        f'{count} images of {tags.FILE} {why}: their rows are not used'
+        for why, count in counts.items()
+        if count
+    ]
+
+
+def _unread(source: Path) -> list[str]:
+    """Say which photographs are of other kinds than those that are read."""
+    unread = [file for file in _walk(source) if file.suffix.lower() in _UNREAD]
+    if not unread:
+        return []
+    return [f'{unread[0]}{_more(unread)}: not read; expected {", ".join(ENDINGS)}']
 
 
 def _ordered(found: Found) -> Found:

@@ -14,12 +14,13 @@ import numpy as np
 from tqdm import tqdm
 
 from data_prep import images, records
-from data_prep.folder import classes, labelme, layouts
-from data_prep.folder.builder import UNLABELLED
+from data_prep.folder import classes, labelme, layouts, tags
+from data_prep.folder.builder import TAGGED, UNLABELLED, unions
 from data_prep.folder.layouts import Found, Item
 
 _THREADS = 4
 _SHOWN = 20  # lines of one kind in the report
+_LISTED = 50  # files that cannot be used
 _NAMES = 10  # of classes, in a line of it
 _LARGE = 1500  # pixels a side, from which on reading whole images slows training
 
@@ -45,7 +46,7 @@ class Settings(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """One image and its mask, as they were found.
+    """One image and its mask or tags, as they were found.
 
     Attributes:
         item: which.
@@ -55,6 +56,7 @@ class Seen(NamedTuple):
         values: of the mask -> how many pixels; {} without one.
         pixels: hash of the image's pixels.
         files: hash of both files' bytes.
+        tags: 0 or 1 for each class; () where labels.csv does not tell.
     """
 
     item: Item
@@ -64,6 +66,7 @@ class Seen(NamedTuple):
     values: Mapping[int, int] = {}
     pixels: str = ''
     files: str = ''
+    tags: tuple[int, ...] = ()
 
 
 class Plan(NamedTuple):
@@ -86,6 +89,15 @@ class Plan(NamedTuple):
     max_side: int
     report: tuple[str, ...]
     made_from: Mapping[str, Any]
+
+    @property
+    def tags(self) -> dict[str, dict[str, tuple[int, ...]]]:
+        """Split -> image's id -> its tags, of the splits that have them."""
+        return {
+            split: {name: seen.tags for name, seen in named.items()}
+            for split, named in self.splits.items()
+            if self.found.has_tags(split)
+        }
 
 
 def read(source: Path, settings: Settings) -> tuple[Plan, list[str]]:
@@ -114,11 +126,16 @@ def read(source: Path, settings: Settings) -> tuple[Plan, list[str]]:
     values = {value: seen.item.mask for seen in reversed(every) for value in seen.values}
     chosen = classes.resolve(values, found.table, settings.ignore, settings.classes)
     every = [_known(seen, chosen, found.table) for seen in every]
-    problems = [seen.problem for seen in every if seen.problem]
+    if any(found.has_tags(item.split) for item in found.items):
+        tags.check_background(chosen.named)
+        every = [_tagged(seen, chosen, found) for seen in every]
+    problems = [*found.labels.problems] if found.labels else []
+    problems += [seen.problem for seen in every if seen.problem]
     good = [seen for seen in every if not seen.problem]
     if len(problems) <= settings.skip_bad:
-        _check_enough(good, chosen, len(problems))
-    good, divided = _divide(good, chosen, settings)
+        _check_enough(good, chosen, len(problems), found.masks)
+    kind = 'labelled' if found.masks else 'tagged'
+    good, divided = _divide(good, chosen, settings, kind)
     splits = _named(source, good)
     made_from = {
         'layout': found.layout,
@@ -131,6 +148,8 @@ def read(source: Path, settings: Settings) -> tuple[Plan, list[str]]:
             for split, named in splits.items()
         }).encode()),
     }  # fmt: skip
+    if found.labels:
+        made_from['labels'] = found.labels.content
     report = _report(found, splits, chosen, depth, settings.max_side, divided, problems)
     plan = Plan(found, splits, chosen, depth, settings.max_side, tuple(report), made_from)
     return plan, problems
@@ -211,12 +230,24 @@ def _known(seen: Seen, chosen: classes.Classes, table: classes.Table | None) -> 
     )
 
 
+def _tagged(seen: Seen, chosen: classes.Classes, found: Found) -> Seen:
+    """Note the tags of an image, or find fault with them."""
+    if seen.problem or not found.has_tags(seen.item.split):
+        return seen
+    try:
+        return seen._replace(tags=tags.of(seen.item.rows, chosen, found.table))
+    except ValueError as error:
+        return seen._replace(problem=str(error))
+
+
 def _shows(seen: Seen, chosen: classes.Classes) -> bool:
-    """Tell whether a mask has a pixel of a class, without which it can neither teach nor score."""
-    return any(chosen.ids[value] != records.VOID for value in seen.values)
+    """Tell whether there is a class to teach or to score: in a pixel of the mask, or by tags."""
+    return any(seen.tags) or any(chosen.ids[value] != records.VOID for value in seen.values)
 
 
-def _check_enough(seen: list[Seen], chosen: classes.Classes, left_out: int) -> None:
+def _check_enough(
+    seen: list[Seen], chosen: classes.Classes, left_out: int, have_masks: bool
+) -> None:
     """Raise ValueError where there are too few labelled images to train on and to evaluate on."""
     splits = collections.Counter(one.item.split for one in seen if _shows(one, chosen))
     own = any(one.item.split == 'val' for one in seen)
@@ -225,16 +256,20 @@ def _check_enough(seen: list[Seen], chosen: classes.Classes, left_out: int) -> N
         raise ValueError(f'val: no mask shows a class{more}; expected at least 1')
     if splits['train'] < (1 if own else 2):
         expected = 'at least 1' if own else 'at least 2, one of them to evaluate on'
+        which = ' with a mask that shows a class' if have_masks else ''
         raise ValueError(
-            'images to train on with a mask that shows a class: '
-            f'got {splits["train"]}{more}, expected {expected}'
+            f'images to train on{which}: got {splits["train"]}{more}, expected {expected}'
+        )
+    if not have_masks and not any(any(one.tags[1:]) for one in seen):
+        raise ValueError(
+            f'{tags.FILE}: no image has a class but {chosen.names[0]!r}{more}; expected at least 1'
         )
 
 
 def _divide(
-    seen: list[Seen], chosen: classes.Classes, settings: Settings
+    seen: list[Seen], chosen: classes.Classes, settings: Settings, kind: str
 ) -> tuple[list[Seen], str]:
-    """Make a val split of some labelled images where there is none, and say so."""
+    """Make a val split of some labelled images where there is none, and say so in words."""
     train = [(i, one) for i, one in enumerate(seen) if one.item.split == 'train']
     labelled = [i for i, one in train if _shows(one, chosen)]
     if len(labelled) < 2 or any(one.item.split == 'val' for one in seen):
@@ -246,7 +281,7 @@ def _divide(
         for i, one in enumerate(seen)
     ]
     return divided, (
-        f'no val split: {count} of the {len(train)} labelled images are it, drawn by seed '
+        f'no val split: {count} of the {len(train)} {kind} images are it, drawn by seed '
         f'{settings.seed} (--val_share, --seed)'
     )
 
@@ -264,7 +299,7 @@ def _named(source: Path, seen: list[Seen]) -> dict[str, dict[str, Seen]]:
     for one in sorted(seen, key=lambda one: one.item.key):
         name = next(name for name in names(one.item) if counts[name] == 1)
         found.setdefault(one.item.split, {})[name] = one
-    order = ('train', 'val', 'test', UNLABELLED)
+    order = ('train', 'val', 'test', TAGGED, UNLABELLED)
     return {split: found[split] for split in order if split in found}
 
 
@@ -279,8 +314,10 @@ def _report(
 ) -> list[str]:
     """Describe what was found, before anything is written."""
     labelled = {split: named for split, named in splits.items() if split != UNLABELLED}
-    count = sum(map(len, labelled.values()))
-    first = f'{found.layout}: {count} labelled images, {len(splits.get(UNLABELLED, {}))} unlabelled'
+    counts = {split: len(splits.get(split, ())) for split in (TAGGED, UNLABELLED)}
+    count = sum(map(len, labelled.values())) - counts[TAGGED]
+    first = f'{found.layout}: {count} {"labelled" if found.masks else "tagged"} images'
+    first += ''.join(f', {n} {split}' for split, n in counts.items() if n or split == UNLABELLED)
     notes = list(chosen.notes)
     if notes and notes[0].startswith('masks are 0 and 255'):
         first += f'; {notes.pop(0)}'
@@ -289,8 +326,12 @@ def _report(
     for split, named in splits.items():
         noted = noted_of(named, chosen)
         lines += records.split_lines(split, noted, chosen.names if split in labelled else ())
-        if split in labelled:
-            totals += (np.array(noted['pixels']).reshape(-1, len(totals)) > 0).sum(0)
+        if split in labelled and (split != TAGGED or not found.masks):
+            shown = noted['pixels' if found.masks else 'tags']
+            totals += (np.array(shown).reshape(-1, len(totals)) > 0).sum(0)
+    for union, parts in unions(splits).items():
+        count = sum(len(splits[part]) for part in parts)
+        lines.append(f'\n{union}: {count} images, those of {" and ".join(parts)}')
     lines.append('')
     lines += [divided] if divided else []
     lines += [*notes, *_shortened(list(found.notes), 'warning: ')]
@@ -298,9 +339,10 @@ def _report(
         lines.append(f'the copies have at most {max_side} pixels a side; above are the files')
     if depth:
         lines.append(f'16-bit images: their values {depth[0]} to {depth[1]} become 0 to 255')
-    if not splits.get(UNLABELLED):
+    if found.masks and not any(counts.values()):
         lines.append('no image is without a mask: training will be supervised')
-    for text, which in (('in no image', totals == 0), ('in one image alone', totals == 1)):
+    one = 'mask' if counts[TAGGED] else 'image'
+    for text, which in ((f'in no {one}', totals == 0), (f'in one {one} alone', totals == 1)):
         names = [name for name, yes in zip(chosen.names, which, strict=True) if yes]
         if names:
             lines.append(f'warning: classes {text}: {_few(names)}')
@@ -310,7 +352,7 @@ def _report(
             'the largest value stands for do not occur: is each value a class? A classes.txt with '
             'colours, or --ignore'
         )
-    if (totals > 0).sum() == 1:
+    if found.masks and (totals > 0).sum() == 1:
         name = chosen.names[int(totals.argmax())]
         lines.append(f'warning: the masks show one class alone, {name}: every score will be 100')
     longest = max((max(s.size) for named in splits.values() for s in named.values()), default=0)
@@ -321,7 +363,7 @@ def _report(
         )
     warnings = [one.warning for named in splits.values() for one in named.values() if one.warning]
     lines += _shortened([*_repeated(labelled), *warnings], 'warning: ')
-    lines += [f'cannot be used: {problem}' for problem in problems]
+    lines += _shortened(problems, 'cannot be used: ', _LISTED)
     return lines
 
 
@@ -332,22 +374,28 @@ def noted_of(named: Mapping[str, Seen], chosen: classes.Classes) -> dict[str, li
         for value, count in one.values.items():
             if (index := chosen.ids[value]) != records.VOID:
                 row[index] += count
-    return {
+    noted = {
         'ids': list(named),
         'sizes': [list(one.size) for one in named.values()],
         'pixels': pixels.tolist(),
     }
+    tagged = [list(one.tags) for one in named.values()]
+    return noted | ({'tags': tagged} if all(tagged) else {})
 
 
 def _repeated(labelled: Mapping[str, Mapping[str, Seen]]) -> list[str]:
-    """Name images of train that are in val or test, too."""
-    train = {one.pixels: one.item.image for one in labelled['train'].values()}
+    """Name images that are trained on by their labels and are in another split, too."""
+    trained = {
+        one.pixels: (split, one.item.image)
+        for split in (TAGGED, 'train')
+        for one in labelled.get(split, {}).values()
+    }
     return [
-        f'{one.item.image} of {split} is the same image as {train[one.pixels]} of train'
+        f'{one.item.image} of {split} is the same image as {trained[one.pixels][1]} of {there}'
         for split, named in labelled.items()
         if split != 'train'
         for one in named.values()
-        if one.pixels in train
+        if (there := trained.get(one.pixels, (split,))[0]) != split
     ]
 
 
@@ -356,9 +404,9 @@ def _few(names: list[str]) -> str:
     return ', '.join(names[:_NAMES]) + more
 
 
-def _shortened(lines: list[str], prefix: str) -> list[str]:
-    more = [f'and {len(lines) - _SHOWN} more'] if len(lines) > _SHOWN else []
-    return [prefix + line for line in [*lines[:_SHOWN], *more]]
+def _shortened(lines: list[str], prefix: str, shown: int = _SHOWN) -> list[str]:
+    more = [f'and {len(lines) - shown} more'] if len(lines) > shown else []
+    return [prefix + line for line in [*lines[:shown], *more]]
 
 
 def _hash(data: bytes) -> str:
