@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from css_jax import methods, parallel, state
+from css_jax.evaluation import protocols
 from css_jax.methods import views
 from css_jax.run import checkpoint
 from css_jax.run import folder as run_folder
@@ -40,14 +41,21 @@ class Predictor:
         if network not in there:
             raise ValueError(f'network: got {network!r}, expected one of {there}')
         self._variables = checkpoint.restore_network(workdir, self.step, like[network], network)
+        window = protocols.window(self.config, chosen.dataset)
+        resized = protocols.prediction(self.config, ctx, chosen.predict, window)
 
         def labels(variables: state.Variables, images: jax.Array) -> jax.Array:
+            if self.config.eval.protocol == 'resized':  # else the network takes any size as it is
+                return resized(variables, images).argmax(-1)
             return chosen.predict(variables, views.normalise(images, ctx), ctx).argmax(-1)
 
         self._labels = parallel.compile(labels)
 
     def predict(self, images: np.ndarray) -> np.ndarray:
-        """Return the class of each pixel, of images seen whole and at their own size.
+        """Return the class of each pixel, of images seen whole.
+
+        They are seen at their own size, without the views that an evaluation averages over. A run
+        that is evaluated by the protocol 'resized' predicts by it as well, with all its views.
 
         Args:
             images: [B, H, W, 3] uint8 RGB; each new shape is compiled once.

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from css_jax import parallel
 from css_jax.config import defaults
 from css_jax.data import splits, streams
-from css_jax.evaluation import evaluator, results
+from css_jax.evaluation import evaluator, results, tables
 from css_jax.parallel import cost
 from css_jax.prepare import Run, prepare
 from css_jax.run import checkpoint, metrics, signals
@@ -168,20 +168,29 @@ def _due(done: int, config: ConfigDict) -> bool:
 
 
 def _evaluated(scores: Mapping[str, Mapping]) -> dict[str, float]:
-    """Return what the record has of scores: their mean and, of several, each one."""
+    """Return what the record has of scores: mean mIoU, of several each one, and numbers beside."""
     found = {'eval_miou': _number(results.mean(scores))}
     if len(scores) > 1:
         found |= {f'eval_miou_{name}': _number(one['miou']) for name, one in scores.items()}
+    for name, one in scores.items():
+        suffix = f'_{name}' if len(scores) > 1 else ''
+        more = results.numbers(one)
+        found |= {f'eval_{known}{suffix}': _number(value) for known, value in more.items()}
     return found
 
 
 def _shown(scores: Mapping[str, Mapping], every: Mapping[str, evaluator.Evaluator]) -> str:
-    miou = {name: 100 * _number(one['miou']) for name, one in scores.items()}
-    return ', '.join(f'mIoU {miou[name]:.2f} on {one.name}' for name, one in every.items())
+    shown = []
+    for name, one in every.items():
+        miou = f'mIoU {100 * _number(scores[name]["miou"]):.2f}' if one.masks else 'no mIoU'
+        more = results.numbers(scores[name])
+        shown += [f'{miou} on {one.name}']
+        shown += [f'{known} {tables.number(value)}' for known, value in more.items()]
+    return ', '.join(shown)
 
 
 def _number(value: float | None) -> float:
-    """Return NaN for a score of nothing: a split that is void everywhere."""
+    """Return NaN for a score of nothing, as of a split that is void everywhere."""
     return np.nan if value is None else value
 
 

@@ -14,8 +14,10 @@ from css_jax import config as configs
 from css_jax import methods
 from css_jax.data import geometry, sources
 from css_jax.evaluation import evaluator as evaluators
-from css_jax.evaluation import protocols, results
+from css_jax.evaluation import protocols, results, tables
 from css_jax.methods import Evaluation, Method, views
+from css_jax.methods.method import More
+from css_jax.ops import resize
 from css_jax.state import Variables
 from tests import tiny
 
@@ -38,12 +40,12 @@ def sides(pair):
     return f'{pair[0]}x{pair[1]}'
 
 
-def toy_method(predict=toy_predict):
+def toy_method(predict=toy_predict, classes=7, **more):
     """A method of which only the evaluation is there."""
 
     def evaluations(config):
         c = config.eval
-        return {'toy': Evaluation(c.dataset, c.split, 7, predict, c.network)}
+        return {'toy': Evaluation(c.dataset, c.split, classes, predict, c.network, **more)}
 
     return Method(
         streams={'labelled': 'mask'},
@@ -203,6 +205,123 @@ def test_a_random_crop_is_another_score_and_always_the_same(toy, weights, monkey
     assert 0.8 * 10 * 32 * 48 < got.sum() <= 10 * 32 * 48  # a part of each image, less void
     assert scores == opened(toy(seed=5, **keys))(weights)
     assert scores['miou'] != opened(toy())(weights)['miou']
+
+
+def test_resized_images_equal_a_loop_over_them(toy, mixed, weights, monkeypatch):
+    keys = {'window': (16, 18), 'scales': (1.0, 0.5), 'flip': True, 'pad_to': (24, 40)}
+    config = toy(protocol='resized', batch_size=2, **keys)
+    ctx, expected = methods.context(config), np.zeros((7, 7), np.int64)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def predict(x, size):
+        whole, total = resize.half_pixel(x, (16, 18)), 0.0
+        for view in (whole, resize.half_pixel(whole, (8, 9))):
+            for mirror in (slice(None), slice(None, None, -1)):
+                logits = toy_predict(weights, view[:, :, mirror], ctx)
+                total += resize.half_pixel(logits, (16, 18))[:, :, mirror]
+        return resize.half_pixel(total, size)[0].argmax(-1)
+
+    for record in mixed.records:
+        image = geometry.decode_image(record['image'])
+        label = geometry.decode_label(record['label'])
+        x = ((image / 255 - config.data.mean) / config.data.std).astype(np.float32)
+        predicted = np.asarray(predict(x[None], label.shape))
+        np.add.at(expected, (label[label != 255], predicted[label != 255]), 1)
+    evaluator = opened(config)
+    got, _ = matrix(evaluator, weights, monkeypatch)
+    assert np.abs(got - expected).sum() <= 4  # of 3261 pixels: two where two classes tie
+    assert (
+        'image resized to 16x18 whatever its aspect, logits resized back, sum of logits over '
+        'scales 1.0, 0.5 and the mirror image, void' in evaluator.protocol
+    )
+
+
+def whole_images(sizes, shape):
+    """Mask of what is no padding, [B, H, W]."""
+    rows, columns = jnp.arange(shape[0])[:, None], jnp.arange(shape[1])
+    return (rows < sizes[:, :1, None]) & (columns < sizes[:, 1:, None])
+
+
+def toy_measures(variables, seen, ctx):
+    inside = whole_images(seen.sizes, seen.labels.shape[1:])
+    red = jnp.where(inside, seen.images[..., 0], 0.0).sum((1, 2))
+    possible = jnp.where(seen.classes[:, None, None], seen.logits, -jnp.inf).argmax(-1)
+    known = seen.labels >= 0
+    return {
+        'classes': (seen.classes & seen.counted[:, None]).sum(0),
+        'red': jnp.where(seen.counted, red, 0.0).sum(),
+        'hits': (known & (possible == seen.labels)).sum(),
+        'pixels': known.sum(),
+        'images': seen.counted.sum(),
+    }
+
+
+def toy_scores(sums):
+    assert sums['classes'].dtype == np.int64 and sums['red'].dtype == np.float64
+    return {
+        'hits': sums['hits'] / sums['pixels'],
+        'classes': sums['classes'],
+        'red': sums['red'] / (sums['pixels'] + sums['images'] * 25),
+        'images': int(sums['images']),
+        'nothing': float('nan'),
+    }
+
+
+@pytest.mark.parametrize(
+    'keys',
+    [
+        {'protocol': 'whole', 'pad_to': (24, 40), 'batch_size': 4},
+        {'protocol': 'whole_exact', 'batch_size': 2},
+    ],
+)
+def test_more_scores_are_of_every_image_once(toy, mixed, weights, monkeypatch, keys):
+    """Of two devices, of batches that are filled up, and of a network with more classes."""
+
+    def nine(variables, images, ctx):  # the last two classes are in no image
+        logits = toy_predict(variables, images, ctx)
+        return jnp.pad(logits, ((0, 0), (0, 0), (0, 0), (0, 2)), constant_values=99.0)
+
+    made = toy_method(nine, 9, more=More(toy_measures, toy_scores))
+    monkeypatch.setitem(methods.METHODS, 'toy', made)
+    config = toy(**keys)
+    evaluator = opened(config)
+    evaluator.check(jax.eval_shape(lambda: weights))
+    scores = evaluator(weights)
+    reds = [geometry.decode_image(record['image'])[..., 0] / 255 for record in mixed.records]
+    red = np.mean(np.concatenate([red.ravel() for red in reds]) - config.data.mean[0])
+    assert scores['miou'] == 0 and scores['more']['images'] == len(SIZES)
+    assert scores['more']['red'] == pytest.approx(red / config.data.std[0], abs=1e-5)
+    assert scores['more']['classes'] == [*(mixed.pixels > 0).sum(0).tolist(), 0, 0]
+    assert scores['more']['nothing'] is None
+    monkeypatch.setitem(methods.METHODS, 'toy', toy_method())
+    exact = np.trace(by_hand(toy(), mixed, weights, keys.get('pad_to', (0, 0))))
+    assert scores['more']['hits'] == pytest.approx(exact / mixed.pixels.sum(), abs=1e-9)
+    assert json.loads(json.dumps(scores)) == scores
+
+
+def test_more_scores_that_cannot_be_computed_are_named_before_training(toy, monkeypatch, weights):
+    shapes = {'teacher': jax.eval_shape(lambda: weights)}
+    for more, answer in (
+        (More(toy_measures, lambda sums: {'x': sums['y']}), "be computed: KeyError: 'y'"),
+        (More(lambda *_: 1 / 0, toy_scores), 'be computed: ZeroDivisionError'),
+        (More(toy_measures, lambda sums: {'miou': 0.5}), "more scores of the name 'miou'"),
+    ):
+        monkeypatch.setitem(methods.METHODS, 'toy', toy_method(more=more))
+        config = toy()
+        every = evaluators.evaluators(config)
+        with pytest.raises(ValueError, match=answer):
+            evaluators.check(config, every, shapes)
+
+
+def test_numbers_are_shown_in_percent_where_they_are_fractions():
+    more = {'ap': 0.5, 'images': 3, 'loss': 2.34567, 'none': None, 'each': [0.25, None, 1]}
+    assert tables.more_lines(more) == [
+        'ap: 50.00', 'images: 3', 'loss: 2.346', 'none: -', 'each: 25.00, -, 1',
+    ]  # fmt: skip
+    result = {'evaluations': {'a': {'more': more}, 'b': {}}}
+    numbers = results.numbers_of_all(result)
+    assert numbers == {'a/ap': 0.5, 'a/images': 3, 'a/loss': 2.34567, 'a/none': None}
+    assert '| a/ap     | 50.00 |   - |' in tables.more_table({'one': numbers, 'two': {}})
 
 
 def test_flip_and_scales_change_the_score_and_are_named(toy, weights):

@@ -1,9 +1,11 @@
 """The rules of the house: who may import and name what, and methods that are nothing like CSS."""
 
 import ast
+import dataclasses
 import json
 import shutil
 
+import cv2
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -244,7 +246,7 @@ def arrays(workdir):
 
 
 @pytest.mark.parametrize('name', TOYS)
-def test_a_method_nothing_like_css_is_at_home(name, house, data_dir, tmp_path):
+def test_a_method_nothing_like_css_is_at_home(name, house, data_dir, tmp_path, capsys):
     """Trains, resumes from its half to the same bits, is evaluated, reported and predicts."""
     config = toy_config(name, data_dir)
     whole, broken = tmp_path / 'runs' / 'whole', tmp_path / 'runs' / 'broken'
@@ -277,6 +279,18 @@ def test_a_method_nothing_like_css_is_at_home(name, house, data_dir, tmp_path):
     else:
         assert 'evaluations' not in again and 'disc' in table
         pictures = ['report.png']
+    if name == 'image_labels':
+        more = again['more']
+        assert more['images'] == 10 and len(more['precisions']) == 7
+        assert more['miou_masked'] > again['miou']  # the network guesses
+        assert records[-1]['eval_precision'] == pytest.approx(more['precision'])
+        assert records[-1]['eval_images'] == 10 and 'eval_precisions' not in records[-1]
+        shown = f'{100 * more["miou_masked"]:.2f}'
+        assert f'\nmiou_masked: {shown}\n' in capsys.readouterr().out
+        row = next(line for line in table.splitlines() if line.startswith('| miou_masked'))
+        assert row.count(shown) == 2 and 'precisions' not in table
+    else:
+        assert 'more' not in again
     assert sorted(path.name for path in (tmp_path / 'runs').glob('*.png')) == pictures
     for evaluation in every:
         labels = predict.load(whole, evaluation=evaluation).predict(
@@ -285,6 +299,44 @@ def test_a_method_nothing_like_css_is_at_home(name, house, data_dir, tmp_path):
         assert labels.shape == (1, 28, 42)
     with pytest.raises(ValueError, match="evaluation: got 'x', expected one of"):
         predict.load(whole, evaluation='x')
+
+
+def test_tags_without_masks_are_evaluated_but_for_miou(
+    house, data_dir, tmp_path, monkeypatch, capsys, caplog
+):
+    """A split of tags is trained on, evaluated and reported like any other."""
+    load = sources.load
+
+    def tagged(dataset, split, data_dir=''):
+        source = load(dataset, split, data_dir)
+        blank = cv2.imencode('.png', np.full((64, 64), 255, np.uint8))[1].tobytes()
+        return dataclasses.replace(
+            source,
+            records=[{**source.records[i], 'label': blank} for i in range(len(source))],
+            pixels=np.zeros_like(source.pixels),
+            tags=source.classes,
+        )
+
+    monkeypatch.setattr(sources, 'load', tagged)
+    config = toy_config('image_labels', data_dir)
+    config.steps, config.image_labels.warmup = 1, 0
+    with caplog.at_level('INFO', 'css_jax'):
+        results = train.train(config, tmp_path / 'run')
+    assert results['miou'] is results['accuracy'] is results['loss'] is results['best'] is None
+    assert set(results['iou'].values()) == {None} and results['more']['miou_masked'] is None
+    precision = results['more']['precision']
+    assert 0 < precision < 1 and results['more']['images'] == 10
+    said = f'no mIoU on shapes/64:val, precision {100 * precision:.2f}, miou_masked -, images 10'
+    assert said in caplog.text
+    out = capsys.readouterr().out
+    assert 'no mIoU: no image of shapes/64:val has a mask\nprecision: ' in out
+    assert '| mIoU' not in out
+    record = metrics.read(tmp_path / 'run')[-1]
+    assert record['eval_miou'] is None and record['eval_precision'] == pytest.approx(precision)
+    assert f'{100 * precision:.2f}' in report.report(tmp_path, examples=1)
+    config = toy_config('without_teacher', data_dir)
+    with pytest.raises(ValueError, match=r'eval\.split: .*expected a split with masks$'):
+        evaluator.evaluators(configs.finalise(config))
 
 
 def test_the_rates_that_are_logged_are_the_optimiser_s(house, data_dir, tmp_path):

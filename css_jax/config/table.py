@@ -131,15 +131,15 @@ KEYS = {
     'eval.split': Key('val', 'of the dataset'),
     'eval.batch_size': Key(8, 'images, over all devices', range=(1, _MANY)),
     'eval.pad_to': Key(
-        (0, 0), "static height, width, by reflection; 0,0: the first image's size",
+        (0, 0), "static height, width of whole and resized, by reflection; 0,0: the first image's",
         expected=size_or_none,
     ),
     'eval.protocol': Key(
-        'whole', 'whole | whole_exact | sliding | sliding_cut | random_crop',
-        choices=('whole', 'whole_exact', 'sliding', 'sliding_cut', 'random_crop'),
+        'whole', 'whole | whole_exact | resized | sliding | sliding_cut | random_crop',
+        choices=('whole', 'whole_exact', 'resized', 'sliding', 'sliding_cut', 'random_crop'),
     ),
     'eval.window': Key(
-        (0, 0), "height, width of sliding, sliding_cut and random_crop; 0,0: a training crop's",
+        (0, 0), "height, width of all but whole and whole_exact; 0,0: a training crop's",
         expected=size_or_none,
     ),
     'eval.flip': Key(False, 'average with the mirrored image'),

@@ -1,7 +1,8 @@
 """The batches of an evaluation: every image of a split once, in batches of static shapes.
 
 XLA compiles a program for each shape. A protocol therefore says which images share one: all of
-them (`whole`, `random_crop`), or those of one size (`whole_exact`, `sliding`, `sliding_cut`).
+them (`whole`, `resized`, `random_crop`), or those of one size (`whole_exact`, `sliding`,
+`sliding_cut`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,9 +25,9 @@ def groups(
 
     Args:
         source: the images.
-        protocol: 'whole': all at one static size; 'random_crop': all at `window`; 'whole_exact',
-            'sliding' and 'sliding_cut': each at its own size.
-        pad_to: static size of 'whole'; (0, 0): the first image's.
+        protocol: 'whole' and 'resized': all at one static size; 'random_crop': all at `window`;
+            'whole_exact', 'sliding' and 'sliding_cut': each at its own size.
+        pad_to: static size of 'whole' and 'resized'; (0, 0): the first image's.
         window: height and width of a random crop.
 
     Returns:
@@ -35,12 +36,12 @@ def groups(
     Raises:
         ValueError: there is no such protocol; an image is larger than the static size.
     """
-    if protocol == 'whole':
+    if protocol in ('whole', 'resized'):
         return {eval_size(source, pad_to): list(range(len(source)))}
     if protocol == 'random_crop':
         return {tuple(window): list(range(len(source)))}
     if protocol not in ('whole_exact', 'sliding', 'sliding_cut'):
-        wanted = 'whole, whole_exact, sliding, sliding_cut or random_crop'
+        wanted = 'whole, whole_exact, resized, sliding, sliding_cut or random_crop'
         raise ValueError(f'eval.protocol: got {protocol!r}, expected {wanted}')
     found: dict[tuple[int, int], list[int]] = {}
     for index, (height, width) in enumerate(source.sizes.tolist()):
@@ -85,8 +86,8 @@ def eval_batches(
     """Return images in batches of one size each, one size after the other.
 
     Images are padded right and bottom by reflection, labels by 255. The last batch of a size is
-    filled up with blank images whose labels are all 255, so that they count nowhere and a size
-    has one shape.
+    filled up with blank images whose labels are all 255 and that have no class, so that they count
+    nowhere and a size has one shape.
 
     Args:
         source: the images.
@@ -99,7 +100,9 @@ def eval_batches(
 
     Returns:
         Iterator of {'image': uint8 [B/P, height, width, 3], RGB, 'label': uint8 [B/P, height,
-        width]}; every process gets `batch_count` batches.
+        width], 'classes': bool [B/P, C], those of the whole image, see
+        `css_jax.data.sources.Source`, 'size': int32 [B/P, 2], height and width without padding};
+        every process gets `batch_count` batches.
 
     Raises:
         ValueError: the batch cannot be shared out.
@@ -115,14 +118,22 @@ def eval_batches(
         blanks = -len(indices) % batch_size
         places += [(size, index) for index in [*indices, *[None] * blanks]]
 
+    classes = source.classes
+
     def at(place: int) -> dict[str, np.ndarray]:
         size, index = places[place]
         if index is None:
             return {
                 'image': np.zeros((*size, 3), np.uint8),
                 'label': np.full(size, VOID, np.uint8),
+                'classes': np.zeros(classes.shape[1], bool),
+                'size': np.array(size, np.int32),
             }
-        return example(source, index, size, crop)
+        return {
+            **example(source, index, size, crop),
+            'classes': classes[index],
+            'size': np.minimum(source.sizes[index], size).astype(np.int32),
+        }
 
     blocks = grain.MapDataset.range(len(places)).map(at).batch(batch_size // process_count)
     blocks = blocks[process_index::process_count]

@@ -1,15 +1,18 @@
-"""The evaluator: one confusion matrix over a split, under a protocol.
+"""The evaluator: one pass over a split under a protocol, for a confusion matrix and more.
 
 See `css_jax.evaluation.protocols` for what the network sees of an image.
 """
 
 import logging
+import math
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax
 import jax
+import jax.numpy as jnp
 import numpy as np
 from clu import metrics as clu_metrics
 from ml_collections import ConfigDict
@@ -18,7 +21,7 @@ from css_jax import methods, parallel
 from css_jax.data import evaluation, sources, splits
 from css_jax.evaluation import protocols
 from css_jax.methods import Evaluation, views
-from css_jax.methods.method import computing
+from css_jax.methods.method import Seen, computing
 from css_jax.ops import losses, metrics
 from css_jax.run import progress
 from css_jax.state import TrainState, Variables
@@ -66,9 +69,30 @@ class PixelLoss(clu_metrics.Metric):
             np.float64(self.count) + np.float64(other.count),
         )
 
-    def compute(self) -> float:
-        """Return the mean."""
-        return float(self.total / max(self.count, 1))
+    def compute(self) -> float | None:
+        """Return the mean; None where all is void."""
+        return float(self.total / self.count) if self.count else None
+
+
+@flax.struct.dataclass
+class Sums(clu_metrics.Metric):
+    """What a method measures beside, by name; merged on the host in int64 and float64."""
+
+    arrays: dict[str, jax.Array | np.ndarray]
+
+    @classmethod
+    def from_model_output(cls, measured: Mapping[str, jax.Array] | None = None, **_) -> 'Sums':
+        """Take one batch's sums."""
+        return cls(dict(measured or {}))
+
+    def merge(self, other: 'Sums') -> 'Sums':
+        """Add another batch's sums."""
+        found, more = self.compute(), other.compute()
+        return Sums({name: found[name] + more[name] for name in found})
+
+    def compute(self) -> dict[str, np.ndarray]:
+        """Return the sums."""
+        return {name: _wide(array) for name, array in self.arrays.items()}
 
 
 @flax.struct.dataclass
@@ -77,6 +101,7 @@ class Scores(clu_metrics.Collection):
 
     confusion: Confusion
     loss: PixelLoss
+    more: Sums
 
 
 class Evaluator:
@@ -87,6 +112,7 @@ class Evaluator:
         class_names: of the network's classes.
         protocol: a sentence on how the split is scored.
         network: which of a state's networks it is for.
+        masks: whether any image of the split has a mask; without there is no mIoU.
     """
 
     def __init__(self, config: ConfigDict, evaluated: Evaluation):
@@ -98,12 +124,14 @@ class Evaluator:
 
         Raises:
             ValueError: an image is larger than `eval.pad_to`, or the split has no labels or more
-                classes than the network; see also `css_jax.data.sources.load`.
+                classes than the network; tags are labels where more than mIoU is asked for. See
+                also `css_jax.data.sources.load`.
         """
         c = config.eval
         self.network = evaluated.network
         self._source = sources.load(evaluated.dataset, evaluated.split, config.data.dir)
-        splits.check_labels('eval.split', self._source)
+        splits.check_labels('eval.split', self._source, tags=evaluated.more is not None)
+        self.masks = bool(self._source.pixels.any())
         window = protocols.window(config, evaluated.dataset)
         self._images = evaluation.groups(
             self._source, c.protocol, pad_to=tuple(c.pad_to), window=window
@@ -125,14 +153,21 @@ class Evaluator:
                 f'{len(names)}'
             )
         # A network may have more classes than the images: those of another dataset.
-        self._scores = evaluated.scores
+        self._scores, self._more = evaluated.scores, evaluated.more
         scored = len(self._scores(np.zeros((classes, classes), np.int64))['iou'])
         self.class_names = (*names, *(f'class {i}' for i in range(len(names), scored)))
-        predict = protocols.prediction(config, methods.context(config), evaluated.predict, window)
+        ctx = methods.context(config)
+        predict = protocols.prediction(config, ctx, evaluated.predict, window)
 
         def measure(variables: Variables, batch: Mapping[str, jax.Array]) -> Scores:
-            logits, labels = predict(variables, batch['image']), views.host_labels(batch['label'])
-            return Scores.single_from_model_output(labels=labels, logits=logits)
+            logits = predict(variables, batch['image'], batch['size'])
+            labels, measured = views.host_labels(batch['label']), {}
+            if self._more is not None:
+                present = jnp.pad(batch['classes'], ((0, 0), (0, classes - len(names))))
+                images = views.normalise(batch['image'], ctx)
+                seen = Seen(images, logits, labels, present, batch['size'])
+                measured = self._more.measures(variables, seen, ctx)
+            return Scores.single_from_model_output(labels=labels, logits=logits, measured=measured)
 
         self._measure = self._layout.compile_sums(measure)
         if (sizes := len(self._images)) > 1:
@@ -149,20 +184,33 @@ class Evaluator:
         batch = {
             'image': jax.ShapeDtypeStruct((self._batch_size, *size, 3), np.uint8),
             'label': jax.ShapeDtypeStruct((self._batch_size, *size), np.uint8),
+            'classes': jax.ShapeDtypeStruct(
+                (self._batch_size, len(self._source.class_names)), np.bool_
+            ),
+            'size': jax.ShapeDtypeStruct((self._batch_size, 2), np.int32),
         }
-        jax.eval_shape(self._measure, self._layout.replicas(shapes), self._layout.placed(batch))
+        shapes = self._layout.replicas(shapes)
+        measured = jax.eval_shape(self._measure, shapes, self._layout.placed(batch)).more
+        zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), measured)
+        with warnings.catch_warnings():  # of divisions by zero
+            warnings.simplefilter('ignore')
+            found = self._more_scores(zeros.compute())
+        if 'miou' in found:
+            raise ValueError("got more scores of the name 'miou', expected another name")
 
     def __call__(
         self, variables: Variables, broken_off: Callable[[], bool] = lambda: False
     ) -> dict[str, Any] | None:
         """Return 'miou', 'iou', 'accuracy' in [0, 1] and 'loss' of the variables.
 
+        And 'more', name -> number, list or None, where the method has more scores.
+
         Args:
             variables: on all devices, as `css_jax.parallel.Layout.replicated` has them.
             broken_off: asked before every batch.
 
         Returns:
-            The scores, None where it was broken off.
+            The scores, None where it was broken off. Without masks all but 'more' are None.
         """
         index, processes = parallel.process()
         total, count = None, evaluation.batch_count(self._images, self._batch_size)
@@ -188,7 +236,32 @@ class Evaluator:
                 LOG.info('evaluated %s · to go %s', share, progress.duration(to_go))
                 told = now
         values = total.compute()
-        return {**self._scores(values['confusion']), 'loss': values['loss']}
+        scores = {**self._scores(values['confusion']), 'loss': values['loss']}
+        if not self.masks:  # a method may score a class that is nowhere as 0
+            scores |= {'miou': None, 'accuracy': None, 'iou': [None] * len(scores['iou'])}
+        more = self._more_scores(values['more'])
+        return {**scores, 'more': more} if more else scores
+
+    def _more_scores(self, sums: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Return the method's scores of its sums, as JSON has them."""
+        if self._more is None:
+            return {}
+        return {name: _plain(value) for name, value in self._more.scores(dict(sums)).items()}
+
+
+def _wide(array: jax.Array | np.ndarray) -> np.ndarray:
+    """Return an array of the host in float64, or in int64 where it has whole numbers."""
+    array = np.asarray(array)
+    return array.astype(np.float64 if jnp.issubdtype(array.dtype, jnp.floating) else np.int64)
+
+
+def _plain(value: Any) -> Any:
+    """Return a number, a list of numbers or None, as JSON has it: without numpy and NaN."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return None if value is None or not math.isfinite(value) else value
 
 
 def evaluators(config: ConfigDict) -> dict[str, Evaluator]:

@@ -34,6 +34,14 @@ def grey(indicator: np.ndarray) -> np.ndarray:
     return np.repeat(levels[..., None], 3, axis=-1)
 
 
+def enlarge(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Repeat the cells of a coarse map [B, h, w] up to [B, H, W], about evenly."""
+    rows, columns = (
+        np.arange(side) * cells // side for side, cells in zip(size, labels.shape[1:3], strict=True)
+    )
+    return labels[:, rows[:, None], columns]
+
+
 def denormalise(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
     """Turn standardised images [..., 3] back to uint8 RGB."""
     rgb = np.asarray(images) * np.asarray(std) + np.asarray(mean)

@@ -8,17 +8,21 @@
   last ones are moved back to end at the border, a smaller image is padded;
 - `sliding_cut`: likewise, but windows are cut off at the border, and their stride is rounded down.
   iMAS (arXiv 2211.11335) is evaluated so, with windows of 769 whatever the training crop;
+- `resized`: the image resized to `eval.window` whatever its aspect, and from there to each of
+  `eval.scales`; the logits of all views are added up at the window's size, then resized to the
+  image's. CoSA (arXiv 2402.17891) is evaluated so. The loss is that of the sums;
 - `random_crop`: one crop of `eval.window` an image, the same in every evaluation. The reference
   program scores Cityscapes so, by mistake; for comparison only.
 
 `eval.flip` and `eval.scales` average over mirrored and resized images. Padding is void, and void
-counts nowhere.
+counts nowhere. `whole` and `resized` batch all images of a split in one shape.
 """
 
 import functools
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from css_jax import methods
@@ -59,8 +63,8 @@ def prediction(
     ctx: Context,
     predict_views: Callable[[Variables, jax.Array, Context], jax.Array],
     window: tuple[int, int],
-) -> Callable[[Variables, jax.Array], jax.Array]:
-    """Return the function (variables, images) -> logits of the protocol in `config.eval`.
+) -> Callable[..., jax.Array]:
+    """Return the function (variables, images, sizes) -> logits of the protocol in `config.eval`.
 
     Args:
         config: finalised.
@@ -69,12 +73,21 @@ def prediction(
         window: see `window`.
 
     Returns:
-        A pure function of uint8 RGB images [B, H, W, 3] to float32 logits [B, H, W, C].
+        A pure function of uint8 RGB images [B, H, W, 3], and of their sizes without padding
+        [B, 2] int32, to float32 logits [B, H, W, C]. Without sizes there is no padding; 'resized'
+        alone reads them.
     """
     c = config.eval
 
-    def predict(variables: Variables, images: jax.Array) -> jax.Array:
+    def predict(
+        variables: Variables, images: jax.Array, sizes: jax.Array | None = None
+    ) -> jax.Array:
         network = functools.partial(predict_views, variables, ctx=ctx)
+        if c.protocol == 'resized':
+            if sizes is None:
+                sizes = jnp.broadcast_to(jnp.array(images.shape[1:3]), (len(images), 2))
+            images = views.normalise(images, ctx)
+            return inference.resized(network, images, sizes, window, tuple(c.scales), c.flip)
         if c.protocol in SLIDING:
             cut_off = SLIDING[c.protocol]
             network = functools.partial(
@@ -119,17 +132,19 @@ def describe(
     seen = {
         'whole': f'whole image reflect-padded to {sides(size)}',
         'whole_exact': 'whole image at its own size',
+        'resized': f'image resized to {sides(window)} whatever its aspect, logits resized back',
         **{name: windows(cut_off) for name, cut_off in SLIDING.items()},
         'random_crop': f'one random crop of {sides(window)} an image',
     }
     averaged = [f'scales {", ".join(map(str, c.scales))}'] if tuple(c.scales) != (1.0,) else []
     averaged += ['the mirror image'] if c.flip else []
+    how = 'sum of logits' if c.protocol == 'resized' else 'mean probability'
     return ', '.join(
         [
             {'teacher': 'EMA teacher', 'student': 'student'}[network],
             'running statistics',
             seen[c.protocol],
-            *([f'mean probability over {" and ".join(averaged)}'] if averaged else []),
+            *([f'{how} over {" and ".join(averaged)}'] if averaged else []),
             'void pixels left out',
             *(['void a miss, absent classes 0'] if c.get('scores') == 'authors' else []),
         ]

@@ -1,8 +1,8 @@
 """The results of an evaluation: printed as a table, and written to a file in the run's folder.
 
-With one evaluation the file has its scores. With several 'evaluations' has each one's by name, and
-what stands beside is of all together: 'miou', 'accuracy' and 'loss' are means, the classes in 'iou'
-are named 'EVALUATION/CLASS'.
+With one evaluation the file has its scores; 'more' are those that a method has beside. With several
+'evaluations' has each one's by name, and what stands beside is of all together: 'miou', 'accuracy'
+and 'loss' are means, the classes in 'iou' are named 'EVALUATION/CLASS'.
 """
 
 import json
@@ -50,6 +50,25 @@ def mean(scores: Mapping[str, Mapping], key: str = 'miou') -> float | None:
     return float(np.mean(known)) if known else None
 
 
+def numbers(scores: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return the scores beside mIoU that are numbers, or None, and no lists.
+
+    Args:
+        scores: of an evaluation, or its results.
+    """
+    more = scores.get('more', {})
+    return {name: value for name, value in more.items() if not isinstance(value, list)}
+
+
+def numbers_of_all(results: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return `numbers` of results, those of several evaluations named 'EVALUATION/NAME'."""
+    return numbers(results) | {
+        f'{name}/{known}': value
+        for name, part in results.get('evaluations', {}).items()
+        for known, value in numbers(part).items()
+    }
+
+
 def report(
     workdir: str | pathlib.Path,
     config: ConfigDict,
@@ -81,6 +100,7 @@ def report(
             **{key: scores[name][key] for key in ('miou', 'accuracy', 'loss')},
             'iou': dict(zip(one.class_names, scores[name]['iou'], strict=True)),
             'protocol': one.protocol,
+            **{key: scores[name][key] for key in ('more',) if key in scores[name]},
         }
         for name, one in every.items()
     }
@@ -102,7 +122,12 @@ def report(
     for name, part in parts.items():
         shown = f', {name}' if len(parts) > 1 else ''
         print(f'{config.method}, step {step}, {part["split"]}{shown}\n{part["protocol"]}')
-        print(tables.scores_table(every[name].class_names, {'IoU %': scores[name]}))
+        if every[name].masks:
+            print(tables.scores_table(every[name].class_names, {'IoU %': scores[name]}))
+        else:
+            print(f'no mIoU: no image of {part["split"]} has a mask')
+        for line in tables.more_lines(part.get('more', {})):
+            print(line)
     if len(parts) > 1:
         print(f'mean mIoU of {", ".join(parts)}: {_percent(results["miou"])}')
     if best:

@@ -43,6 +43,49 @@ def computing(
         raise ValueError(f'{what} cannot be computed: {reason}') from error
 
 
+class Seen(NamedTuple):
+    """One batch of an evaluation, as `More.measures` gets it.
+
+    Attributes:
+        images: [B, H, W, 3] normalised, padded right and bottom.
+        logits: [B, H, W, C] float32, those of the protocol.
+        labels: [B, H, W] int32, -1 for void and padding.
+        classes: [B, C] bool, those of the WHOLE image: by its tags, else by its mask.
+        sizes: [B, 2] int32, height and width of each image without padding; see
+            `css_jax.ops.resize.part_to` and `to_part`.
+    """
+
+    images: Array
+    logits: Array
+    labels: Array
+    classes: Array
+    sizes: Array
+
+    @property
+    def counted(self) -> Array:
+        """Which images count, bool [B]: not those that only fill the last batch.
+
+        Those have no class, and their labels are all void. An image that is void everywhere does
+        not count either.
+        """
+        return self.classes.any(-1)
+
+
+class More(NamedTuple):
+    """Scores beside mIoU, of the same pass over the split.
+
+    Attributes:
+        measures: (variables, `Seen`, ctx) -> name -> array: sums over the images of one batch that
+            are `Seen.counted`. They are added up over devices, then over batches on the host in
+            int64 and float64.
+        scores: name -> numpy array, those sums -> name -> number, list of numbers or None. NaN
+            becomes None. It is also called with zeros, before training. The name 'miou' is taken.
+    """
+
+    measures: Callable[[Variables, Seen, Context], dict[str, Array]]
+    scores: Callable[[dict[str, Any]], dict[str, Any]]
+
+
 class Evaluation(NamedTuple):
     """One thing that a method is scored on.
 
@@ -51,9 +94,12 @@ class Evaluation(NamedTuple):
         split: of the dataset.
         classes: C, channels of the logits; at least as many as the dataset has classes.
         predict: (variables, images [B, H, W, 3] normalised, ctx) -> logits [B, H, W, C] float32.
+            Of the protocol 'resized' alone they may be of any size, such as that of the head.
         network: whose variables: 'teacher' or 'student'.
         scores: confusion matrix [C, C], rows true -> 'miou', 'iou' [classes that are scored] and
             'accuracy', see `css_jax.ops.metrics.scores`.
+        more: scores beside these, None for none. With them a split that has tags in place of masks
+            can be evaluated, without a mIoU.
     """
 
     dataset: str
@@ -62,6 +108,7 @@ class Evaluation(NamedTuple):
     predict: Callable[[Variables, Array, Context], Array]
     network: str
     scores: Callable[[Any], dict[str, Any]] = metrics.scores
+    more: More | None = None
 
 
 def no_memory(config: ConfigDict) -> dict:

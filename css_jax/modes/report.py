@@ -19,9 +19,10 @@ PICTURE = 'report.png'
 def report(folder: str | pathlib.Path, examples: int = 6, file: str = result_files.RESULTS) -> str:
     """Compare the finished runs in the folders of `folder`.
 
-    Prints a table of IoU per class and mIoU, writes it to report.md, and a picture (image, truth,
-    each run's prediction) to report.png; of runs with several evaluations one of each, such as
-    report_NAME.png. The runs must have been evaluated on the same splits by one protocol.
+    Prints a table of IoU per class and mIoU, and one of what the runs' methods have beside, writes
+    them to report.md, and a picture (image, truth, each run's prediction) to report.png; of runs
+    with several evaluations one of each, such as report_NAME.png. The runs must have been evaluated
+    on the same splits by one protocol.
 
     Args:
         folder: has one folder a run.
@@ -29,7 +30,7 @@ def report(folder: str | pathlib.Path, examples: int = 6, file: str = result_fil
         file: which results of a run, see `css_jax.evaluation.results.file_name`.
 
     Returns:
-        The table, Markdown.
+        The tables, Markdown.
 
     Raises:
         FileNotFoundError: no folder in it has results.
@@ -58,7 +59,9 @@ def report(folder: str | pathlib.Path, examples: int = 6, file: str = result_fil
     columns = {
         name: {**result, 'iou': list(result['iou'].values())} for name, result in results.items()
     }
-    table = tables.scores_table(names, columns)
+    more = {name: result_files.numbers_of_all(result) for name, result in results.items()}
+    parts = tables.scores_table(names, columns), tables.more_table(more)
+    table = '\n\n'.join(filter(None, parts))
     heading = f'IoU in % on {first["split"]}'
     protocol = result_files.protocols_of(results)
     (folder / TABLE).write_text(f'{heading}\n\n{table}\n\n{protocol}\n')
@@ -119,6 +122,7 @@ def _picture(
 
 
 def _predicted(predictor: predict.Predictor, example: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Return an image's predicted classes [H, W], void where the truth is."""
+    """Return an image's predicted classes [H, W], void where its truth is, if it has any."""
     labels = predictor.predict(example['image'][None])[0]
-    return np.where(example['label'] == sources.VOID, sources.VOID, labels)
+    void = example['label'] == sources.VOID
+    return labels if void.all() else np.where(void, sources.VOID, labels)

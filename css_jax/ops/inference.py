@@ -6,7 +6,7 @@ function here takes one and gives a better one of the same kind, so that they ne
 Views are averaged as softmax probabilities, not as logits: the logits of one confident view may be
 any size and would outvote all others. The field's programs do so too, for instance UniMatch
 (https://github.com/LiheYoung/UniMatch/blob/main/supervised.py, `evaluate`). What is given is its
-logarithm, which are logits of that very distribution.
+logarithm, which are logits of that very distribution. `resized` alone adds up logits.
 """
 
 from collections.abc import Callable, Sequence
@@ -60,6 +60,44 @@ def multi_scale(predict: Predict, images: Array, scales: Sequence[float]) -> Arr
         scaled = images if size == (height, width) else jax.image.resize(images, shape, 'bilinear')
         parts.append(resize.bilinear(predict(scaled), (height, width)))
     return _log_mean(parts)
+
+
+def resized(
+    predict: Predict,
+    images: Array,
+    sizes: Array,
+    window: tuple[int, int],
+    scales: Sequence[float],
+    flip: bool,
+) -> Array:
+    """Add up the logits of an image that is resized to one window, and of that at several scales.
+
+    The authors of CoSA (arXiv 2402.17891) evaluate so: logits, not probabilities, are added up. All
+    is resized bilinearly with half-pixel centres, without antialiasing, whatever the aspect.
+
+    Args:
+        predict: images [K, h, w, 3] -> logits [K, any height, any width, C], for the size at each
+            scale; K is 2B with `flip`, else B.
+        images: [B, H, W, 3]; what lies outside their `sizes` is not seen.
+        sizes: [B, 2] int, height and width of each image; they may be traced.
+        window: height and width that every image is resized to.
+        scales: factors; the size at s is (int(h s), int(w s)) of the window, at least a pixel.
+        flip: whether each view is mirrored too.
+
+    Returns:
+        [B, H, W, C] logits; only inside their `sizes` do they mean anything.
+    """
+    whole = resize.part_to(images, sizes, window)
+    total = 0.0
+    for scale in scales:
+        view = resize.half_pixel(whole, tuple(max(1, int(side * scale)) for side in window))
+        views = jnp.concatenate([view, view[:, :, ::-1]]) if flip else view
+        logits = resize.half_pixel(predict(views), window)
+        if flip:
+            plain, mirror = jnp.split(logits, 2)
+            logits = plain + mirror[:, :, ::-1]
+        total = total + logits
+    return resize.to_part(total, sizes, images.shape[1:3])
 
 
 def starts(length: int, window: int, stride: int) -> list[int]:

@@ -1,8 +1,11 @@
-"""Evaluation arithmetic: confusion counts on the device, scores on the host in int64."""
+"""Evaluation arithmetic: counts on the device, scores of their sums on the host."""
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+
+# Scores are told apart in steps of 0.01: far less than what two logits that matter differ by.
+_LARGEST, _BINS = 20.0, 4000
 
 
 def confusion(labels: Array, predictions: Array, num_classes: int, ignore: int = -1) -> Array:
@@ -61,3 +64,42 @@ def scores(
         'iou': iou,
         'accuracy': float(hits.sum() / total) if total else None,
     }
+
+
+def score_histogram(scores: Array, truth: Array, counted: Array) -> Array:
+    """Count the scores of one batch, those of true and of false classes apart.
+
+    Args:
+        scores: [B, K] logits; beyond -20 and 20 they are alike.
+        truth: [B, K] bool, which classes are there.
+        counted: [B] bool, which rows count.
+
+    Returns:
+        [2, K, 4000] int32, of true ones first; the bins are 0.01 wide and ascend. Sum batches on
+        the host.
+    """
+    shifted = jnp.clip(scores.astype(jnp.float32), -_LARGEST, _LARGEST) + _LARGEST
+    bins = jnp.minimum(jnp.floor(shifted * (_BINS / (2 * _LARGEST))), _BINS - 1).astype(jnp.int32)
+    classes = scores.shape[1]
+    rows = jnp.where(truth, 0, 1), jnp.broadcast_to(jnp.arange(classes), truth.shape), bins
+    weights = jnp.broadcast_to(counted[:, None], truth.shape).astype(jnp.int32)
+    return jnp.zeros((2, classes, _BINS), jnp.int32).at[rows].add(weights)
+
+
+def average_precision(counts: np.ndarray) -> np.ndarray:
+    """Return each class's average precision by its scores.
+
+    It is the sum of (R_n - R_{n-1}) P_n over the thresholds n, from the highest down, with P_n and
+    R_n the precision and recall of what lies at the threshold or above. Scores of one bin are ties.
+
+    Args:
+        counts: [2, K, bins] of `score_histogram`, summed.
+
+    Returns:
+        [K] float64 in [0, 1]; NaN for a class that is nowhere true.
+    """
+    true, false = np.asarray(counts, np.float64)[..., ::-1]
+    hits = true.cumsum(-1)
+    precision = hits / np.maximum(hits + false.cumsum(-1), 1)
+    total = true.sum(-1)
+    return np.where(total > 0, (true * precision).sum(-1) / np.maximum(total, 1), np.nan)

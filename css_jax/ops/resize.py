@@ -297,3 +297,75 @@ def _interpolation_zero(n: int, factor: int) -> np.ndarray:
     positions = 2 * np.arange(factor * n)[:, None] + 1 - factor
     distances = np.abs(positions - 2 * factor * np.arange(n))
     return (np.maximum(2 * factor - distances, 0) / (2 * factor)).astype(np.float32)
+
+
+def part_to(x: jax.Array, sizes: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Resize the upper left part of each map as `half_pixel`; the parts are of several sizes.
+
+    Args:
+        x: [B, H, W, C], any real dtype.
+        sizes: [B, 2] int, height and width of each part, from 1 to (H, W); they may be traced.
+        size: (h, w).
+
+    Returns:
+        [B, h, w, C] float32; what lies outside a part is not read.
+
+    Raises:
+        ValueError: as `bilinear`.
+    """
+    if x.ndim != 4:
+        raise ValueError(f'x has shape {x.shape}; expected [B, H, W, C]')
+    heights, widths = sizes.T
+    height, width = _checked(size)
+    down = _interpolation_between(heights, jnp.full_like(heights, height), x.shape[1], height)
+    across = _interpolation_between(widths, jnp.full_like(widths, width), x.shape[2], width)
+    return _interpolated_each(x, down, across)
+
+
+def to_part(x: jax.Array, sizes: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Resize each map as `half_pixel` to the upper left part of a larger one.
+
+    Args:
+        x: [B, h, w, C], any real dtype.
+        sizes: [B, 2] int, height and width of each part, from 1 to (H, W); they may be traced.
+        size: (H, W).
+
+    Returns:
+        [B, H, W, C] float32; outside a part its last row and column are repeated.
+
+    Raises:
+        ValueError: as `bilinear`.
+    """
+    if x.ndim != 4:
+        raise ValueError(f'x has shape {x.shape}; expected [B, h, w, C]')
+    heights, widths = sizes.T
+    height, width = _checked(size)
+    down = _interpolation_between(jnp.full_like(heights, x.shape[1]), heights, x.shape[1], height)
+    across = _interpolation_between(jnp.full_like(widths, x.shape[2]), widths, x.shape[2], width)
+    return _interpolated_each(x, down, across)
+
+
+def _interpolated_each(x: jax.Array, down: jax.Array, across: jax.Array) -> jax.Array:
+    """Return x [B, h, w, C] resized by matrices of each map, [B, H, h] and [B, W, w]."""
+    product = partial(jnp.einsum, precision='highest')  # as `_interpolated`
+    x = product('bHh,bhwc->bHwc', down, x.astype(jnp.float32))
+    return product('bWw,bHwc->bHWc', across, x)
+
+
+def _interpolation_between(n: jax.Array, out: jax.Array, columns: int, rows: int) -> jax.Array:
+    """Return the float32 matrices [B, rows, columns] of `_interpolation_half_pixel`, traced.
+
+    Args:
+        n: [B] int, length of the input's part.
+        out: [B] int, length of the output's part; rows behind it are like its last one.
+        columns: length of the input.
+        rows: length of the output.
+    """
+    n, out = n.astype(jnp.int32)[:, None], out.astype(jnp.int32)[:, None]
+    row = jnp.minimum(jnp.arange(rows, dtype=jnp.int32), out - 1)
+    lower, remainder = jnp.divmod(jnp.maximum((2 * row + 1) * n - out, 0), 2 * out)
+    fraction = (remainder / (2 * out))[..., None]
+    column = jnp.arange(columns, dtype=jnp.int32)
+    upper = jnp.minimum(lower + 1, n - 1)
+    below = jnp.where(column == lower[..., None], 1 - fraction, 0.0)
+    return below + jnp.where(column == upper[..., None], fraction, 0.0)

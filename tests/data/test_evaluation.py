@@ -92,6 +92,23 @@ def test_whole_pads_mixed_sizes_to_one(mixed):
     np.testing.assert_array_equal((labels != 255).sum((1, 2))[:7], mixed.pixels.sum(1))
 
 
+def test_batches_tell_the_classes_and_sizes_of_the_images(mixed):
+    tagged = dataclasses.replace(mixed, tags=np.arange(21).reshape(7, 3) % 2 == 0)
+    for source, classes in ((mixed, mixed.pixels > 0), (tagged, tagged.tags)):
+        images = evaluation.groups(source, 'resized', pad_to=(11, 9))
+        assert images == {(11, 9): list(range(7))}
+        batches = list(evaluation.eval_batches(source, images, batch_size=4))
+        found = {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
+        np.testing.assert_array_equal(found['classes'][:7], classes)
+        assert found['classes'].dtype == bool and not found['classes'][7].any()
+        assert found['size'].dtype == np.int32 and found['size'][:7].tolist() == list(
+            map(list, SIZES)
+        )
+    crops = evaluation.groups(mixed, 'random_crop', window=(7, 7))
+    batch = next(evaluation.eval_batches(mixed, crops, batch_size=7, crop=True))
+    assert batch['size'].tolist() == [[6, 7], [7, 5], [6, 7], [6, 7], [7, 5], [7, 4], [6, 7]]
+
+
 def test_a_random_crop_is_the_same_in_every_evaluation(data_dir):
     source = sources.load('shapes', 'val', data_dir)
     images = evaluation.groups(source, 'random_crop', window=(40, 80))

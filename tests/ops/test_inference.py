@@ -1,5 +1,6 @@
 """Views of an image, averaged: held to plain numpy loops over the same windows."""
 
+import functools
 from pathlib import Path
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from css_jax.ops import inference, metrics
+from css_jax.ops import inference, metrics, resize
 
 IMAS = np.load(Path(__file__).parents[1] / 'fixtures' / 'imas_ops.npz')
 
@@ -268,3 +269,31 @@ def test_views_nest(images, cut_off):
 
     logits, (one, two) = jax.device_get(jax.jit(lambda x: (nested(x), by_hand(x)))(images))
     np.testing.assert_allclose(np.exp(logits), (np.exp(one) + softmax(two)) / 2, atol=1e-5)
+
+
+@pytest.mark.parametrize('flip', [False, True])
+def test_resized_images_of_two_sizes_equal_each_alone(images, flip):
+    window, scales = (10, 14), (1.0, 0.55, 1.5)
+    sizes = np.array([[13, 22], [8, 17]], np.int32)
+
+    def coarse(x):  # a network's logits at half its input's size
+        return predict(x)[:, ::2, ::2]
+
+    found = jax.jit(inference.resized, static_argnums=(0, 3, 4, 5))(
+        coarse, images, sizes, window, scales, flip
+    )
+    assert found.shape == (2, 13, 22, 4)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def alone(image, size):
+        whole, total = resize.half_pixel(image[None], window), 0.0
+        for scaled in ((10, 14), (5, 7), (15, 21)):
+            view = resize.half_pixel(whole, scaled)
+            total += resize.half_pixel(coarse(view), window)
+            if flip:
+                total += resize.half_pixel(coarse(view[:, :, ::-1]), window)[:, :, ::-1]
+        return resize.half_pixel(total, size)[0]
+
+    for i, (height, width) in enumerate(sizes.tolist()):
+        expected = alone(images[i, :height, :width], (height, width))
+        np.testing.assert_allclose(found[i, :height, :width], expected, rtol=1e-5, atol=1e-5)

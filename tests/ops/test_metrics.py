@@ -80,6 +80,48 @@ def test_pixel_accuracy_that_counts_void_is_the_authors(usss_matrices):
     np.testing.assert_allclose(found, USSS['iou/pixel_accuracy_of_batches'], rtol=1e-6)
 
 
+def exact_precision(scores, truth):
+    """Average precision of one class by its definition, a threshold at every score."""
+    precision, recall = 0.0, 0.0
+    for threshold in sorted(set(scores), reverse=True):
+        chosen = scores >= threshold
+        now = (truth & chosen).sum() / truth.sum()
+        precision += (now - recall) * (truth & chosen).sum() / chosen.sum()
+        recall = now
+    return precision
+
+
+def test_average_precision_equals_its_definition():
+    rng = np.random.default_rng(0)
+    truth = rng.random((60, 4)) < [0.3, 0.5, 0.1, 0]  # the last class is nowhere
+    scores = np.rint(100 * (rng.normal(size=(60, 4)) * 3 + truth)) / 100 + 0.005
+    scores[:, 1] = np.rint(scores[:, 1])  # many ties
+    scores[0], truth[0, 2] = [19.995, -19.995, 25, 0], True
+    counted = rng.random(60) < 0.7
+    counted[0] = True
+    histogram = jax.jit(metrics.score_histogram)
+    total = sum(
+        np.asarray(histogram(scores[i : i + 20], truth[i : i + 20], counted[i : i + 20]), np.int64)
+        for i in (0, 20, 40)
+    )
+    assert total.sum() == 4 * counted.sum()
+    np.testing.assert_array_equal(total[0].sum(-1), truth[counted].sum(0))
+    expected = [exact_precision(scores[counted, k], truth[counted, k]) for k in range(3)]
+    found = metrics.average_precision(total)
+    np.testing.assert_allclose(found[:3], expected, rtol=1e-12)
+    assert np.isnan(found[3]) and len(set(expected)) == 3
+
+
+def test_average_precision_of_one_bin_and_of_a_perfect_order():
+    scores = np.array([[-30.0, 0.001], [-20.0, 0.009], [-50.0, 0.0]])
+    truth = np.array([[True, True], [False, True], [False, False]])
+    found = jax.jit(metrics.score_histogram)(scores, truth, np.ones(3, bool))
+    np.testing.assert_allclose(metrics.average_precision(found), [1 / 3, 2 / 3])
+    true, false = [[0, 0, 2], [2, 0, 1]], [[3, 1, 0], [0, 3, 0]]  # of each bin, from the lowest
+    expected = [1, 1 / 3 * 1 + 2 / 3 * 3 / 6]
+    np.testing.assert_allclose(metrics.average_precision([true, false]), expected)
+
+
 # Rows true, void last: no class 2 anywhere but where void is true.
 VOID = np.array([[6, 1, 0, 1], [2, 4, 0, 0], [0, 0, 0, 0], [5, 5, 5, 5]])
 

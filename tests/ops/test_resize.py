@@ -194,3 +194,29 @@ def test_half_pixel_and_bicubic_leave_equal_sizes_alone_and_name_bad_arguments()
             resizer(x, (0, 3))
         with pytest.raises(ValueError, match=r'shape \(2, 2\)'):
             resizer(np.zeros((2, 2)), (3, 3))
+
+
+@pytest.mark.parametrize('size', [(6, 20), (1, 1)])
+def test_parts_of_several_sizes_are_resized_as_each_alone(size):
+    r = np.random.default_rng(0)
+    whole, sizes = (9, 14), [(9, 14), (7, 3), (1, 14)]
+    x, y = (r.standard_normal((3, *sides, 2)).astype(np.float32) for sides in (whole, size))
+
+    @jax.jit
+    def alone(x, y):
+        parts = [x[i : i + 1, :height, :width] for i, (height, width) in enumerate(sizes)]
+        parts = [resize.half_pixel(part, size)[0] for part in parts]
+        return parts, [resize.half_pixel(y[i : i + 1], sides)[0] for i, sides in enumerate(sizes)]
+
+    @jax.jit
+    def together(x, y, sizes):
+        return resize.part_to(x, sizes, size), resize.to_part(y, sizes, whole)
+
+    parts, placed = together(x, y, np.array(sizes, np.int32))
+    assert parts.shape == y.shape and placed.shape == x.shape
+    for i, (part, place) in enumerate(zip(*alone(x, y), strict=True)):
+        height, width = sizes[i]
+        np.testing.assert_allclose(parts[i], part, atol=1e-5)
+        np.testing.assert_allclose(placed[i, :height, :width], place, atol=1e-5)
+        beyond = np.broadcast_to(place[-1, -1], placed[i, height:, width:].shape)
+        np.testing.assert_allclose(placed[i, height:, width:], beyond, atol=1e-5)
