@@ -21,11 +21,12 @@ from data_prep.splits import lists
 
 SPLITS = ('random', 'list')
 BACKBONES = ('resnet101', 'resnet50')
-# Those of one dataset; configs/usss.py has the others.
+# Those of labelled and unlabelled images of one dataset; configs/usss.py and configs/cosa.py have
+# the others.
 METHODS = [
     name
     for name, method in methods.METHODS.items()
-    if not any('*' in stream for stream in method.streams)
+    if method.streams.keys() <= {'labelled', 'unlabelled'}
 ]
 
 

@@ -105,7 +105,7 @@ def get_config(argument: str = '', changes: Mapping[str, str | None] | None = No
     c.method = method
     used = min(labels or len(train), len(train))
     c.steps = steps(used, 0 if none else len(without))
-    fewer = _fewer(c.steps, told.get('steps', ''))
+    fewest = fewer(c.steps, told.get('steps', ''))
 
     sizes = train.sizes if none else np.concatenate([train.sizes, without.sizes])
     common = {'batch_size': BATCH, 'crop': crop(sizes)}
@@ -122,7 +122,7 @@ def get_config(argument: str = '', changes: Mapping[str, str | None] | None = No
     c.model.update(NETWORKS[given['backbone']])
     c.model.output_stride = output_stride(common['crop'])
     if given['pretrained'] is None and 'model.pretrained' not in told:
-        c.model.pretrained = _installed(c.model.get('pretrained'))
+        c.model.pretrained = installed(c.model.get('pretrained'))
 
     weights = told.get('model.pretrained', given['pretrained'])
     weights = c.model.get('pretrained') if weights is None else weights
@@ -130,13 +130,13 @@ def get_config(argument: str = '', changes: Mapping[str, str | None] | None = No
     c.optimizer.warmup_steps = 20
     c.update_from_flattened_dict(arguments.of_method(method, quickstart.COMMON))
     c.update_from_flattened_dict(quickstart.METHODS.get(method, {}))
-    burn_in, unlabelled = burn_in_steps(fewer), 0 if none else len(without)
+    burn_in, unlabelled = burn_in_steps(fewest), 0 if none else len(without)
     own = {'burn_in_steps': burn_in}
     own |= {'imas.supervised_epochs': round(burn_in / max(1, unlabelled // BATCH))}
     own = arguments.of_method(method, own) | arguments.epochs(method, used, unlabelled)
     c.update_from_flattened_dict(own)
     c.log_every = 50
-    c.checkpoint_every = max(1, fewer // 4)
+    c.checkpoint_every = max(1, fewest // 4)
     arguments.finish(c, given, settings, FILE)
     if data_dir:
         c.data.dir = data_dir
@@ -207,12 +207,12 @@ def _read(argument: str, data_dir: str) -> tuple[dict, dict[str, str]]:
     return arguments.read(argument, FILE, words, DEFAULTS)
 
 
-def _fewer(rule: int, told: str) -> int:
+def fewer(rule: int, told: str) -> int:
     """Return the steps of the rule, or those that the user asks for if they are fewer."""
     return min(rule, int(told)) if told.isdecimal() else rule
 
 
-def _installed(name: str | None) -> str:
+def installed(name: str | None) -> str:
     """Return the name of first weights where their package is installed, else ''."""
     if not name or named.installed(name):
         return name or ''

@@ -129,7 +129,8 @@ def _picture(path: pathlib.Path, config: ConfigDict, batch: Mapping, prepared: A
     """Show what of these the method has; streams may differ in crop and batch size."""
     colours = functools.partial(pictures.colourise, num_classes=config.num_classes)
     seen = functools.partial(pictures.denormalise, mean=config.data.mean, std=config.data.std)
-    columns = {}
+    columns, sizes = {}, [arrays['image'].shape[1:3] for arrays in batch.values()]
+    enlarged = functools.partial(pictures.enlarge, size=sizes[0])
     for stream, arrays in batch.items():
         columns[f'{stream} crop'] = arrays['image']
         if 'label' in arrays:
@@ -147,6 +148,10 @@ def _picture(path: pathlib.Path, config: ConfigDict, batch: Mapping, prepared: A
         'mixed_indicator': ('mixed indicator', pictures.grey),
         'label_c': ("L_c's label", colours),
         'indicator_c': ("L_c's indicator", pictures.grey),
+        'cam': ('largest CAM', pictures.grey),
+        'cam_label': ('label from CAMs', colours),
+        'aux_label': ('from early CAMs', colours),
+        'segmentation': ('from segmentation', lambda x: colours(enlarged(x.argmax(-1)))),
     }
     made = prepared._asdict() if hasattr(prepared, '_asdict') else {}
     for key in ('label', 'indicator'):  # L_c's are often those of L_u

@@ -1,0 +1,383 @@
+"""CoSA (arXiv 2402.17891): segmentation learned from image-level labels alone.
+
+"Weakly Supervised Co-training with Swapping Assignments" trains an online network on a strong view,
+by an assignment network, its EMA, that sees the weak view at several scales and mirrored:
+
+- image-level labels train a classifier on the last features and one on early features;
+- class activation maps (CAMs) of the assignment network become pseudo-labels, which train the
+  segmentation (CAM2Seg), from the last and from the early features;
+- its segmentation becomes soft pseudo-labels, which train the CAMs (Seg2CAM);
+- a dense energy asks that pixels alike in place and colour have the same class.
+
+    L = L_cls + 0.1 L_c2s + 0.05 L_s2c + 0.05 L_reg, in a warm-up L_cls alone.
+
+This is the authors' program, by which the published numbers were made. What the paper adds to it is
+off unless it is asked for, and is our reading: weights by perplexity (`cosa.weighting`), a dynamic
+threshold (`cosa.thresholds`) and contrastive separation (`cosa.separation`). The settings of the
+published runs are `css_jax.methods.cosa_settings`.
+
+The masks never get here: the stream 'images' gives which classes are in the whole image. Of the C
+classes background is class 0; K = C - 1, and channel k of a CAM belongs to class k + 1. Symbols:
+CPL and SPL are the pseudo-labels from CAMs and from the segmentation.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from ml_collections import ConfigDict
+
+from css_jax import parallel
+from css_jax import state as states
+from css_jax.methods import cosa_cams, cosa_scores, views
+from css_jax.methods import cosa_settings as settings
+from css_jax.methods.method import Method
+from css_jax.ops import (
+    augment,
+    cam,
+    color,
+    cosa,
+    crf,
+    draws,
+    magnitudes,
+    mixture,
+    perplexity,
+    resize,
+    weak,
+)
+from css_jax.ops.losses import Term
+from css_jax.state import Context, TrainState, Variables
+
+optimizer = settings.optimizer
+QUEUE = 100  # batches whose CAM values the dynamic threshold is fitted to
+# CAMs of the last and of the early features -> their keys of config.cosa.
+_LIMITS = {'cam': ('low', 'high'), 'cam_aux': ('aux_low', 'aux_high')}
+# The authors' weight of the energy, at half of their crop of 448. Their filter gives 0.57 of the
+# sum that it stands for, which is computed here as it is.
+_ENERGY, _HALF, _FILTER = 1e-7, 224, 0.57
+_SIGMA_RGB, _SIGMA_XY, _CROP = 15.0, 100.0, 448  # of the energy's kernel; the second at that crop
+
+
+class Images(NamedTuple):
+    """What classification trains on.
+
+    Attributes:
+        strong: [B, H, W, 3] normalised.
+        present: image-level labels, [B, K] bool.
+        counts: histograms of CAM values by `_LIMITS`, [B, BINS]; none with fixed thresholds.
+    """
+
+    strong: Array
+    present: Array
+    counts: dict[str, Array]
+
+
+class Targets(NamedTuple):
+    """What a step trains on.
+
+    Attributes:
+        strong: [B, H, W, 3] normalised.
+        present: image-level labels, [B, K] bool.
+        counts: as in `Images`.
+        box: [B, 4] int32, top, bottom, left, right of what is no padding.
+        cam: [B, H, W] float32 in [0, 1], the largest value of the classes that the image has.
+        cam_label: CPL, [B, H, W] int32, -1: none.
+        cam_weight: of CPL, [B, H, W] float32.
+        aux_label: CPL of the early features, likewise.
+        aux_weight: likewise.
+        segmentation: SPL, [B, h, w, C] float32, which sum up to 1.
+    """
+
+    strong: Array
+    present: Array
+    counts: dict[str, Array]
+    box: Array
+    cam: Array
+    cam_label: Array
+    cam_weight: Array
+    aux_label: Array
+    aux_weight: Array
+    segmentation: Array
+
+
+class Queue(NamedTuple):
+    """The dynamic threshold of one kind of CAMs.
+
+    Attributes:
+        counts: histograms of the last `QUEUE` batches, [QUEUE, BINS] float32.
+        place: [] int32, where the next one goes.
+        thresholds: [1] or [2], smoothed; low and high are the same where it is one.
+    """
+
+    counts: Array
+    place: Array
+    thresholds: Array
+
+
+def outputs(config: ConfigDict) -> dict[str, int]:
+    """Return the segmentation, and a classifier and its CAMs of last and of early features."""
+    labelled = ('class', 'cam', 'class_aux', 'cam_aux')
+    return {'logits': config.num_classes, **dict.fromkeys(labelled, config.num_classes - 1)}
+
+
+def init_memory(config: ConfigDict) -> dict[str, Queue]:
+    """Return the queues of a dynamic threshold, which start with values that are equally likely."""
+    found = {}
+    if config.cosa.thresholds != 'fixed':
+        stream = config.data.streams[settings.STREAM]
+        cells = [side // config.model.output_stride for side in stream.crop]
+        each = stream.batch_size * cells[0] * cells[1] / mixture.BINS
+        for name, limits in _LIMITS.items():
+            counts = jnp.full((QUEUE, mixture.BINS), each, jnp.float32)
+            found[name] = Queue(counts, jnp.int32(0), _first_thresholds(config, limits))
+    return found
+
+
+def _first_thresholds(config: ConfigDict, limits: tuple[str, str]) -> Array:
+    """Return low and high as configured, or one threshold in their middle."""
+    both = jnp.array([config.cosa[limit] for limit in limits], jnp.float32)
+    one = config.cosa.thresholds == 'two' or config.cosa.weighting == 'perplexity'
+    return both.mean(keepdims=True) if one else both
+
+
+def init_teacher(student: Variables, key: Array, ctx: Context) -> Variables:
+    """Start the assignment network with the student's backbone, and heads of its own."""
+    own = states.variables(ctx, key)
+    params = own.params | {'backbone': jax.tree.map(jnp.copy, student.params['backbone'])}
+    return Variables(params, jax.tree.map(jnp.copy, student.batch_stats))
+
+
+def update_teacher(
+    state: TrainState, student: Variables, batch_stats: Any, ctx: Context
+) -> Variables:
+    """Move the EMA of parameters and running statistics, by the same decay from step 0 on."""
+    del batch_stats
+    decay = ctx.config.teacher.decay
+    return jax.tree.map(lambda t, s: decay * t + (1.0 - decay) * s, state.teacher, student)
+
+
+def classification_targets(
+    state: TrainState, batch: dict, keys: parallel.Keys, ctx: Context
+) -> tuple[Images, Any]:
+    """Make the strong view; with a dynamic threshold measure the CAMs, too."""
+    images, present = _weak(batch, keys, ctx)
+    counts = {}
+    if ctx.config.cosa.thresholds != 'fixed':
+        maps = cosa_cams.assignments(state.teacher, views.normalise(images, ctx), present, ctx)
+        counts = _histograms(maps, present)
+    prepared = Images(_strong(images, keys, ctx), present, counts)
+    return jax.lax.stop_gradient(prepared), state.teacher.batch_stats
+
+
+def targets(
+    state: TrainState, batch: dict, keys: parallel.Keys, ctx: Context
+) -> tuple[Targets, Any]:
+    """Make the assignment network's pseudo-labels of the weak view, and the strong view.
+
+    The thresholds of a step are those that the steps before it have left.
+    """
+    c, box = ctx.config.cosa, batch[settings.STREAM]['box']
+    images, present = _weak(batch, keys, ctx)
+    maps = cosa_cams.assignments(state.teacher, views.normalise(images, ctx), present, ctx)
+    found = {}
+    for name, limits in _LIMITS.items():
+        queue = state.memory.get(name)
+        thresholds = queue.thresholds if queue else _first_thresholds(ctx.config, limits)
+        low, high = thresholds[0], thresholds[-1]
+        label = cam.pseudo_labels(maps[name], present, low, high, box, c.shrink)
+        weight = jnp.ones(label.shape, jnp.float32)
+        if c.weighting == 'perplexity':
+            weight = perplexity.reciprocal(cam.largest(maps[name], present), low, box)
+        found[name] = label, weight
+    prepared = Targets(
+        _strong(images, keys, ctx),
+        present,
+        _histograms(maps, present) if state.memory else {},
+        box,
+        cam.largest(maps['cam'], present),
+        *found['cam'],
+        *found['cam_aux'],
+        maps['segmentation'],
+    )
+    return jax.lax.stop_gradient(prepared), state.teacher.batch_stats
+
+
+def classification_loss(
+    params: Any, state: TrainState, prepared: Images, keys: parallel.Keys, ctx: Context
+) -> tuple[dict[str, Term], tuple]:
+    """Compute L_cls of the last and of the early features."""
+    del keys
+    network = Variables(params, state.student.batch_stats)
+    out, batch_stats = ctx.train(network, prepared.strong)
+    return _classification(out, prepared.present), (batch_stats, _sums(prepared.counts), {})
+
+
+def loss(
+    params: Any, state: TrainState, prepared: Targets, keys: parallel.Keys, ctx: Context
+) -> tuple[dict[str, Term], tuple]:
+    """Compute L_cls, L_c2s of both CAMs, L_s2c, and L_reg."""
+    del keys
+    p, c = prepared, ctx.config.cosa
+    out, batch_stats = ctx.train(Variables(params, state.student.batch_stats), p.strong)
+    terms = _classification(out, p.present)
+    labels = {'cam': (p.cam_label, p.cam_weight), 'aux': (p.aux_label, p.aux_weight)}
+    for name, (label, weight) in labels.items():
+        background, foreground = cosa.cam2seg_loss(out['logits'], label, weight, by_weight=True)
+        terms[f'{name}2seg_background'] = Term(*background)
+        terms[f'{name}2seg_foreground'] = Term(*foreground)
+    terms['seg2cam'] = Term(*cosa.seg2cam_loss(out['cam'], p.segmentation))
+    if c.energy_weight:
+        terms['energy'] = Term(*_energy(out['logits'], p, ctx))
+    if c.separation:
+        region = resize.nearest(p.aux_label, out['cam'].shape[1:3])
+        terms['separation'] = Term(*cosa.separation(out['cam'], region, p.present))
+
+    inside = cam.inside(p.box, p.cam_label.shape[1:])
+    labelled = p.cam_label >= 0
+    coarse = resize.nearest(p.cam_label, p.segmentation.shape[1:3])
+    metrics = {
+        'labelled': views.share(labelled, inside),
+        'foreground': views.share(p.cam_label > 0, labelled),
+        'agreement': views.share(coarse == p.segmentation.argmax(-1), coarse >= 0),
+        **_thresholds(state.memory),
+    }
+    return terms, (batch_stats, _sums(p.counts), metrics)
+
+
+def weights(state: TrainState, ctx: Context) -> dict[str, float]:
+    """Weigh the terms; background and foreground, and both kinds of CAMs, by halves."""
+    del state
+    c = ctx.config.cosa
+    found = {
+        f'{name}2seg_{region}': c.cam2seg_weight / 4
+        for name in ('cam', 'aux')
+        for region in ('background', 'foreground')
+    }
+    found['seg2cam'] = c.seg2cam_weight
+    if c.energy_weight:
+        found['energy'] = c.energy_weight
+    if c.separation:
+        found['separation'] = c.separation
+    return found
+
+
+def update_memory(memory: dict[str, Queue], statistics: Any, ctx: Context) -> dict[str, Queue]:
+    """Put the batch's CAM values into the queues, and move the thresholds.
+
+    The authors' queues are one a GPU; this one is of all devices.
+    """
+    components = {'two': 2, 'three': 3}.get(ctx.config.cosa.thresholds)
+    found = {}
+    for name, queue in memory.items():
+        added = parallel.psum(statistics[name].sum(0), ctx.axis)
+        counts = queue.counts.at[queue.place].set(added)
+        fitted = mixture.thresholds(counts.sum(0), components, queue.thresholds)
+        smoothed = mixture.smooth(queue.thresholds, fitted)
+        found[name] = Queue(counts, (queue.place + 1) % QUEUE, smoothed)
+    return found
+
+
+def phases(config: ConfigDict) -> list[tuple[int, Method]]:
+    """Classify alone first: up to and with step `config.cosa.warmup_steps`, counted from 0."""
+    return [(min(config.cosa.warmup_steps + 1, config.steps), _CLASSIFY)]
+
+
+def _weak(batch: dict, keys: parallel.Keys, ctx: Context) -> tuple[Array, Array]:
+    """Return the images [B, H, W, 3] uint8 that both views are made of, and their labels [B, K].
+
+    Both views are blurred, by a Gaussian where Pillow approximates one by boxes.
+    """
+    arrays, c = batch[settings.STREAM], ctx.config.augment
+    images = arrays['image']
+    if c.blur_prob:
+        own = keys(settings.STREAM, 'weak')
+        blurred = color.blur(own, augment.to_float(images), prob=c.blur_prob, sigma=c.blur_sigma)
+        images = jnp.clip(jnp.round(255 * blurred), 0, 255).astype(jnp.uint8)
+    present = arrays['classes'][:, 1:]
+    missing = ctx.config.num_classes - 1 - present.shape[1]  # of classes that no image can have
+    return images, jnp.pad(present, ((0, 0), (0, missing)))
+
+
+def _strong(images: Array, keys: parallel.Keys, ctx: Context) -> Array:
+    """Return the strong view [B, H, W, 3] normalised: one of nine operations on colours."""
+    own, probability = keys(settings.STREAM, 'strong'), ctx.config.cosa.strong_prob
+    if probability:
+        chosen, magnitude, changed = draws.uniform(own, 'operation', 3).T
+        identity = magnitudes.NAMES.index('identity')
+        chosen = draws.integer(chosen, len(magnitudes.NAMES))
+        chosen = jnp.where(changed < probability, chosen, identity)
+        magnitude = 1 + draws.integer(magnitude, magnitudes.MAGNITUDES)
+        images = magnitudes.strong(images, chosen, magnitude)
+    return views.normalise(images, ctx)
+
+
+def _histograms(maps: dict[str, Array], present: Array) -> dict[str, Array]:
+    """Return [B, BINS] of both kinds of CAMs: the largest value of each cell of the grid."""
+    grid = maps['segmentation'].shape[1:3]
+
+    def counts(one: Array) -> Array:
+        values = cam.largest(resize.half_pixel(one, grid), present)
+        return jax.vmap(mixture.histogram)(values)
+
+    return {name: counts(maps[name]) for name in _LIMITS}
+
+
+def _sums(counts: dict[str, Array]) -> dict[str, Array]:
+    return {name: one.sum(0) for name, one in counts.items()}
+
+
+def _thresholds(memory: dict[str, Queue]) -> dict[str, Array]:
+    """Return the thresholds by the names of their keys, for the log."""
+    return {
+        f'threshold_{limit}': queue.thresholds[i]
+        for name, queue in memory.items()
+        for i, limit in enumerate(_LIMITS[name][: len(queue.thresholds)])
+    }
+
+
+def _classification(out: dict[str, Array], present: Array) -> dict[str, Term]:
+    """Return L_cls of both classifiers."""
+    return {
+        head: Term(*weak.multilabel_soft_margin(out[head], present))
+        for head in ('class', 'class_aux')
+    }
+
+
+def _energy(logits: Array, p: Targets, ctx: Context) -> tuple[Array, Array]:
+    """Return L_reg as the authors log it: (sum over the images, their number)."""
+    size, data = p.strong.shape[1:3], ctx.config.data
+    levels = 255 * (p.strong * jnp.asarray(data.std) + jnp.asarray(data.mean))
+    probabilities = jax.nn.softmax(resize.half_pixel(logits, size), axis=-1)
+    sigma_xy = _SIGMA_XY * size[0] / _CROP
+    side = ctx.config.cosa.energy_side
+    total, count = crf.dense_energy(
+        levels, probabilities, p.cam_label, p.box, _SIGMA_RGB, sigma_xy, side
+    )
+    # A sum over pairs of pixels: as large as at the authors' size, whatever the side.
+    return _ENERGY * _FILTER * (_HALF / side) ** 4 * total, count
+
+
+METHOD = Method(
+    streams={settings.STREAM: 'classes+box'},
+    outputs=outputs,
+    targets=targets,
+    loss=loss,
+    keys=settings.KEYS,
+    defaults=settings.DEFAULTS,
+    weights=weights,
+    init_memory=init_memory,
+    update_memory=update_memory,
+    init_teacher=init_teacher,
+    update_teacher=update_teacher,
+    optimizer=optimizer,
+    evaluations=cosa_scores.evaluations,
+    phases=phases,
+    check=settings.check,
+    warnings=settings.warnings,
+)
+_CLASSIFY = METHOD._replace(
+    targets=classification_targets,
+    loss=classification_loss,
+    weights=lambda state, ctx: {},
+)

@@ -1,0 +1,127 @@
+"""What CoSA is scored on (arXiv 2402.17891): its segmentation, its CAMs and its classifier.
+
+Beside mIoU, of predictions as they are, in 'more' of results.json:
+
+- 'miou_masked': of predictions from which the classes that an image does not have, by its true
+  image-level labels, are removed first. It is the metric of the paper's tables;
+- 'cam_miou': of the CAMs of the classes that an image has, background where all are up to 0.5;
+  'cam_miou_best' with the best of `THRESHOLDS`, 'cam_threshold_best', and 'cam_miou_swept' with
+  each one. 'cam_aux_...' are those of the early features. CAMs are merged over `eval.scales` and
+  mirror images, whatever `eval.flip` is;
+- 'classifier_map': mean average precision of the classifier over the classes that any image has.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from ml_collections import ConfigDict
+
+from css_jax.methods import cosa_cams
+from css_jax.methods.method import Evaluation, More, Seen
+from css_jax.ops import cam, metrics, resize
+from css_jax.state import Context, Variables
+
+THRESHOLDS = np.arange(1, 20, dtype=np.float32) / 20  # of background; 0.5 is the authors'
+_AUTHORS = THRESHOLDS.tolist().index(0.5)
+
+
+def predict(variables: Variables, images: Array, ctx: Context) -> Array:
+    """Return the head 'logits' at the images' size, [B, H, W, C], resized by half pixels.
+
+    The protocol 'resized' resizes by itself, from the head's own grid.
+    """
+    logits = ctx.evaluate(variables, images)['logits']
+    own = ctx.config.eval.protocol == 'resized'
+    return logits if own else resize.half_pixel(logits, images.shape[1:3])
+
+
+def measures(variables: Variables, seen: Seen, ctx: Context) -> dict[str, Array]:
+    """Return the sums that `scores` needs of one batch."""
+    classes, present = seen.logits.shape[-1], seen.classes[:, 1:]
+    masked = cam.masked(seen.logits, present).argmax(-1)
+    found = {'masked': metrics.confusion(seen.labels, masked, classes)}
+
+    images, size = seen.images, seen.images.shape[1:3]
+    resized = ctx.config.eval.protocol == 'resized'
+    if resized:
+        images = resize.part_to(images, seen.sizes, _window(ctx.config))
+    every = cosa_cams.passes(variables, images, ctx.config.eval.scales, ctx)
+    for kind, maps in cosa_cams.cams(every, images.shape[1:3], ctx).items():
+        maps = resize.to_part(maps, seen.sizes, size) if resized else maps
+        found[kind] = swept(maps, present, seen.labels)
+    of_images = every[0]['class'][: len(images)]
+    found['classifier'] = metrics.score_histogram(of_images, present, seen.counted)
+    return found
+
+
+def scores(sums: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Return the scores by their names, see above."""
+    found = {'miou_masked': metrics.scores(sums['masked'])['miou']}
+    for kind in cosa_cams.KINDS:
+        miou = [metrics.scores(matrix)['miou'] for matrix in confusions(sums[kind])]
+        best = int(np.argmax([-1 if value is None else value for value in miou]))
+        known = miou[best] is not None
+        found[f'{kind}_miou'] = miou[_AUTHORS]
+        found[f'{kind}_miou_best'] = miou[best]
+        found[f'{kind}_threshold_best'] = float(THRESHOLDS[best]) if known else None
+        found[f'{kind}_miou_swept'] = miou
+    precision = metrics.average_precision(sums['classifier'])
+    known = precision[np.isfinite(precision)]
+    return {**found, 'classifier_map': known.mean() if known.size else None}
+
+
+def swept(maps: Array, present: Array, labels: Array) -> Array:
+    """Count pixels by their true class, by their CAMs' class, and by how large their CAM is.
+
+    Args:
+        maps: CAMs, [B, H, W, K] in [0, 1].
+        present: [B, K].
+        labels: [B, H, W] int32, -1 where a pixel does not count.
+
+    Returns:
+        [C, C, T + 1] int32: true class, the class with the largest CAM of those that the image has,
+        and the number of the T `THRESHOLDS` that this CAM is above.
+    """
+    classes, count = present.shape[1] + 1, len(THRESHOLDS) + 1
+    winner = cam.from_cam(maps, present, threshold=0.0)
+    above = (cam.largest(maps, present)[..., None] > THRESHOLDS).sum(-1)
+    index = (labels * classes + winner) * count + above
+    index = jnp.where(labels >= 0, index, classes * classes * count)
+    counts = jnp.zeros(classes * classes * count + 1, jnp.int32).at[index.ravel()].add(1)
+    return counts[:-1].reshape(classes, classes, count)
+
+
+def confusions(counts: np.ndarray) -> np.ndarray:
+    """Return the confusion matrices [T, C, C] of the CAMs at each threshold.
+
+    Args:
+        counts: [C, C, T + 1] of `swept`, summed.
+    """
+    found = []
+    for place in range(1, counts.shape[-1]):
+        matrix = counts[..., place:].sum(-1)
+        matrix[:, 0] += counts[..., :place].sum((1, 2))  # not above the threshold: background
+        found.append(matrix)
+    return np.stack(found)
+
+
+def evaluations(config: ConfigDict) -> dict[str, Evaluation]:
+    """Evaluate `config.eval.network` on `config.eval.dataset`."""
+    c = config.eval
+    found = Evaluation(
+        dataset=c.dataset,
+        split=c.split,
+        classes=config.num_classes,
+        predict=predict,
+        network=c.network,
+        more=More(measures, scores),
+    )
+    return {c.dataset.partition('/')[0]: found}
+
+
+def _window(config: ConfigDict) -> tuple[int, int]:
+    """Return height and width of `eval.window`, of the training crop where it is (0, 0)."""
+    own = config.eval.window
+    return tuple(own if any(own) else next(iter(config.data.streams.values())).crop)
