@@ -348,9 +348,10 @@ def _energy(logits: Array, p: Targets, ctx: Context) -> tuple[Array, Array]:
     """Return L_reg as the authors log it: (sum over the images, their number)."""
     size, data = p.strong.shape[1:3], ctx.config.data
     levels = 255 * (p.strong * jnp.asarray(data.std) + jnp.asarray(data.mean))
-    probabilities = jax.nn.softmax(resize.half_pixel(logits, size), axis=-1)
-    sigma_xy = _SIGMA_XY * size[0] / _CROP
     side = ctx.config.cosa.energy_side
+    smaller = side, max(1, round(size[1] * side / size[0]))
+    probabilities = resize.half_pixel_through(jax.nn.softmax, logits, size, smaller)
+    sigma_xy = _SIGMA_XY * size[0] / _CROP
     total, count = crf.dense_energy(
         levels, probabilities, p.cam_label, p.box, _SIGMA_RGB, sigma_xy, side
     )

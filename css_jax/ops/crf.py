@@ -34,7 +34,7 @@ def dense_energy(
 
     Args:
         images: [B, H, W, 3] in 0 ... 255, not standardised.
-        probabilities: [B, H, W, C], a softmax.
+        probabilities: [B, H, W, C], a softmax; or of the size at which the energy is computed.
         mask: [B, H, W] integer pseudo-labels, or `ignore`.
         box: [B, 4] int top, bottom, left, right of what is no padding, the ends exclusive.
         sigma_rgb: in levels.
@@ -94,6 +94,7 @@ def gaussian_filter(features: Array, values: Array) -> Array:
     if rows == pixels:
         return of_rows(planes)
     parts = -(-pixels // rows)
+    rows = -(-pixels // parts)
     # The last rows are padded: every part is alike, and one loop makes all.
     padded = jnp.pad(planes, ((0, 0), (0, 0), (0, parts * rows - pixels)))
     padded = padded.reshape(*padded.shape[:2], parts, rows)

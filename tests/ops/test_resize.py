@@ -220,3 +220,19 @@ def test_parts_of_several_sizes_are_resized_as_each_alone(size):
         np.testing.assert_allclose(placed[i, :height, :width], place, atol=1e-5)
         beyond = np.broadcast_to(place[-1, -1], placed[i, height:, width:].shape)
         np.testing.assert_allclose(placed[i, height:, width:], beyond, atol=1e-5)
+
+
+@pytest.mark.parametrize('size', [(3, 4), (6, 7), (12, 14), (20, 9)])
+def test_a_function_between_two_sizes_is_the_same_of_the_pixels_that_are_read(size):
+    x = np.random.default_rng(0).standard_normal((2, 4, 5, 3), np.float32)
+
+    def whole(x):
+        middle = jax.nn.softmax(resize.half_pixel(x, (12, 14)))
+        return resize.half_pixel(middle, size)
+
+    def read(x):
+        return resize.half_pixel_through(jax.nn.softmax, x, (12, 14), size)
+
+    np.testing.assert_allclose(read(x), whole(x), atol=1e-6)
+    gradients = [jax.grad(lambda x, f=f: (f(x) ** 2).sum())(x) for f in (read, whole)]
+    np.testing.assert_allclose(*gradients, atol=1e-5)
