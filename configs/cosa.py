@@ -124,7 +124,7 @@ def _quickstart(c: ConfigDict, given: Mapping[str, Any]) -> None:
     c.model.output_stride = 8
     c.model.fov_dilation = 2
     c.eval.batch_size = 50
-    c.optimizer.learning_rate = 3e-3
+    c.optimizer.learning_rate = 1e-3
     c.optimizer.warmup_steps = 20
     c.checkpoint_every = 300
     if c.method == 'cosa':
