@@ -52,6 +52,7 @@ MORE = (
     ('convolutions', 'convolutions', 300),
     ('startup', 'startup', 200),
     ('checkpoint', 'checkpoint', 60),
+    ('energy', 'energy', 300),
 )
 NAMES = [name for name, _, _ in (*FIRST, *MORE)]
 QUICK = 420  # seconds of --quick
