@@ -63,7 +63,8 @@ def get_config(argument: str = '', changes: Mapping[str, str | None] | None = No
         FileNotFoundError: a dataset of `folder` is not prepared.
     """
     parts = [part.strip() for part in argument.split(',')]
-    folders = [part for part in parts if part == FOLDER or part.startswith(f'{FOLDER}:')]
+    named = [part.removeprefix('dataset=') for part in parts]
+    folders = [name for name in named if name.partition(':')[0] == FOLDER]
     words = {
         'dataset': [*DATASETS, *(folders or [f'{FOLDER}:NAME'])],
         'method': METHODS,
@@ -76,7 +77,7 @@ def get_config(argument: str = '', changes: Mapping[str, str | None] | None = No
     c.model.family = 'largefov'
     c.log_every = 50
     if given['dataset'] == 'quickstart':
-        _quickstart(c, given)
+        _quickstart(c, given, told)
     elif given['dataset'] in DATASETS:
         _published(c, given)
     else:
@@ -115,7 +116,7 @@ def _published(c: ConfigDict, given: Mapping[str, Any]) -> None:
     c.eval.every = {'voc': 2000, 'coco': 6000}[name]
 
 
-def _quickstart(c: ConfigDict, given: Mapping[str, Any]) -> None:
+def _quickstart(c: ConfigDict, given: Mapping[str, Any], told: Mapping[str, str]) -> None:
     """Set `shapes` and a small network, which starts from random weights."""
     _stream(c, given, 'shapes', 'train', crop=(64, 64), batch_size=BATCH, resize=(0.75, 1.5))
     c.steps = 900
@@ -128,7 +129,7 @@ def _quickstart(c: ConfigDict, given: Mapping[str, Any]) -> None:
     c.optimizer.warmup_steps = 20
     c.checkpoint_every = 300
     if c.method == 'cosa':
-        _schedule(c, c.steps)
+        _schedule(c, folder.fewer(c.steps, told.get('steps', '')))
         c.cosa.head_rate = 1.0
         # Colour tells the classes of `shapes` apart.
         c.cosa.strong_prob = 0.0
@@ -155,6 +156,8 @@ def _folder(c: ConfigDict, given: Mapping[str, Any], told: Mapping[str, str]) ->
     c.model.update(folder.NETWORKS.get(c.model.backbone, {}))
     if given['pretrained'] is None and 'model.pretrained' not in told:
         c.model.pretrained = folder.installed(c.model.get('pretrained'))
+    weights = told.get('model.pretrained', given['pretrained'])
+    weights = c.model.get('pretrained') if weights is None else weights
     plain = c.model.backbone in backbones.PLAIN
     c.model.output_stride = 16 if plain else folder.output_stride(crop)
     images = min(given['labels'] or len(train), len(train))
@@ -166,9 +169,9 @@ def _folder(c: ConfigDict, given: Mapping[str, Any], told: Mapping[str, str]) ->
     c.eval.pad_to = tuple(evaluated.sizes.max(axis=0).tolist())
     if c.method == 'cosa':
         _schedule(c, fewer)
-        c.optimizer.learning_rate = 1e-4 if c.model.get('pretrained') else 1e-3
+        c.optimizer.learning_rate = 1e-4 if weights else 1e-3
     else:
-        c.optimizer.learning_rate = 0.02 if c.model.get('pretrained') else 0.1
+        c.optimizer.learning_rate = 0.02 if weights else 0.1
     LOG.info(
         '%s: %d images of %s, %d in %s, %d classes; crop %dx%d, batch_size %d, steps %d, backbone '
         '%s',

@@ -33,6 +33,7 @@ FIRST = (
     'test_house',
     'test_usss',
     'test_imas',
+    'test_cosa',
     'test_train',
     'test_flags',
     'test_sweep',

@@ -124,11 +124,6 @@ def check(config: ConfigDict) -> None:
         ValueError: names the key, what came and what was expected.
     """
     c, stream = config.cosa, config.data.streams[STREAM]
-    if config.num_classes == 1:  # 0 has yet to be counted
-        raise ValueError(
-            f'num_classes: got {config.num_classes}, expected at least 2: background, which is '
-            'class 0, and a class that images are labelled with'
-        )
     if config.model.family != 'largefov':
         raise ValueError(
             f"model.family: got {config.model.family!r}, expected 'largefov', which has the "

@@ -32,7 +32,25 @@ CLASSIFIERS = {
     'head_class': ('last', 'class', 'cam'),
     'head_class_aux': ('layer3', 'class_aux', 'cam_aux'),
 }
-_POOL = {'max': jnp.max, 'mean': jnp.mean}
+
+
+def _largest(x: jax.Array) -> jax.Array:
+    """Return the largest value of each channel, [B, h, w, D] -> [B, 1, 1, D].
+
+    Its gradient goes to the first place that has it, as in torch. That of `jnp.max` looks for the
+    maximum among values that may be computed anew, with other rounding, and divides by their count:
+    where none is equal it is NaN.
+    """
+    flat = x.reshape(len(x), -1, x.shape[-1])
+    place = jax.lax.stop_gradient(flat).argmax(1, keepdims=True)
+    return jnp.take_along_axis(flat, place, axis=1)[:, None]
+
+
+def _mean(x: jax.Array) -> jax.Array:
+    return x.mean((1, 2), keepdims=True)
+
+
+_POOL = {'max': _largest, 'mean': _mean}
 
 
 class Head(nn.Module):
@@ -81,7 +99,7 @@ class Classifier(nn.Module):
         """[B, h, w, D] -> logits of the classes [B, K] and CAMs [B, h, w, K], float32."""
         conv = Conv(self.outputs, 1, dtype=self.dtype, name='conv')
         # In float32: a mean of many places loses digits in bfloat16.
-        pooled = _POOL[self.pool](x.astype(jnp.float32), axis=(1, 2), keepdims=True)
+        pooled = _POOL[self.pool](x.astype(jnp.float32))
         scores, cam = conv(pooled)[:, 0, 0], conv(x)
         return scores.astype(jnp.float32), cam.astype(jnp.float32)
 

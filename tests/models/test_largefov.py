@@ -10,6 +10,7 @@ import pytest
 
 from css_jax import models
 from css_jax.models import largefov, resnet, vit
+from css_jax.models.layers import BatchNorm, Conv
 from css_jax.ops import cam, resize
 from css_jax.weights import timm
 from tests.models.test_vit import GOLDEN, assert_close, authors, state_dict
@@ -236,3 +237,41 @@ def test_wrong_images_are_refused():
     module = models.build(CONFIG, outputs=HEADS)
     with pytest.raises(ValueError, match='expected float'):
         jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3), jnp.uint8))
+
+
+def test_the_gradient_of_the_largest_value_is_that_of_its_first_place():
+    x = np.random.default_rng(0).integers(0, 4, (2, 3, 4, 5)).astype(np.float32)  # with ties
+    weights = np.arange(1.0, 11.0, dtype=np.float32).reshape(2, 1, 1, 5)
+    value, gradient = jax.value_and_grad(lambda x: (weights * largefov._POOL['max'](x)).sum())(x)
+    flat = x.reshape(2, 12, 5)
+    expected = np.zeros_like(flat)
+    rows, columns = np.indices((2, 5))
+    expected[rows, flat.argmax(1), columns] = weights[:, 0, 0]
+    np.testing.assert_array_equal(gradient.reshape(flat.shape), expected)
+    np.testing.assert_allclose(value, (weights[:, 0, 0] * flat.max(1)).sum())
+
+
+def test_the_gradient_of_the_largest_value_is_finite_behind_what_is_computed_anew():
+    """Without optimisation XLA computes BatchNorm and ReLU twice, with two roundings."""
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.relu(BatchNorm()(Conv(6, 9, 8, use_bias=True)(x), True))
+            y = nn.relu(Conv(8, 1, use_bias=True)(x))
+            return largefov.Classifier(5)(x)[0] + largefov.Classifier(5)(y)[0]
+
+    rng, shape = np.random.default_rng(0), (4, 32, 32, 3)
+    variables = Net().init(jax.random.key(0), jnp.zeros(shape))
+    variables = jax.tree.map(
+        lambda a: jnp.float32(a + 0.1 * rng.normal(size=a.shape)), variables
+    )  # away from the start, at which nothing differs
+
+    def loss(params, images):
+        given = variables | {'params': params}
+        return Net().apply(given, images, mutable=['batch_stats'])[0].sum()
+
+    gradient = jax.jit(jax.grad(loss))
+    for _ in range(3):
+        found = gradient(variables['params'], jnp.float32(rng.standard_normal(shape)))
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
