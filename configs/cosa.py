@@ -12,10 +12,11 @@ beside 'miou', of predictions as they are. In the authors' logs the second is 2.
 DATASET (quickstart) is one of voc, coco, quickstart, which is `shapes` on a small network, and
 folder:NAME, your own images as `python -m data_prep.folder` has prepared them (of the split weak,
 where there is one, else train). METHOD (cosa) may be supervised, of quickstart and folder: the same
-network with the masks of the same images, the ceiling. `seed=S` (0) seeds the run. `backbone=` is
-one of css_jax/models/backbones.py (vit_base; efficientnet_lite0 with folder, resnet18 at a quarter
-of its width with quickstart), `pretrained=` its weights: a name of css_jax/models/published.py or a
-file. A number is how many images are used (all). Any key of the table follows, see
+network with masks, of the same images where all have them, the ceiling. `seed=S` (0) seeds the run.
+`backbone=` is one of css_jax/models/backbones.py (vit_base; efficientnet_lite0 with folder,
+resnet18 at a quarter of its width with quickstart), `pretrained=` its weights: a name of
+css_jax/models/published.py or a file. A number is how many images are used (all). For COCO 2017 set
+eval.dataset and data.streams.images.dataset to coco/2017. Any key of the table follows, see
 configs/arguments.py.
 
 The image-level labels of an image are the classes in its mask, or the tags of labels.csv, see
@@ -129,7 +130,7 @@ def _quickstart(c: ConfigDict, given: Mapping[str, Any], told: Mapping[str, str]
     c.optimizer.warmup_steps = 20
     c.checkpoint_every = 300
     if c.method == 'cosa':
-        _schedule(c, folder.fewer(c.steps, told.get('steps', '')))
+        _schedule(c, _steps(c.steps, told))
         c.cosa.head_rate = 1.0
         # Colour tells the classes of `shapes` apart.
         c.cosa.strong_prob = 0.0
@@ -155,20 +156,28 @@ def _folder(c: ConfigDict, given: Mapping[str, Any], told: Mapping[str, str]) ->
     c.model.backbone = given['backbone'] or 'efficientnet_lite0'
     c.model.update(folder.NETWORKS.get(c.model.backbone, {}))
     if given['pretrained'] is None and 'model.pretrained' not in told:
-        c.model.pretrained = folder.installed(c.model.get('pretrained'))
+        plain = c.model.backbone in backbones.PLAIN  # whose weights are downloaded
+        name = c.model.backbone if plain else folder.installed(c.model.get('pretrained'))
+        c.model.pretrained = name
     weights = told.get('model.pretrained', given['pretrained'])
     weights = c.model.get('pretrained') if weights is None else weights
-    plain = c.model.backbone in backbones.PLAIN
-    c.model.output_stride = 16 if plain else folder.output_stride(crop)
+    stride = folder.output_stride(crop)
+    stride = 16 if c.model.backbone in backbones.PLAIN else stride
+    stride = 8 if c.model.backbone.startswith('drn') else stride
+    c.model.output_stride = stride
+    # As much of the map as the authors' 5 of 28 cells: outside it no tap would be trained.
+    c.model.fov_dilation = max(1, round(5 / 28 * min(crop) / stride))
     images = min(given['labels'] or len(train), len(train))
     c.steps = steps(images)
-    fewer = folder.fewer(c.steps, told.get('steps', ''))
+    total = _steps(c.steps, told)
     c.optimizer.warmup_steps = 20
-    c.checkpoint_every = max(1, fewer // 4)
+    c.checkpoint_every = max(1, total // 4)
     c.eval.batch_size = BATCH
     c.eval.pad_to = tuple(evaluated.sizes.max(axis=0).tolist())
     if c.method == 'cosa':
-        _schedule(c, fewer)
+        _schedule(c, total)
+        # Random weights have no features yet that a backbone's rate should spare.
+        c.cosa.head_rate = 10.0 if weights else 1.0
         c.optimizer.learning_rate = 1e-4 if weights else 1e-3
     else:
         c.optimizer.learning_rate = 0.02 if weights else 0.1
@@ -176,13 +185,19 @@ def _folder(c: ConfigDict, given: Mapping[str, Any], told: Mapping[str, str]) ->
         '%s: %d images of %s, %d in %s, %d classes; crop %dx%d, batch_size %d, steps %d, backbone '
         '%s',
         train.dataset, images, train.split, len(evaluated), evaluated.split,
-        len(train.class_names), *crop, BATCH, c.steps, c.model.backbone,
+        len(train.class_names), *crop, BATCH, total, c.model.backbone,
     )  # fmt: skip
 
 
 def steps(images: int) -> int:
     """Return how many steps to train for: 20 passes, in whole hundreds, from 600 to 20,000."""
     return min(max(-(-20 * images // (100 * BATCH)) * 100, 600), 20_000)
+
+
+def _steps(rule: int, told: Mapping[str, str]) -> int:
+    """Return the steps that the user asks for, else those of the rule."""
+    text = told.get('steps', '')
+    return int(text) if text.isdecimal() and int(text) else rule
 
 
 def _schedule(c: ConfigDict, total: int) -> None:

@@ -39,7 +39,8 @@ def warnings(given: ConfigDict, config: ConfigDict, images: Mapping[str, int]) -
 
 def _random_weights(config: ConfigDict) -> Iterator[str]:
     dataset = config.eval.dataset.partition('/')[0]
-    if dataset in ('voc', 'cityscapes') and not (config.model.pretrained or config.init_from):
+    from_weights = dataset in ('voc', 'cityscapes', 'coco')
+    if from_weights and not (config.model.pretrained or config.init_from):
         yield (
             "model.pretrained is empty: this run starts from random weights, the paper's from "
             f'ImageNet ones ({_how(config.model)})'

@@ -11,10 +11,10 @@ by an assignment network, its EMA, that sees the weak view at several scales and
 
     L = L_cls + 0.1 L_c2s + 0.05 L_s2c + 0.05 L_reg, in a warm-up L_cls alone.
 
-This is the authors' program, by which the published numbers were made. What the paper adds to it is
-off unless it is asked for, and is our reading: weights by perplexity (`cosa.weighting`), a dynamic
-threshold (`cosa.thresholds`) and contrastive separation (`cosa.separation`). The settings of the
-published runs are `css_jax.methods.cosa_settings`.
+This is the authors' program as it is published; their logs are of versions before it. What the
+paper adds is off unless it is asked for, and is our reading: weights by perplexity
+(`cosa.weighting`), a dynamic threshold (`cosa.thresholds`) and contrastive separation
+(`cosa.separation`). The settings of the logged runs are `css_jax.methods.cosa_settings`.
 
 The masks never get here: the stream 'images' gives which classes are in the whole image. Of the C
 classes background is class 0; K = C - 1, and channel k of a CAM belongs to class k + 1. Symbols:
@@ -355,17 +355,19 @@ def _classification(out: dict[str, Array], present: Array) -> dict[str, Term]:
 
 def _energy(logits: Array, p: Targets, ctx: Context) -> tuple[Array, Array]:
     """Return L_reg as the authors log it: (sum over the images, their number)."""
-    size, data = p.strong.shape[1:3], ctx.config.data
+    (height, width), data = p.strong.shape[1:3], ctx.config.data
     levels = 255 * (p.strong * jnp.asarray(data.std) + jnp.asarray(data.mean))
-    side = ctx.config.cosa.energy_side
-    smaller = side, max(1, round(size[1] * side / size[0]))
-    probabilities = resize.half_pixel_through(jax.nn.softmax, logits, size, smaller)
-    sigma_xy = _SIGMA_XY * size[0] / _CROP
+    # Sides of a square with as many pixels: what is taller than wide has the same energy turned.
+    crop, side = (height * width) ** 0.5, ctx.config.cosa.energy_side
+    smaller = max(1, round(side * height / crop)), max(1, round(side * width / crop))
+    probabilities = resize.half_pixel_through(jax.nn.softmax, logits, (height, width), smaller)
+    sigma_xy = _SIGMA_XY * crop / _CROP
     total, count = crf.dense_energy(
-        levels, probabilities, p.cam_label, p.box, _SIGMA_RGB, sigma_xy, side
+        levels, probabilities, p.cam_label, p.box, _SIGMA_RGB, sigma_xy, smaller
     )
     # A sum over pairs of pixels: as large as at the authors' size, whatever the side.
-    return _ENERGY * _FILTER * (_HALF / side) ** 4 * total, count
+    pairs = (smaller[0] * smaller[1]) ** 2
+    return _ENERGY * _FILTER * (_HALF**4 / pairs) * total, count
 
 
 METHOD = Method(

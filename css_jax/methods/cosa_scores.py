@@ -8,7 +8,8 @@ Beside mIoU, of predictions as they are, in 'more' of results.json:
   'cam_miou_best' with the best of `THRESHOLDS`, 'cam_threshold_best', and 'cam_miou_swept' with
   each one. 'cam_aux_...' are those of the early features. CAMs are merged over `eval.scales` and
   mirror images, whatever `eval.flip` is;
-- 'classifier_map': mean average precision of the classifier over the classes that any image has.
+- 'classifier_map': mean average precision of the classifier, of images at the first of
+  `eval.scales`, over the classes that any image has.
 """
 
 from typing import Any
@@ -25,6 +26,7 @@ from css_jax.state import Context, Variables
 
 THRESHOLDS = np.arange(1, 20, dtype=np.float32) / 20  # of background; 0.5 is the authors'
 _AUTHORS = THRESHOLDS.tolist().index(0.5)
+_NO_SCORES = [None] * len(THRESHOLDS)
 
 
 def predict(variables: Variables, images: Array, ctx: Context) -> Array:
@@ -65,11 +67,13 @@ def scores(sums: dict[str, np.ndarray]) -> dict[str, Any]:
         known = miou[best] is not None
         found[f'{kind}_miou'] = miou[_AUTHORS]
         found[f'{kind}_miou_best'] = miou[best]
-        found[f'{kind}_threshold_best'] = float(THRESHOLDS[best]) if known else None
+        found[f'{kind}_threshold_best'] = round(float(THRESHOLDS[best]), 2) if known else None
         found[f'{kind}_miou_swept'] = miou
     precision = metrics.average_precision(sums['classifier'])
     known = precision[np.isfinite(precision)]
-    return {**found, 'classifier_map': known.mean() if known.size else None}
+    found['classifier_map'] = float(known.mean()) if known.size else None
+    # Without masks there is the classifier alone.
+    return {name: value for name, value in found.items() if value not in (None, _NO_SCORES)}
 
 
 def swept(maps: Array, present: Array, labels: Array) -> Array:

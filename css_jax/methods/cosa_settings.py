@@ -1,7 +1,7 @@
 """The keys of CoSA, and what its published runs have (arXiv 2402.17891, its authors' program).
 
-Where the program's defaults, its scripts and its logs disagree, these are the logs': the published
-numbers were made with them.
+Where the program's defaults, its scripts and its logs disagree, these are the logs', which are of
+versions before the published one: the paper's numbers are theirs.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,6 +28,12 @@ def _expected_scales(value: tuple[float, ...]) -> str:
     return '' if value and min(value) > 0 else 'one or more factors above 0'
 
 
+def _energy_side(c: Any) -> int:
+    """Return the default of `cosa.energy_side`, from the sides of the crop."""
+    height, width = c.data.streams[STREAM].crop
+    return max(28, round((height * width) ** 0.5 / 8))
+
+
 KEYS = {
     'cosa.warmup_steps': Key(
         of_dataset(6000, coco=10_000), 'after which the other losses begin; one step more by '
@@ -42,8 +48,8 @@ KEYS = {
         choices=('last', 'all'),
     ),
     'cosa.thresholds': Key(
-        'fixed', 'fixed (low and high) | three | two: our reading of the dynamic threshold, by a '
-        'mixture of so many Gaussians', choices=THRESHOLDS,
+        'fixed', "fixed (low and high) | three (the authors' option) | two (our reading of the "
+        'paper): dynamic, by a mixture of so many Gaussians', choices=THRESHOLDS,
     ),
     'cosa.low': Key(
         of_dataset(0.25, voc=0.2), 'CAM values under it are background', like=0.25, range=(0, 1)
@@ -67,9 +73,9 @@ KEYS = {
     'cosa.seg2cam_weight': Key(0.05, 'of the CAMs by the segmentation', range=(0, 1e3)),
     'cosa.energy_weight': Key(0.05, 'of the dense energy; 0: none', range=(0, 1e3)),
     'cosa.energy_side': Key(
-        lambda c: max(28, c.data.streams[STREAM].crop[0] // 8),
-        'height in pixels at which the energy is computed; an eighth of the crop, at least 28',
-        like=56, range=(4, 1024),
+        _energy_side, 'of a square with as many pixels as the energy is computed at; an eighth of '
+        "the crop's, at least 28", like=56, range=(4, 1024),
+        only=lambda c: c.cosa.energy_weight > 0,
     ),
     'cosa.separation': Key(
         0.0, 'weight of our reading of the contrastive separation; 0: none', range=(0, 1e3)
@@ -157,7 +163,7 @@ def _check_crop(config: ConfigDict, stream: ConfigDict) -> None:
 
 
 def warnings(config: ConfigDict, images: Mapping[str, int]) -> list[str]:
-    """Name what is odd: a warm-up as long as the run, first weights that are random.
+    """Name what is odd: a warm-up as long as the run, two thresholds where one is used.
 
     Args:
         config: finalised.
@@ -165,7 +171,7 @@ def warnings(config: ConfigDict, images: Mapping[str, int]) -> list[str]:
     """
     del images
     found = []
-    if config.cosa.warmup_steps >= config.steps:
+    if config.cosa.warmup_steps + 1 >= config.steps:
         found.append(
             f'cosa.warmup_steps={config.cosa.warmup_steps} of steps={config.steps}: the run learns '
             'to classify and never to segment'

@@ -22,7 +22,7 @@ def dense_energy(
     box: Array,
     sigma_rgb: Array | float,
     sigma_xy: Array | float,
-    side: int,
+    side: int | tuple[int, int],
     ignore: int = -1,
 ) -> tuple[Array, Array]:
     """Return -sum_i gate_i sum_c Q_ic (K Q)_ic, with the gradient that the authors give it.
@@ -39,8 +39,9 @@ def dense_energy(
         box: [B, 4] int top, bottom, left, right of what is no padding, the ends exclusive.
         sigma_rgb: in levels.
         sigma_xy: in pixels of H x W.
-        side: height at which it is computed; the width is W side / H, rounded. Images and labels
-            are resized with `resize.nearest`, probabilities with `resize.half_pixel`.
+        side: height and width at which it is computed, or the height alone; the width is then
+            W side / H, rounded. Images and labels are resized with `resize.nearest`, probabilities
+            with `resize.half_pixel`.
         ignore: label of pixels that have none.
 
     Returns:
@@ -48,7 +49,7 @@ def dense_energy(
         its weight should be small.
     """
     count, height, width = images.shape[:3]
-    size = int(side), max(1, round(width * side / height))
+    size = side if isinstance(side, tuple) else (int(side), max(1, round(width * side / height)))
     colours = resize.nearest(images.astype(jnp.float32), size)
     inside = resize.nearest(cam.inside(box, (height, width)), size).astype(jnp.float32)
     unknown = resize.nearest(mask, size) == ignore
