@@ -809,6 +809,47 @@ def test_the_energy_is_about_the_same_at_any_side():
     np.testing.assert_allclose(found[28], found[56], rtol=0.15)
 
 
+def test_the_energy_of_a_turned_image_is_the_same():
+    rng = np.random.default_rng(0)
+    smooth = resized(rng.uniform(0, 1, (1, 4, 8, 3)), (64, 128))
+    logits = jnp.float32(3 * rng.normal(size=(1, 4, 8, 4)))
+    config = configs.finalise(tiny(cosa__energy_side=28))
+    data, found = config.data, []
+    for turned in (False, True):
+        strong = jnp.float32((smooth - np.array(data.mean)) / np.array(data.std))
+        size = strong.shape[1:3][::-1] if turned else strong.shape[1:3]
+        turn = (lambda x: x.swapaxes(1, 2)) if turned else (lambda x: x)
+        given = SimpleNamespace(
+            strong=turn(strong),
+            cam_label=jnp.full((1, *size), -1),
+            box=np.int32([[0, size[0], 0, size[1]]]),
+        )
+        total, _ = cosa._energy(turn(logits), given, Context(None, config))
+        found.append(float(total))
+    assert found[0] < 0
+    np.testing.assert_allclose(*found, rtol=1e-4)
+
+
+def test_a_patch_that_does_not_divide_an_image_moves_nothing(monkeypatch):
+    """A network that says of each patch how bright it is."""
+
+    def evaluate(variables, images):
+        batch, height, width = (images.shape[0], images.shape[1] // 16, images.shape[2] // 16)
+        cut = images[:, : 16 * height, : 16 * width]
+        patches = cut.reshape(batch, height, 16, width, 16, 3).mean((2, 4, 5))
+        return {'logits': jnp.stack([0.5 - patches, patches - 0.5], axis=-1)}
+
+    config = SimpleNamespace(
+        eval=SimpleNamespace(protocol='whole'),
+        model=SimpleNamespace(backbone='vit_tiny', output_stride=16),
+    )
+    ctx = SimpleNamespace(config=config, evaluate=evaluate)
+    images = np.zeros((1, 107, 160, 3), np.float32)
+    images[:, 64:80] = 1
+    rows = np.asarray(cosa_scores.predict(None, images, ctx))[0, :, 80].argmax(-1).nonzero()[0]
+    assert (rows[0], rows[-1]) == (64, 79)
+
+
 # Whole runs.
 
 

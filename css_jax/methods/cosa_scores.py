@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 
 from css_jax.methods import cosa_cams
 from css_jax.methods.method import Evaluation, More, Seen
+from css_jax.models.backbones import PLAIN
 from css_jax.ops import cam, metrics, resize
 from css_jax.state import Context, Variables
 
@@ -32,11 +33,18 @@ _NO_SCORES = [None] * len(THRESHOLDS)
 def predict(variables: Variables, images: Array, ctx: Context) -> Array:
     """Return the head 'logits' at the images' size, [B, H, W, C], resized by half pixels.
 
-    The protocol 'resized' resizes by itself, from the head's own grid.
+    Patches leave pixels out where they do not divide a side: it is padded by reflection first. The
+    protocol 'resized' resizes by itself, from the head's own grid.
     """
+    if ctx.config.eval.protocol == 'resized':
+        return ctx.evaluate(variables, images)['logits']
+    size = images.shape[1:3]
+    if ctx.config.model.backbone in PLAIN:
+        stride = ctx.config.model.output_stride
+        down, right = (-side % stride for side in size)
+        images = jnp.pad(images, ((0, 0), (0, down), (0, right), (0, 0)), mode='reflect')
     logits = ctx.evaluate(variables, images)['logits']
-    own = ctx.config.eval.protocol == 'resized'
-    return logits if own else resize.half_pixel(logits, images.shape[1:3])
+    return resize.half_pixel(logits, images.shape[1:3])[:, : size[0], : size[1]]
 
 
 def measures(variables: Variables, seen: Seen, ctx: Context) -> dict[str, Array]:
