@@ -104,6 +104,25 @@ def build(config: Any, axis_name: str | None) -> nn.Module:
     return BACKBONES[config.backbone](config, axis_name)
 
 
+def cell_shift(config: Any) -> int:
+    """Return by how many pixels a backbone's cells lie beside the middle of what they stand for.
+
+    Cell i of a map at stride s stands for the pixels from s i on, with (s i + (s - 1) / 2) as their
+    middle, where a ViT has its patches. Torch's symmetric padding puts it at s i, half a stride
+    before, and TensorFlow's 'SAME' at s i + s - 1, half a stride behind, in images of even sides.
+
+    Args:
+        config: config.model.
+
+    Returns:
+        Pixels to the right and down, rounded away from zero; negative: to the left and up.
+    """
+    if config.backbone in PLAIN:
+        return 0
+    same = config.backbone.startswith(('efficientnet', 'mobilenet'))
+    return config.output_stride // 2 if same else -(config.output_stride // 2)
+
+
 class Pixels(NamedTuple):
     """What the published weights of a backbone expect of RGB in [0, 1].
 

@@ -46,6 +46,19 @@ def _largest(x: jax.Array) -> jax.Array:
     return jnp.take_along_axis(flat, place, axis=1)[:, None]
 
 
+def moved(images: jax.Array, shift: int) -> jax.Array:
+    """Return images [B, H, W, C] moved so many pixels to the right and down, or, negative, back.
+
+    What comes in at the border is the image's reflection.
+    """
+    if not shift:
+        return images
+    size, d = images.shape[1:3], abs(shift)
+    margin = (d, 0) if shift > 0 else (0, d)
+    padded = jnp.pad(images, ((0, 0), margin, margin, (0, 0)), mode='reflect')
+    return padded[:, : size[0], : size[1]] if shift > 0 else padded[:, d:, d:]
+
+
 def _mean(x: jax.Array) -> jax.Array:
     return x.mean((1, 2), keepdims=True)
 
@@ -118,6 +131,8 @@ class LargeFOV(nn.Module):
         dilation: of LargeFOV.
         pool: see `Classifier`.
         width: multiplies LargeFOV's channels but its outputs.
+        shift: pixels by which the backbone's cells lie to the right of, and below, the middle of
+            what they stand for; images are moved likewise, and reflected at the border.
         atrous: form of LargeFOV, see `Head`; the backbone has its own attribute.
         dtype: of the computation.
         remat: stages computed anew in the backward pass, see `css_jax.models.remat`: all behind the
@@ -129,6 +144,7 @@ class LargeFOV(nn.Module):
     dilation: int = 5
     pool: str = 'max'
     width: float = 1.0
+    shift: int = 0
     atrous: str = 'auto'
     dtype: Any = jnp.float32
     remat: tuple[str, ...] = ()
@@ -161,7 +177,7 @@ class LargeFOV(nn.Module):
         ) -> dict[str, jax.Array]:
             return module._decode(features, read)
 
-        found = self.backbone(images, given)
+        found = self.backbone(moved(images, self.shift), given)
         read = heads.read(self.outputs, found)
         features = {name: found[name] for name, _, _ in CLASSIFIERS.values()}
         return remat.run(self, 'decoder', decode, features, read)
@@ -209,6 +225,7 @@ def build(config: Any, outputs: Mapping[str, int], axis_name: str | None) -> Lar
         dilation=dilation or 80 // stride,
         pool=pool,
         width=config.width,
+        shift=backbones.cell_shift(config),
         atrous=getattr(config, 'atrous', 'auto'),
         dtype=jnp.dtype(config.dtype),
         remat=remat.stages(getattr(config, 'remat', ())),

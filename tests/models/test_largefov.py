@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from css_jax import models
-from css_jax.models import largefov, resnet, vit
+from css_jax.models import backbones, largefov, resnet, vit
 from css_jax.models.layers import BatchNorm, Conv
 from css_jax.ops import cam, resize
 from css_jax.weights import timm
@@ -275,3 +276,38 @@ def test_the_gradient_of_the_largest_value_is_finite_behind_what_is_computed_ane
     for _ in range(3):
         found = gradient(variables['params'], jnp.float32(rng.standard_normal(shape)))
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
+
+
+@pytest.mark.parametrize('backbone', ['resnet18', 'efficientnet_lite0', 'mobilenet_v1'])
+def test_a_cell_sees_the_pixels_that_it_stands_for(backbone):
+    """By where its gradient lies, of kernels of one value; without a shift it is 6 to 8 off."""
+    stride, side = 16, 320
+    config = ConfigDict(CONFIG | {'backbone': backbone})
+    module, shift = backbones.build(config, None), backbones.cell_shift(config)
+    place = side // stride // 2
+    images = np.random.default_rng(0).uniform(0.009, 0.01, (1, side, side, 3)).astype(np.float32)
+    shapes = jax.eval_shape(partial(module.init, train=False), jax.random.key(0), images)
+
+    def value(path, leaf):
+        if leaf.ndim == 4:
+            return jnp.full(leaf.shape, 1 / np.prod(leaf.shape[:3]))
+        return jnp.full(leaf.shape, float(path[-1].key in ('scale', 'var')))
+
+    variables = jax.tree_util.tree_map_with_path(value, shapes)
+
+    @jax.jit
+    @jax.grad
+    def gradient(images):
+        moved = largefov.moved(images, shift)
+        return module.apply(variables, moved, train=False)['layer3'][0, place, place].sum()
+
+    found = np.abs(gradient(images)).sum((0, 3))
+    centres = [(found.sum(axis) * np.arange(side)).sum() / found.sum() for axis in (0, 1)]
+    np.testing.assert_allclose(centres, (place + 0.5) * stride - 0.5, atol=2.0)
+
+
+def test_moved_images_are_reflected_at_the_border():
+    x = jnp.arange(5.0)[None, :, None, None] + jnp.zeros((1, 5, 5, 1))
+    assert largefov.moved(x, 2)[0, :, 0, 0].tolist() == [2, 1, 0, 1, 2]
+    assert largefov.moved(x, -2)[0, :, 0, 0].tolist() == [2, 3, 4, 3, 2]
+    assert largefov.moved(x, 0) is x
