@@ -116,6 +116,26 @@ def ascending(value: tuple[float, ...]) -> str:
     return '' if good else '(low, high) with 0 < low <= high'
 
 
+def factors(value: tuple[float, ...]) -> str:
+    """Expect scales; see `Key.expected`."""
+    return '' if value and min(value) > 0 else 'one or more factors above 0'
+
+
+def of_dataset(other: Any = None, **values: Any) -> Callable[..., Any]:
+    """Return a default that depends on the dataset: a stream's own, else the evaluation's.
+
+    Args:
+        other: of a dataset that is not in `values`; None leaves it to the dataset.
+        **values: dataset -> value.
+    """
+
+    def value(config: Any, *stream: Any) -> Any:
+        dataset = (stream[0] if stream else config.eval).dataset
+        return values.get(dataset.partition('/')[0], other)
+
+    return value
+
+
 def size_or_none(value: tuple[int, ...]) -> str:
     """Expect a height and a width, or (0, 0); see `Key.expected`."""
     good = tuple(value) == (0, 0) or (len(value) == 2 and min(value) >= 1)

@@ -18,7 +18,15 @@ from css_jax import config as configs
 from css_jax import methods, models, parallel, state, step, train
 from css_jax.data import sources
 from css_jax.evaluation import protocols, results
-from css_jax.methods import METHODS, cosa, cosa_cams, cosa_scores, cosa_settings, views
+from css_jax.methods import (
+    METHODS,
+    cosa,
+    cosa_cams,
+    cosa_scores,
+    cosa_settings,
+    cosa_thresholds,
+    views,
+)
 from css_jax.methods.method import Seen
 from css_jax.models import largefov, vit
 from css_jax.models.layers import BatchNorm, Conv
@@ -136,7 +144,7 @@ class Steps:
         self._step = functools.partial(step.train_step, method=METHOD, optimizer=tx, ctx=inside)
         self._program = None
         like = state.shapes(self.ctx)
-        memory = cosa.init_memory(self.config)
+        memory = cosa_thresholds.init_memory(self.config)
         for queue, value in zip(memory, (0.35, 0.55), strict=False):
             memory[queue] = memory[queue]._replace(thresholds=jnp.array([value]))
         student = filled(like, 1)
@@ -528,7 +536,7 @@ def test_scores_are_the_authors(monkeypatch):
     labels, truth = OPS['eval_labels'] > 0, OPS['eval_truth'].astype(np.int32)
     config = ConfigDict({'eval': {'protocol': 'whole', 'scales': (1.0,)}})
     seen = Seen(np.zeros((2, 20, 24, 3)), OPS['eval_logits'], truth, np.pad(labels, (
-        (0, 0), (1, 0)), constant_values=True), np.int32([[20, 24]] * 2))  # fmt: skip
+        (0, 0), (1, 0)), constant_values=True), np.int32([[20, 24]] * 2), (20, 24))  # fmt: skip
     sums = jax.device_get(cosa_scores.measures(None, seen, Context(None, config)))
     for kind, matrix in {
         'masked': sums['masked'],
@@ -597,7 +605,7 @@ def test_the_authors_protocol_is_that_of_each_image_in_its_window():
     @jax.jit
     def measured(variables):
         logits = predict(variables, seen, sizes)
-        given = Seen(views.normalise(seen, ctx), logits, labels, classes, sizes)
+        given = Seen(views.normalise(seen, ctx), logits, labels, classes, sizes, window)
         return cosa_scores.measures(variables, given, ctx)
 
     sums = jax.device_get(measured(network))
@@ -722,7 +730,9 @@ def test_thresholds_start_as_configured_and_settle_between_clusters(thresholds):
 
     @jax.jit
     def updated(memory, times):
-        return jax.lax.fori_loop(0, times, lambda _, m: cosa.update_memory(m, given, ctx), memory)
+        return jax.lax.fori_loop(
+            0, times, lambda _, m: cosa_thresholds.update_memory(m, given, ctx), memory
+        )
 
     once, often = updated(memory, 1), updated(memory, 603)
     for name, (low, high) in {'cam': (0.3, 0.8), 'cam_aux': (0.15, 0.6)}.items():
@@ -737,7 +747,7 @@ def test_thresholds_start_as_configured_and_settle_between_clusters(thresholds):
 def test_one_threshold_is_the_mean():
     config = configs.finalise(tiny(cosa__weighting='perplexity', cosa__low=0.1, cosa__high=0.5))
     assert METHOD.init_memory(config) == {}
-    np.testing.assert_allclose(cosa._first_thresholds(config, ('low', 'high')), [0.3], rtol=1e-6)
+    np.testing.assert_allclose(cosa_thresholds._first(config, ('low', 'high')), [0.3], rtol=1e-6)
 
 
 # What the networks see.

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from css_jax import methods, models, parallel
-from css_jax.keys import Key, ascending, declared, size_or_none
+from css_jax.keys import Key, ascending, declared, factors, size_or_none
 from css_jax.methods.method import PADDING, READS
 from css_jax.models import backbones
 
@@ -40,10 +40,6 @@ def _expected_side(value: tuple[int, ...]) -> str:
 def _expected_trace(value: tuple[int, ...]) -> str:
     good = tuple(value) == (0, 0) or (len(value) == 2 and 0 <= value[0] < value[1])
     return '' if good else '(first step, the one after the last) or (0, 0)'
-
-
-def _expected_scales(value: tuple[float, ...]) -> str:
-    return '' if value and min(value) > 0 else 'one or more factors above 0'
 
 
 def _at_least(least: int) -> Any:
@@ -145,7 +141,7 @@ KEYS = {
     'eval.flip': Key(False, 'average with the mirrored image'),
     'eval.scales': Key(
         (1.0,), 'average over the image at these scales', any_length=True,
-        expected=_expected_scales,
+        expected=factors,
     ),
     'eval.network': Key('teacher', 'teacher | student', choices=('teacher', 'student')),
     'eval.every': Key(0, 'steps between evaluations; 0: at the end only', range=(0, _MANY)),

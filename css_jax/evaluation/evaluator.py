@@ -165,7 +165,7 @@ class Evaluator:
             if self._more is not None:
                 present = jnp.pad(batch['classes'], ((0, 0), (0, classes - len(names))))
                 images = views.normalise(batch['image'], ctx)
-                seen = Seen(images, logits, labels, present, batch['size'])
+                seen = Seen(images, logits, labels, present, batch['size'], window)
                 measured = self._more.measures(variables, seen, ctx)
             return Scores.single_from_model_output(labels=labels, logits=logits, measured=measured)
 

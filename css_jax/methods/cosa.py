@@ -30,8 +30,9 @@ from ml_collections import ConfigDict
 
 from css_jax import parallel
 from css_jax import state as states
-from css_jax.methods import cosa_cams, cosa_scores, views
+from css_jax.methods import cosa_cams, cosa_scores, teacher, views
 from css_jax.methods import cosa_settings as settings
+from css_jax.methods import cosa_thresholds as thresholds
 from css_jax.methods.method import Method
 from css_jax.ops import (
     augment,
@@ -41,7 +42,6 @@ from css_jax.ops import (
     crf,
     draws,
     magnitudes,
-    mixture,
     perplexity,
     resize,
     weak,
@@ -50,9 +50,6 @@ from css_jax.ops.losses import Term
 from css_jax.state import Context, TrainState, Variables
 
 optimizer = settings.optimizer
-QUEUE = 100  # batches whose CAM values the dynamic threshold is fitted to
-# CAMs of the last and of the early features -> their keys of config.cosa.
-_LIMITS = {'cam': ('low', 'high'), 'cam_aux': ('aux_low', 'aux_high')}
 # The authors' weight of the energy, at half of their crop of 448. Their filter gives 0.57 of the
 # sum that it stands for, which is computed here as it is.
 _ENERGY, _HALF, _FILTER = 1e-7, 224, 0.57
@@ -65,7 +62,7 @@ class Images(NamedTuple):
     Attributes:
         strong: [B, H, W, 3] normalised.
         present: image-level labels, [B, K] bool.
-        counts: histograms of CAM values by `_LIMITS`, [B, BINS]; none with fixed thresholds.
+        counts: histograms of CAM values by their kind, [B, BINS]; none with fixed thresholds.
     """
 
     strong: Array
@@ -101,20 +98,6 @@ class Targets(NamedTuple):
     segmentation: Array
 
 
-class Queue(NamedTuple):
-    """The dynamic threshold of one kind of CAMs.
-
-    Attributes:
-        counts: histograms of the last `QUEUE` batches, [QUEUE, BINS] float32.
-        place: [] int32, where the next one goes.
-        thresholds: [1] or [2], smoothed; low and high are the same where it is one.
-    """
-
-    counts: Array
-    place: Array
-    thresholds: Array
-
-
 def outputs(config: ConfigDict) -> dict[str, int]:
     """Return the segmentation, and a classifier and its CAMs of last and of early features.
 
@@ -130,26 +113,6 @@ def outputs(config: ConfigDict) -> dict[str, int]:
     return {'logits': config.num_classes, **dict.fromkeys(labelled, config.num_classes - 1)}
 
 
-def init_memory(config: ConfigDict) -> dict[str, Queue]:
-    """Return the queues of a dynamic threshold, which start with values that are equally likely."""
-    found = {}
-    if config.cosa.thresholds != 'fixed':
-        stream = config.data.streams[settings.STREAM]
-        cells = [side // config.model.output_stride for side in stream.crop]
-        each = stream.batch_size * cells[0] * cells[1] / mixture.BINS
-        for name, limits in _LIMITS.items():
-            counts = jnp.full((QUEUE, mixture.BINS), each, jnp.float32)
-            found[name] = Queue(counts, jnp.int32(0), _first_thresholds(config, limits))
-    return found
-
-
-def _first_thresholds(config: ConfigDict, limits: tuple[str, str]) -> Array:
-    """Return low and high as configured, or one threshold in their middle."""
-    both = jnp.array([config.cosa[limit] for limit in limits], jnp.float32)
-    one = config.cosa.thresholds == 'two' or config.cosa.weighting == 'perplexity'
-    return both.mean(keepdims=True) if one else both
-
-
 def init_teacher(student: Variables, key: Array, ctx: Context) -> Variables:
     """Start the assignment network with the student's backbone, and heads of its own."""
     own = states.variables(ctx, key)
@@ -162,8 +125,7 @@ def update_teacher(
 ) -> Variables:
     """Move the EMA of parameters and running statistics, by the same decay from step 0 on."""
     del batch_stats
-    decay = ctx.config.teacher.decay
-    return jax.tree.map(lambda t, s: decay * t + (1.0 - decay) * s, state.teacher, student)
+    return teacher.follow(state.teacher, student, ctx.config.teacher.decay)
 
 
 def classification_targets(
@@ -174,7 +136,7 @@ def classification_targets(
     counts = {}
     if ctx.config.cosa.thresholds != 'fixed':
         maps = cosa_cams.assignments(state.teacher, views.normalise(images, ctx), present, ctx)
-        counts = _histograms(maps, present)
+        counts = thresholds.histograms(maps, present)
     prepared = Images(_strong(images, keys, ctx), present, counts)
     return jax.lax.stop_gradient(prepared), state.teacher.batch_stats
 
@@ -190,10 +152,7 @@ def targets(
     images, present = _weak(batch, keys, ctx)
     maps = cosa_cams.assignments(state.teacher, views.normalise(images, ctx), present, ctx)
     found = {}
-    for name, limits in _LIMITS.items():
-        queue = state.memory.get(name)
-        thresholds = queue.thresholds if queue else _first_thresholds(ctx.config, limits)
-        low, high = thresholds[0], thresholds[-1]
+    for name, (low, high) in thresholds.current(state.memory, ctx.config).items():
         label = cam.pseudo_labels(maps[name], present, low, high, box, c.shrink)
         weight = jnp.ones(label.shape, jnp.float32)
         if c.weighting == 'perplexity':
@@ -202,7 +161,7 @@ def targets(
     prepared = Targets(
         _strong(images, keys, ctx),
         present,
-        _histograms(maps, present) if state.memory else {},
+        thresholds.histograms(maps, present) if state.memory else {},
         box,
         cam.largest(maps['cam'], present),
         *found['cam'],
@@ -219,7 +178,11 @@ def classification_loss(
     del keys
     network = Variables(params, state.student.batch_stats)
     out, batch_stats = ctx.train(network, prepared.strong)
-    return _classification(out, prepared.present), (batch_stats, _sums(prepared.counts), {})
+    return _classification(out, prepared.present), (
+        batch_stats,
+        thresholds.sums(prepared.counts),
+        {},
+    )
 
 
 def loss(
@@ -249,9 +212,9 @@ def loss(
         'labelled': views.share(labelled, inside),
         'foreground': views.share(p.cam_label > 0, labelled),
         'agreement': views.share(coarse == p.segmentation.argmax(-1), coarse >= 0),
-        **_thresholds(state.memory),
+        **thresholds.logged(state.memory),
     }
-    return terms, (batch_stats, _sums(p.counts), metrics)
+    return terms, (batch_stats, thresholds.sums(p.counts), metrics)
 
 
 def weights(state: TrainState, ctx: Context) -> dict[str, float]:
@@ -268,22 +231,6 @@ def weights(state: TrainState, ctx: Context) -> dict[str, float]:
         found['energy'] = c.energy_weight
     if c.separation:
         found['separation'] = c.separation
-    return found
-
-
-def update_memory(memory: dict[str, Queue], statistics: Any, ctx: Context) -> dict[str, Queue]:
-    """Put the batch's CAM values into the queues, and move the thresholds.
-
-    The authors' queues are one a GPU; this one is of all devices.
-    """
-    components = {'two': 2, 'three': 3}.get(ctx.config.cosa.thresholds)
-    found = {}
-    for name, queue in memory.items():
-        added = parallel.psum(statistics[name].sum(0), ctx.axis)
-        counts = queue.counts.at[queue.place].set(added)
-        fitted = mixture.thresholds(counts.sum(0), components, queue.thresholds)
-        smoothed = mixture.smooth(queue.thresholds, fitted)
-        found[name] = Queue(counts, (queue.place + 1) % QUEUE, smoothed)
     return found
 
 
@@ -321,30 +268,6 @@ def _strong(images: Array, keys: parallel.Keys, ctx: Context) -> Array:
     return views.normalise(images, ctx)
 
 
-def _histograms(maps: dict[str, Array], present: Array) -> dict[str, Array]:
-    """Return [B, BINS] of both kinds of CAMs: the largest value of each cell of the grid."""
-    grid = maps['segmentation'].shape[1:3]
-
-    def counts(one: Array) -> Array:
-        values = cam.largest(resize.half_pixel(one, grid), present)
-        return jax.vmap(mixture.histogram)(values)
-
-    return {name: counts(maps[name]) for name in _LIMITS}
-
-
-def _sums(counts: dict[str, Array]) -> dict[str, Array]:
-    return {name: one.sum(0) for name, one in counts.items()}
-
-
-def _thresholds(memory: dict[str, Queue]) -> dict[str, Array]:
-    """Return the thresholds by the names of their keys, for the log."""
-    return {
-        f'threshold_{limit}': queue.thresholds[i]
-        for name, queue in memory.items()
-        for i, limit in enumerate(_LIMITS[name][: len(queue.thresholds)])
-    }
-
-
 def _classification(out: dict[str, Array], present: Array) -> dict[str, Term]:
     """Return L_cls of both classifiers."""
     return {
@@ -378,8 +301,8 @@ METHOD = Method(
     keys=settings.KEYS,
     defaults=settings.DEFAULTS,
     weights=weights,
-    init_memory=init_memory,
-    update_memory=update_memory,
+    init_memory=thresholds.init_memory,
+    update_memory=thresholds.update_memory,
     init_teacher=init_teacher,
     update_teacher=update_teacher,
     optimizer=optimizer,

@@ -56,7 +56,7 @@ def measures(variables: Variables, seen: Seen, ctx: Context) -> dict[str, Array]
     images, size = seen.images, seen.images.shape[1:3]
     resized = ctx.config.eval.protocol == 'resized'
     if resized:
-        images = resize.part_to(images, seen.sizes, _window(ctx.config))
+        images = resize.part_to(images, seen.sizes, seen.window)
     every = cosa_cams.passes(variables, images, ctx.config.eval.scales, ctx)
     for kind, maps in cosa_cams.cams(every, images.shape[1:3], ctx).items():
         maps = resize.to_part(maps, seen.sizes, size) if resized else maps
@@ -131,9 +131,3 @@ def evaluations(config: ConfigDict) -> dict[str, Evaluation]:
         more=More(measures, scores),
     )
     return {c.dataset.partition('/')[0]: found}
-
-
-def _window(config: ConfigDict) -> tuple[int, int]:
-    """Return height and width of `eval.window`, of the training crop where it is (0, 0)."""
-    own = config.eval.window
-    return tuple(own if any(own) else next(iter(config.data.streams.values())).crop)

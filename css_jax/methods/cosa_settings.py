@@ -4,28 +4,19 @@ Where the program's defaults, its scripts and its logs disagree, these are the l
 versions before the published one: the paper's numbers are theirs.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from css_jax import optimizer as optimizers
-from css_jax.keys import Key, ascending
+from css_jax.keys import Key, ascending, factors, of_dataset
 from css_jax.models.backbones import PLAIN
 from css_jax.ops import schedules
 
 STREAM = 'images'
 THRESHOLDS = ('fixed', 'three', 'two')
 _MANY = 10**9
-
-
-def of_dataset(other: Any, **values: Any) -> Callable[[Any], Any]:
-    """Return a default that depends on the dataset of the images."""
-    return lambda c: values.get(c.data.streams[STREAM].dataset.partition('/')[0], other)
-
-
-def _expected_scales(value: tuple[float, ...]) -> str:
-    return '' if value and min(value) > 0 else 'one or more factors above 0'
 
 
 def _energy_side(c: Any) -> int:
@@ -41,7 +32,7 @@ KEYS = {
     ),
     'cosa.scales': Key(
         (1.0, 0.5, 1.5), "of the assignment network's views, in this order", any_length=True,
-        expected=_expected_scales,
+        expected=factors,
     ),
     'cosa.aux_scales': Key(
         'last', "of the early layer's CAMs: last (of cosa.scales, as the authors have it) | all",
@@ -95,7 +86,7 @@ DEFAULTS = {
     'model.family': 'largefov',
     'model.backbone': 'vit_base',
     'model.output_stride': 16,
-    'data.streams.*.batch_size': lambda c, stream: of_dataset(4, coco=8)(c),
+    'data.streams.*.batch_size': of_dataset(4, coco=8),
     'data.streams.*.crop': (448, 448),
     'data.streams.*.resize': (0.5, 2.0),
     'data.streams.*.flip_prob': 0.5,

@@ -227,7 +227,7 @@ def update_teacher(
     if not c.init_from:
         epoch = settings.steps_per_epoch(c)
         decay = schedules.ema_decay_after(state.step, epoch, c.imas.supervised_epochs, decay)
-    return jax.tree.map(lambda t, s: decay * t + (1.0 - decay) * s, state.teacher, student)
+    return teacher.follow(state.teacher, student, decay)
 
 
 def phases(config: ConfigDict) -> list[tuple[int, Method]]:

@@ -14,27 +14,12 @@ from ml_collections import ConfigDict
 
 from css_jax import optimizer as optimizers
 from css_jax.data import splits
-from css_jax.keys import Key, ascending
+from css_jax.keys import Key, ascending, of_dataset
 from css_jax.methods import epochs, views
 from css_jax.models import published
 
 _MANY = 10**9
 _DEEP = ('resnet50', 'resnet101')  # the authors' networks
-
-
-def of_dataset(other: Any = None, **values: Any) -> Callable[..., Any]:
-    """Return a default that depends on the dataset: a stream's own, else the evaluation's.
-
-    Args:
-        other: of a dataset that is not in `values`; None leaves it to the dataset.
-        **values: dataset -> value.
-    """
-
-    def value(config: Any, *stream: Any) -> Any:
-        dataset = (stream[0] if stream else config.eval).dataset
-        return values.get(dataset.partition('/')[0], other)
-
-    return value
 
 
 def _images(stream: str) -> Callable[[Any], int]:

@@ -53,6 +53,7 @@ class Seen(NamedTuple):
         classes: [B, C] bool, those of the WHOLE image: by its tags, else by its mask.
         sizes: [B, 2] int32, height and width of each image without padding; see
             `css_jax.ops.resize.part_to` and `to_part`.
+        window: height and width that `eval.window` stands for.
     """
 
     images: Array
@@ -60,6 +61,7 @@ class Seen(NamedTuple):
     labels: Array
     classes: Array
     sizes: Array
+    window: tuple[int, int]
 
     @property
     def counted(self) -> Array:

@@ -79,9 +79,11 @@ def update(state: TrainState, student: Variables, batch_stats: Any, ctx: Context
     if not ctx.config.init_from:  # another run's teacher has an average behind it already
         decay = schedules.ema_decay(state.step, decay)
 
-    def follow(old: Any, new: Any) -> Any:
-        return jax.tree.map(lambda t, s: decay * t + (1.0 - decay) * s, old, new)
-
     if ctx.config.teacher.batch_norm == 'ema':
-        batch_stats = follow(batch_stats, student.batch_stats)
-    return Variables(follow(state.teacher.params, student.params), batch_stats)
+        batch_stats = follow(batch_stats, student.batch_stats, decay)
+    return Variables(follow(state.teacher.params, student.params, decay), batch_stats)
+
+
+def follow(teacher: Any, student: Any, decay: Any) -> Any:
+    """Return decay teacher + (1 - decay) student, of pytrees of the same arrays."""
+    return jax.tree.map(lambda t, s: decay * t + (1.0 - decay) * s, teacher, student)

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from css_jax.ops import interpolation
+
 # A map with an axis of classes is resized for so many bytes at a time, but one image at least. On a
 # CPU that takes no longer than all at once; small batches and crops need no loop.
 _BYTES_AT_ONCE = 64 * 2**20
@@ -36,7 +38,7 @@ def bilinear(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     """
     if x.ndim != 4:
         raise ValueError(f'x has shape {x.shape}; expected [B, h, w, C]')
-    return _interpolated(x, _checked(size), _interpolation)
+    return _interpolated(x, _checked(size), interpolation.aligned)
 
 
 def half_pixel(x: jax.Array, size: tuple[int, int]) -> jax.Array:
@@ -57,7 +59,7 @@ def half_pixel(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     """
     if x.ndim != 4:
         raise ValueError(f'x has shape {x.shape}; expected [B, h, w, C]')
-    return _interpolated(x, _checked(size), _interpolation_half_pixel)
+    return _interpolated(x, _checked(size), interpolation.half_pixel)
 
 
 def bicubic(x: jax.Array, size: tuple[int, int]) -> jax.Array:
@@ -79,7 +81,7 @@ def bicubic(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     """
     if x.ndim != 4:
         raise ValueError(f'x has shape {x.shape}; expected [B, h, w, C]')
-    return _interpolated(x, _checked(size), _interpolation_bicubic)
+    return _interpolated(x, _checked(size), interpolation.bicubic)
 
 
 def map_bilinear(
@@ -157,9 +159,9 @@ def half_pixel_through(
         raise ValueError(f'x has shape {x.shape}; expected [B, h, w, C]')
     enlarge, shrink = [], []
     for n, middle, out in zip(x.shape[1:3], _checked(between), _checked(size), strict=True):
-        to_size = _interpolation_half_pixel(middle, out)
+        to_size = interpolation.half_pixel(middle, out)
         read = np.flatnonzero(to_size.any(0))
-        enlarge.append(_interpolation_half_pixel(n, middle)[read])
+        enlarge.append(interpolation.half_pixel(n, middle)[read])
         shrink.append(to_size[:, read])
     product = partial(jnp.einsum, 'Hh,Ww,bhwc->bHWc', precision='highest')  # as `_interpolated`
     return product(*shrink, function(product(*enlarge, x.astype(jnp.float32))))
@@ -188,7 +190,7 @@ def upsample_zero(x: jax.Array, factor: int = 8) -> jax.Array:
         raise ValueError(f'x has shape {x.shape}; expected [B, h, w, C]')
     factor = _checked_factor(factor)
     size = factor * x.shape[1], factor * x.shape[2]
-    return _interpolated(x, size, lambda n, _: _interpolation_zero(n, factor))
+    return _interpolated(x, size, lambda n, _: interpolation.zero(n, factor))
 
 
 def map_upsample_zero(
@@ -287,53 +289,6 @@ def _checked_factor(factor: int) -> int:
     return int(factor)
 
 
-def _interpolation(n: int, out: int) -> np.ndarray:
-    """Return the [out, n] float32 matrix of align_corners=True along one axis."""
-    matrix = np.zeros((out, n), np.float32)
-    rows = np.arange(out)
-    # Position i (n-1) / (out-1) in whole numbers: lower neighbour and remainder are exact.
-    lower, remainder = np.divmod(rows * (n - 1), max(out - 1, 1))
-    fraction = remainder / max(out - 1, 1)
-    np.add.at(matrix, (rows, lower), 1 - fraction)
-    np.add.at(matrix, (rows, np.minimum(lower + 1, n - 1)), fraction)
-    return matrix
-
-
-def _interpolation_half_pixel(n: int, out: int) -> np.ndarray:
-    """Return the [out, n] float32 matrix of align_corners=False along one axis."""
-    matrix = np.zeros((out, n), np.float32)
-    rows = np.arange(out)
-    # Position (i + 0.5) n / out - 0.5 in whole numbers, as above.
-    lower, remainder = np.divmod(np.maximum((2 * rows + 1) * n - out, 0), 2 * out)
-    fraction = remainder / (2 * out)
-    np.add.at(matrix, (rows, lower), 1 - fraction)
-    np.add.at(matrix, (rows, np.minimum(lower + 1, n - 1)), fraction)
-    return matrix
-
-
-def _interpolation_bicubic(n: int, out: int) -> np.ndarray:
-    """Return the [out, n] float32 matrix of `bicubic` along one axis."""
-    matrix = np.zeros((out, n))
-    rows = np.arange(out)
-    lower, remainder = np.divmod((2 * rows + 1) * n - out, 2 * out)
-    a, fraction = -0.75, remainder / (2 * out)
-    for tap in (-1, 0, 1, 2):
-        distance = np.abs(fraction - tap)
-        near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
-        far = a * (((distance - 5) * distance + 8) * distance - 4)
-        weights = np.where(distance <= 1, near, far)
-        np.add.at(matrix, (rows, np.clip(lower + tap, 0, n - 1)), weights)
-    return matrix.astype(np.float32)
-
-
-def _interpolation_zero(n: int, factor: int) -> np.ndarray:
-    """Return the [factor n, n] float32 matrix of `upsample_zero` along one axis."""
-    # Distances in halves of an output pixel, thus in whole numbers.
-    positions = 2 * np.arange(factor * n)[:, None] + 1 - factor
-    distances = np.abs(positions - 2 * factor * np.arange(n))
-    return (np.maximum(2 * factor - distances, 0) / (2 * factor)).astype(np.float32)
-
-
 def part_to(x: jax.Array, sizes: jax.Array, size: tuple[int, int]) -> jax.Array:
     """Resize the upper left part of each map as `half_pixel`; the parts are of several sizes.
 
@@ -348,13 +303,7 @@ def part_to(x: jax.Array, sizes: jax.Array, size: tuple[int, int]) -> jax.Array:
     Raises:
         ValueError: as `bilinear`.
     """
-    if x.ndim != 4:
-        raise ValueError(f'x has shape {x.shape}; expected [B, H, W, C]')
-    heights, widths = sizes.T
-    height, width = _checked(size)
-    down = _interpolation_between(heights, jnp.full_like(heights, height), x.shape[1], height)
-    across = _interpolation_between(widths, jnp.full_like(widths, width), x.shape[2], width)
-    return _interpolated_each(x, down, across)
+    return _between(x, sizes, jnp.broadcast_to(jnp.array(size), sizes.shape), size)
 
 
 def to_part(x: jax.Array, sizes: jax.Array, size: tuple[int, int]) -> jax.Array:
@@ -371,36 +320,18 @@ def to_part(x: jax.Array, sizes: jax.Array, size: tuple[int, int]) -> jax.Array:
     Raises:
         ValueError: as `bilinear`.
     """
+    whole = jnp.broadcast_to(jnp.array(x.shape[1:3]), sizes.shape)
+    return _between(x, whole, sizes, size)
+
+
+def _between(x: jax.Array, n: jax.Array, out: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Resize parts of maps [B, h, w, C], of n [B, 2] pixels, to parts of out [B, 2] of `size`."""
     if x.ndim != 4:
         raise ValueError(f'x has shape {x.shape}; expected [B, h, w, C]')
-    heights, widths = sizes.T
-    height, width = _checked(size)
-    down = _interpolation_between(jnp.full_like(heights, x.shape[1]), heights, x.shape[1], height)
-    across = _interpolation_between(jnp.full_like(widths, x.shape[2]), widths, x.shape[2], width)
-    return _interpolated_each(x, down, across)
-
-
-def _interpolated_each(x: jax.Array, down: jax.Array, across: jax.Array) -> jax.Array:
-    """Return x [B, h, w, C] resized by matrices of each map, [B, H, h] and [B, W, w]."""
+    down, across = (
+        interpolation.between(n[:, axis], out[:, axis], x.shape[1 + axis], length)
+        for axis, length in enumerate(_checked(size))
+    )
     product = partial(jnp.einsum, precision='highest')  # as `_interpolated`
     x = product('bHh,bhwc->bHwc', down, x.astype(jnp.float32))
     return product('bWw,bHwc->bHWc', across, x)
-
-
-def _interpolation_between(n: jax.Array, out: jax.Array, columns: int, rows: int) -> jax.Array:
-    """Return the float32 matrices [B, rows, columns] of `_interpolation_half_pixel`, traced.
-
-    Args:
-        n: [B] int, length of the input's part.
-        out: [B] int, length of the output's part; rows behind it are like its last one.
-        columns: length of the input.
-        rows: length of the output.
-    """
-    n, out = n.astype(jnp.int32)[:, None], out.astype(jnp.int32)[:, None]
-    row = jnp.minimum(jnp.arange(rows, dtype=jnp.int32), out - 1)
-    lower, remainder = jnp.divmod(jnp.maximum((2 * row + 1) * n - out, 0), 2 * out)
-    fraction = (remainder / (2 * out))[..., None]
-    column = jnp.arange(columns, dtype=jnp.int32)
-    upper = jnp.minimum(lower + 1, n - 1)
-    below = jnp.where(column == lower[..., None], 1 - fraction, 0.0)
-    return below + jnp.where(column == upper[..., None], fraction, 0.0)

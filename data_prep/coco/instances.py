@@ -99,7 +99,7 @@ def parse(file: archives.Entry, ids: Mapping[int, int]) -> list[Picture]:
     """
     try:
         # The file has 450 MB and would be 2 GB of lists and numbers: every annotation is made
-        # small as soon as it is read, and the bytes are gone once they are text.
+        # small as soon as it is read, and the text replaces the bytes.
         text = file.read().decode()
         content = json.loads(text, object_hook=functools.partial(_small, ids=ids))
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
