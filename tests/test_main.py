@@ -12,6 +12,7 @@ from absl.testing import flagsaver
 
 from css_jax import evaluate, main, models, parallel, train
 from css_jax.config import file as stored
+from css_jax.data import sources
 from css_jax.evaluation import pictures, results
 from css_jax.modes import preview, report
 from css_jax.run import checkpoint, metrics
@@ -208,7 +209,12 @@ def test_training_reads_prepared_records_alone(tmp_path, network):
 
 
 def test_colours_are_pascal_s_and_void_is_white():
-    palette = pictures.palette(21)
+    palette = sources.palette('voc')
+    assert (pictures.palette(palette[:3], 21) == palette).all()
+    assert sources.palette('cityscapes')[[0, 18]].tolist() == [[128, 64, 128], [119, 11, 32]]
+    for name, module in sources.DATASETS.items():
+        if name != 'folder':
+            assert sources.palette(name).shape == (len(module.CLASS_NAMES), 3)
     assert palette[[0, 1, 2, 15, 20]].tolist() == [
         [0, 0, 0],
         [128, 0, 0],
@@ -216,7 +222,7 @@ def test_colours_are_pascal_s_and_void_is_white():
         [192, 128, 128],
         [0, 64, 128],
     ]
-    np.testing.assert_array_equal(pictures.colourise(np.array([-1, 255, 1]), 21)[:2], 255)
+    np.testing.assert_array_equal(pictures.colourise(np.array([-1, 255, 1]), palette)[:2], 255)
 
 
 def test_help_lists_every_mode():

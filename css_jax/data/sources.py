@@ -15,6 +15,7 @@ from data_prep.coco import builder as coco
 from data_prep.figures import builder as figures
 from data_prep.folder import builder as folder
 from data_prep.idd import builder as idd
+from data_prep.palette import default
 from data_prep.shapes import builder as shapes
 from data_prep.sun import builder as sun
 from data_prep.voc import builder as voc
@@ -88,6 +89,20 @@ def class_names(dataset: str, data_dir: str = '') -> tuple[str, ...]:
     if _is_own(module):
         return tuple(_builder(module, config, data_dir).info.metadata['class_names'])
     return module.CLASS_NAMES
+
+
+def palette(dataset: str, data_dir: str = '') -> np.ndarray:
+    """Return the colours of a dataset's classes, uint8 [C, 3] RGB; VOC's where it has none.
+
+    For arguments and what is raised see `class_names`.
+    """
+    module, config = _find(dataset, data_dir)
+    own = getattr(module, 'PALETTE', ())
+    if _is_own(module):
+        own = _builder(module, config, data_dir).info.metadata.get('palette', ())
+    if not len(own):
+        return default(len(class_names(dataset, data_dir)))
+    return np.array(own, np.uint8)
 
 
 def label_set(dataset: str) -> str:

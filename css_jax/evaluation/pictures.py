@@ -6,26 +6,39 @@ from collections.abc import Mapping, Sequence
 import cv2
 import numpy as np
 
+from data_prep.palette import default
+
 _HEADING = 18  # pixels above each column
 _GAP = 3
 
 
-def palette(num_classes: int) -> np.ndarray:
-    """Return PASCAL VOC's colours, [num_classes, 3] uint8 RGB; class 0 is black."""
-    colours = np.zeros((num_classes, 3), np.uint8)
-    index = np.arange(num_classes)
-    for bit in range(8):
-        for channel in range(3):
-            colours[:, channel] |= (((index >> channel) & 1) << (7 - bit)).astype(np.uint8)
-        index = index >> 3
-    return colours
+def palette(colours: np.ndarray, num_classes: int) -> np.ndarray:
+    """Return colours for all classes of a network, which may have more than a dataset.
+
+    Args:
+        colours: of the dataset's classes, uint8 [C, 3], see `css_jax.data.sources.palette`.
+        num_classes: of the network.
+
+    Returns:
+        uint8 [num_classes, 3] RGB; those of further classes are PASCAL VOC's.
+    """
+    return np.concatenate([colours, default(num_classes)[len(colours) :]])
 
 
-def colourise(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Colour labels [..., H, W] as uint8 RGB [..., H, W, 3]; ignore and void are white."""
-    colours = np.concatenate([palette(num_classes), np.full((1, 3), 255, np.uint8)])
-    known = (labels >= 0) & (labels < num_classes)
-    return colours[np.where(known, labels, num_classes)]
+def colourise(labels: np.ndarray, colours: np.ndarray) -> np.ndarray:
+    """Colour labels as an image.
+
+    Args:
+        labels: int [..., H, W]; what is no class, as ignore and void, becomes white.
+        colours: uint8 [C, 3] RGB, of the classes.
+
+    Returns:
+        uint8 RGB [..., H, W, 3].
+    """
+    white = len(colours)
+    known = (labels >= 0) & (labels < white)
+    colours = np.concatenate([colours, np.full((1, 3), 255, np.uint8)])
+    return colours[np.where(known, labels, white)]
 
 
 def grey(indicator: np.ndarray) -> np.ndarray:
@@ -97,7 +110,7 @@ def write_points(
     # One scale for both axes, so that distances are true.
     scale = 0.8 * side / max(float((high - low).max()), 1e-9)
     middle = (low + high) / 2
-    colours = [tuple(map(int, colour)) for colour in palette(len(titles) + 1)[1:]]
+    colours = [tuple(map(int, colour)) for colour in default(len(titles) + 1)[1:]]
     for place, name, group in zip(places, names, groups, strict=True):
         x, y = (scale * (place - middle) + side / 2).astype(int).tolist()
         cv2.circle(grid, (x, side - y), 5, colours[group], -1, cv2.LINE_AA)

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from css_jax import config as configs
 from css_jax import methods, parallel, state
 from css_jax.config import defaults
-from css_jax.data import splits, streams
+from css_jax.data import sources, splits, streams
 from css_jax.evaluation import pictures
 from css_jax.keys import at
 from css_jax.parallel import cost
@@ -127,14 +127,21 @@ def _origin_lines(
 
 def _picture(path: pathlib.Path, config: ConfigDict, batch: Mapping, prepared: Any) -> None:
     """Show what of these the method has; streams may differ in crop and batch size."""
-    colours = functools.partial(pictures.colourise, num_classes=config.num_classes)
+    palettes = {
+        name: pictures.palette(
+            sources.palette(config.data.streams[name].dataset, config.data.dir), config.num_classes
+        )
+        for name in batch
+    }
+    # What a method makes of several streams is shown as the first one's classes.
+    colours = functools.partial(pictures.colourise, colours=next(iter(palettes.values())))
     seen = functools.partial(pictures.denormalise, mean=config.data.mean, std=config.data.std)
     columns, sizes = {}, [arrays['image'].shape[1:3] for arrays in batch.values()]
     enlarged = functools.partial(pictures.enlarge, size=sizes[0])
     for stream, arrays in batch.items():
         columns[f'{stream} crop'] = arrays['image']
         if 'label' in arrays:
-            columns[f'{stream} mask'] = colours(arrays['label'])
+            columns[f'{stream} mask'] = pictures.colourise(arrays['label'], palettes[stream])
     shown = {
         'weak_label': ('teacher, logit space', colours),
         'weak_label_rep': ('teacher, prototypes', colours),

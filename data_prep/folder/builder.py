@@ -33,6 +33,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         class_names: tuple[str, ...] = (),
         items: Mapping[str, Items] | None = None,
         made_from: Mapping[str, Any] | None = None,
+        palette: Sequence[Sequence[int]] = (),
         tags: Mapping[str, Mapping[str, Sequence[int]]] | None = None,
         **kwargs,
     ):
@@ -43,10 +44,12 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             class_names: in the order of their label values; only preparing needs it and the rest.
             items: split -> function that gives its records in order.
             made_from: what is noted beside the records; plain values.
+            palette: RGB of each class, where the user's masks have colours.
             tags: split -> image's id -> its tags, see `records.examples`, of splits that have them.
             **kwargs: data_dir as in any TFDS builder.
         """
         self._class_names, self._items = class_names, items or {}
+        self._palette = [list(colour) for colour in palette]
         self._made_from, self._tags = dict(made_from or {}), tags or {}
         own = tfds.core.BuilderConfig(name=config, description='your own images')
         level = logging.get_verbosity()
@@ -61,6 +64,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             self, self._class_names, unions(self._items), description='Images of a folder.'
         )
         info.metadata['made_from'] = self._made_from
+        info.metadata['palette'] = self._palette
         return info
 
     def _split_generators(self, dl_manager) -> dict[str, Iterator]:

@@ -167,6 +167,25 @@ def check_palette(numbers: np.ndarray, colours: np.ndarray, table: Table, name: 
         )
 
 
+def colours(table: Table | None, resolved: Classes) -> tuple[Colour, ...]:
+    """Return the colour of each class: of the first entry of the table that it is made of.
+
+    Args:
+        table: of the classes, or None.
+        resolved: see `resolve`.
+
+    Returns:
+        The colours by class id; () where the table has none, or has not one for each class.
+    """
+    found: dict[int, Colour] = {}
+    if table:
+        # A table without colours gives no pairs.
+        for value, colour in zip(table.values, table.colours, strict=False):
+            found.setdefault(resolved.ids.get(value, VOID), colour)
+    own = tuple(found[i] for i in range(len(resolved.names)) if i in found)
+    return own if len(set(own)) == len(resolved.names) else ()
+
+
 def is_colour(value: int) -> bool:
     """Tell whether a value of `values` stands for a colour that no table has."""
     return value >= _COLOUR

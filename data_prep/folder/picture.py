@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from data_prep import images
-from data_prep.folder import reading
+from data_prep.folder import classes, reading
+from data_prep.palette import default
 from data_prep.records import VOID
 
 _COUNT, _ROW = 9, 3  # samples, and how many in a row
@@ -61,14 +62,10 @@ def _spread(plan: reading.Plan, splits: Sequence[str], most: int) -> list[tuple[
 
 
 def palette(plan: reading.Plan) -> np.ndarray:
-    """Return the classes' colours, uint8 [256, 3]: PASCAL VOC's, and black where that is void."""
-    index = np.arange(256)
-    colours = np.zeros((256, 3), np.uint8)
-    for bit in range(8):
-        for channel in range(3):
-            colours[:, channel] |= ((index >> (3 * bit + channel) & 1) << (7 - bit)).astype(
-                np.uint8
-            )
+    """Return the colours of class ids, uint8 [256, 3]: the table's, else VOC's; void is white."""
+    colours = default(256)
+    if own := classes.colours(plan.found.table, plan.classes):
+        colours[: len(own)] = own
     colours[VOID] = 255
     return colours
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from css_jax.data import sources
 from data_prep.folder import __main__ as command
-from data_prep.folder import layouts, reading
+from data_prep.folder import classes, layouts, reading
 from data_prep.folder.reading import Settings
 from tests.folders import COLOURS, H, W, ids, image, labels, pairs, put, read, split_ids, text
 
@@ -65,6 +65,9 @@ def test_forms_of_masks(tmp_path, change, table):
         if line and line[0] != '#')  # fmt: skip
     assert plan.classes.names == names
     np.testing.assert_array_equal(labels(plan)['b'], ids(1))
+    lines = [line.replace(',', ' ').split() for line in table.splitlines()] if table else []
+    own = tuple(tuple(map(int, line[1:])) for line in lines if len(line) == 4)
+    assert classes.colours(plan.found.table, plan.classes) == own
 
 
 @pytest.mark.parametrize(('table', 'ignore', 'is_class'), [
@@ -354,7 +357,7 @@ def test_preparing_again_and_over(tmp_path, monkeypatch, capsys):
     with (place.parent / '.lock').open() as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         assert 'another process is preparing it' in run(monkeypatch, *arguments)
-    put(source / 'classes.txt', 'x\ny\nother\n')
+    put(source / 'classes.txt', 'x 1 2 3\ny 4 5 6\nother 7 8 9\n')
     assert '--overwrite' in run(monkeypatch, *arguments)
 
     def breaks(plan, split):
@@ -370,5 +373,6 @@ def test_preparing_again_and_over(tmp_path, monkeypatch, capsys):
     assert sources.class_names('folder/pets', str(data)) == ('x', 'y', 'z')
     assert run(monkeypatch, *arguments, '--overwrite', '--max_side', 16) == 0
     assert sources.class_names('folder/pets', str(data)) == ('x', 'y', 'other')
+    assert sources.palette('folder/pets', str(data)).tolist() == [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
     assert decoded(records()['b'], 'image', 1).shape == (12, 16, 3)
     assert {path.name for path in (data / 'folder/pets').iterdir()} == {'1.0.0', '.lock'}

@@ -50,6 +50,7 @@ def test_a_dataset_has_the_classes_that_it_was_prepared_with(prepared):
     assert source.class_names == ('background', 'class1')
     assert sources.class_names('folder/roofs', prepared) == source.class_names
     assert len(sources.class_names('folder/cells', prepared)) == 3
+    assert sources.palette('folder/roofs', prepared).tolist() == [[0, 0, 0], [128, 0, 0]]
     assert sources.splits('folder/roofs', prepared) == ['train', 'val', 'unlabelled']
     assert source.pixels.sum() == 3 * 40 * 52
     assert sources.load('folder/roofs', 'unlabelled', prepared).pixels.sum() == 0
