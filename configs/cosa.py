@@ -9,15 +9,14 @@ the classes that an image does not have, by its true labels, were removed first:
 beside 'miou', of predictions as they are. In the authors' logs the second is 2.0 (VOC) and 2.4
 (COCO) lower, and the checkpoint is the best on val. `eval.protocol=resized` is their protocol.
 
-DATASET (quickstart) is one of voc, coco, quickstart, which is `shapes` on a small network, and
-folder:NAME, your own images as `python -m data_prep.folder` has prepared them (of the split weak,
-where there is one, else train). METHOD (cosa) may be supervised, of quickstart and folder: the same
-network with masks, of the same images where all have them, the ceiling. `seed=S` (0) seeds the run.
-`backbone=` is one of css_jax/models/backbones.py (vit_base; efficientnet_lite0 with folder,
-resnet18 at a quarter of its width with quickstart), `pretrained=` its weights: a name of
-css_jax/models/published.py or a file. A number is how many images are used (all). For COCO 2017 set
-eval.dataset and data.streams.images.dataset to coco/2017. Any key of the table follows, see
-configs/arguments.py.
+DATASET (quickstart) is one of voc, coco, which is of 2014, coco2017, quickstart, which is `shapes`
+on a small network, and folder:NAME, your own images as `python -m data_prep.folder` has prepared
+them (of the split weak, where there is one, else train). METHOD (cosa) may be supervised, of
+quickstart and folder: the same network with masks, of the same images where all have them, the
+ceiling. `seed=S` (0) seeds the run. `backbone=` is one of css_jax/models/backbones.py (vit_base;
+efficientnet_lite0 with folder, resnet18 at a quarter of its width with quickstart), `pretrained=`
+its weights: a name of css_jax/models/published.py or a file. A number is how many images are used
+(all). Any key of the table follows, see configs/arguments.py.
 
 The image-level labels of an image are the classes in its mask, or the tags of labels.csv, see
 docs/own_data.md; the training never sees a mask.
@@ -38,7 +37,9 @@ LOG = logging.getLogger('css_jax')
 
 FILE = 'configs/cosa.py'
 FOLDER = 'folder'
-DATASETS = ('quickstart', 'voc', 'coco')
+# Word -> dataset: those of the paper, and COCO's later split of the same images.
+PUBLISHED = {'voc': 'voc', 'coco': 'coco', 'coco2017': 'coco/2017'}
+DATASETS = ('quickstart', *PUBLISHED)
 # Method -> its stream.
 METHODS = {'cosa': 'images', 'supervised': 'labelled'}
 BATCH = 8
@@ -101,20 +102,20 @@ def _published(c: ConfigDict, given: Mapping[str, Any]) -> None:
         raise ValueError(
             f'{FILE}: got {c.method} with {name}, expected it with quickstart or folder'
         )
-    split = {'voc': 'trainaug', 'coco': 'train'}[name]
-    _stream(c, given, name, split)
+    voc = name == 'voc'
+    _stream(c, given, PUBLISHED[name], 'trainaug' if voc else 'train')
     c.model.backbone = given['backbone'] or 'vit_base'
     c.model.output_stride = 16
     if given['pretrained'] is None and c.model.backbone in published.NAMES:
         c.model.pretrained = c.model.backbone
     c.data.resampling = 'pil'  # the authors' filter
     c.eval.protocol = 'resized'
-    c.eval.pad_to = {'voc': (512, 512), 'coco': (640, 640)}[name]
+    c.eval.pad_to = (512, 512) if voc else (640, 640)
     c.eval.window = (448, 448)
     c.eval.scales = (1.0, 0.5, 1.5, 0.75, 1.25)
     c.eval.flip = True
     c.eval.batch_size = 4
-    c.eval.every = {'voc': 2000, 'coco': 6000}[name]
+    c.eval.every = 2000 if voc else 6000
 
 
 def _quickstart(c: ConfigDict, given: Mapping[str, Any], told: Mapping[str, str]) -> None:

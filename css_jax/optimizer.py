@@ -12,8 +12,14 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
+from css_jax.keys import Key
 from css_jax.ops import schedules
 
+# Keys of the table that AdamW does not read: setting one in a method of it is answered.
+NOT_OF_ADAMW = {
+    'optimizer.momentum': Key(0.9, 'of SGD', range=(0, 1), only=lambda c: False),
+    'optimizer.nesterov': Key(True, 'of SGD', only=lambda c: False),
+}
 Optimizer = tuple[optax.GradientTransformation, dict[str, optax.Schedule]]
 
 

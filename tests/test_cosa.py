@@ -146,7 +146,8 @@ class Steps:
         like = state.shapes(self.ctx)
         memory = cosa_thresholds.init_memory(self.config)
         for queue, value in zip(memory, (0.35, 0.55), strict=False):
-            memory[queue] = memory[queue]._replace(thresholds=jnp.array([value]))
+            around = [value - 0.1, value + 0.1] if len(memory[queue].thresholds) == 2 else [value]
+            memory[queue] = memory[queue]._replace(thresholds=jnp.array(around))
         student = filled(like, 1)
         moments = jax.tree_util.tree_map_with_path(
             lambda path, x: jnp.full_like(x, 1e-5) if '.nu' in jax.tree_util.keystr(path) else x,
@@ -188,6 +189,7 @@ BOTH = {
     'cosa__weighting': 'perplexity',
     'cosa__scales': (0.5, 1.0),
 }
+THREE = {'cosa__thresholds': 'three', 'cosa__separation': 0.1, 'cosa__scales': (1.0,)}
 
 
 # A step in numpy, from the outputs of the network alone.
@@ -417,19 +419,24 @@ def test_weighted_means_and_one_threshold_in_numpy():
 
 
 @pytest.mark.parametrize(
-    ('mode', 'changes'), [('jit', {}), ('pmap', {'accumulate_steps': 2})], ids=['jit', 'pmap']
+    ('mode', 'changes', 'more'),
+    [('jit', BOTH, {}), ('pmap', BOTH, {'accumulate_steps': 2}), ('jit', THREE, {})],
+    ids=['jit', 'pmap', 'three'],
 )
-def test_two_devices_and_micro_batches_leave_the_state_of_one(mode, changes):
+def test_two_devices_and_micro_batches_leave_the_state_of_one(mode, changes, more):
     """The queues, weighted means and pairs are of all images, wherever they are."""
-    one, two = walked('jit', 1, **BOTH), walked(mode, 2, **BOTH, **changes)
+    one, two = walked('jit', 1, **changes), walked(mode, 2, **changes, **more)
     for (expected, their_metrics), (found, our_metrics) in zip(one, two, strict=True):
         for name, value in their_metrics.items():
             np.testing.assert_allclose(our_metrics[name], value, rtol=1e-4, err_msg=name)
         ours, theirs = state.flat(found), state.flat(expected)
         for path, value in theirs.items():
+            if path.endswith('counts'):  # rounding moves a value at an edge of a bin to the next
+                assert np.abs(ours[path] - value).sum() <= 4, path
+                continue
             np.testing.assert_allclose(ours[path], value, rtol=1e-4, atol=2e-6, err_msg=path)
     moved = state.flat(expected.student)
-    for path, before in state.flat(steps('jit', 1, **BOTH).start.student).items():
+    for path, before in state.flat(steps('jit', 1, **changes).start.student).items():
         assert np.abs(moved[path] - before).max() > 1e-4, path
 
 
@@ -534,7 +541,7 @@ def test_scores_are_the_authors(monkeypatch):
     monkeypatch.setattr(cosa_cams, 'passes', lambda *_: [{'class': np.vstack([scored, -scored])}])
     monkeypatch.setattr(cosa_cams, 'cams', lambda *_: maps)
     labels, truth = OPS['eval_labels'] > 0, OPS['eval_truth'].astype(np.int32)
-    config = ConfigDict({'eval': {'protocol': 'whole', 'scales': (1.0,)}})
+    config = ConfigDict({'eval': {'protocol': 'whole', 'scales': (1.0,), 'crf': False}})
     seen = Seen(np.zeros((2, 20, 24, 3)), OPS['eval_logits'], truth, np.pad(labels, (
         (0, 0), (1, 0)), constant_values=True), np.int32([[20, 24]] * 2), (20, 24))  # fmt: skip
     sums = jax.device_get(cosa_scores.measures(None, seen, Context(None, config)))

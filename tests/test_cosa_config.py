@@ -54,6 +54,7 @@ PUBLISHED = {
         'split': 'train',
     },
 }  # fmt: skip
+PUBLISHED['coco2017'] = PUBLISHED['coco'] | {'dataset': 'coco/2017'}
 COMMON = {
     'method': 'cosa', 'model.family': 'largefov', 'model.backbone': 'vit_base',
     'model.pretrained': 'vit_base', 'model.output_stride': 16, 'model.width': 1.0,
@@ -80,6 +81,7 @@ STREAM = {
 def test_the_published_runs(dataset):
     config = configs.finalise(file.get_config(dataset))
     given = dict(PUBLISHED[dataset])
+    dataset = given.pop('dataset', dataset)
     expected = STREAM | {'dataset': dataset} | {key: given.pop(key) for key in (
         'batch_size', 'split')}  # fmt: skip
     (stream,) = config.data.streams.values()
@@ -202,7 +204,11 @@ def test_the_rate_is_that_of_the_weights_it_starts_with(several, argument, rate,
     ('argument', 'error', 'message'),
     [
         ('quickstat', ValueError, r"cosa\.py:quickstat: did you mean 'quickstart'\?"),
-        ('cityscapes', ValueError, r'cosa\.py:cityscapes: .*expected one of quickstart, voc, coco'),
+        (
+            'cityscapes',
+            ValueError,
+            r'cosa\.py:cityscapes: .*expected one of quickstart, voc, coco, ',
+        ),
         ('voc,coco', ValueError, r"cosa\.py: dataset is given twice, 'voc' and 'coco'"),
         ('voc,supervised', ValueError, r'got supervised with voc, expected it with quickstart or'),
         ('css_mix', ValueError, r'cosa\.py:css_mix: .*cosa, supervised'),

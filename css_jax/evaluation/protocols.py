@@ -31,8 +31,11 @@ from css_jax.methods.method import streams as streams_of
 from css_jax.ops import inference
 from css_jax.state import Context, Variables
 
-# Keys of `config.eval` that decide what a score is of; 'scores' is of methods with a choice.
-_KEYS = ('dataset', 'split', 'protocol', 'pad_to', 'window', 'flip', 'scales', 'network', 'scores')
+# Keys of `config.eval` that decide what a score is of; the last two are of some methods alone.
+_KEYS = (
+    *('dataset', 'split', 'protocol', 'pad_to', 'window', 'flip', 'scales', 'network'),
+    *('scores', 'crf'),
+)
 
 # Protocols of windows -> whether these are cut off at the border.
 SLIDING = {'sliding': False, 'sliding_cut': True}

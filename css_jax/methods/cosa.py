@@ -278,8 +278,8 @@ def _classification(out: dict[str, Array], present: Array) -> dict[str, Term]:
 
 def _energy(logits: Array, p: Targets, ctx: Context) -> tuple[Array, Array]:
     """Return L_reg as the authors log it: (sum over the images, their number)."""
-    (height, width), data = p.strong.shape[1:3], ctx.config.data
-    levels = 255 * (p.strong * jnp.asarray(data.std) + jnp.asarray(data.mean))
+    height, width = p.strong.shape[1:3]
+    levels = views.levels(p.strong, ctx)
     # Sides of a square with as many pixels: what is taller than wide has the same energy turned.
     crop, side = (height * width) ** 0.5, ctx.config.cosa.energy_side
     smaller = max(1, round(side * height / crop)), max(1, round(side * width / crop))

@@ -4,6 +4,7 @@ Beside mIoU, of predictions as they are, in 'more' of results.json:
 
 - 'miou_masked': of predictions from which the classes that an image does not have, by its true
   image-level labels, are removed first. It is the metric of the paper's tables;
+- 'miou_crf', with `eval.crf`: of these behind a CRF, see `css_jax.methods.cosa_crf`;
 - 'cam_miou': of the CAMs of the classes that an image has, background where all are up to 0.5;
   'cam_miou_best' with the best of `THRESHOLDS`, 'cam_threshold_best', and 'cam_miou_swept' with
   each one. 'cam_aux_...' are those of the early features. CAMs are merged over `eval.scales` and
@@ -14,12 +15,13 @@ Beside mIoU, of predictions as they are, in 'more' of results.json:
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from ml_collections import ConfigDict
 
-from css_jax.methods import cosa_cams
+from css_jax.methods import cosa_cams, cosa_crf, views
 from css_jax.methods.method import Evaluation, More, Seen
 from css_jax.models.backbones import PLAIN
 from css_jax.ops import cam, metrics, resize
@@ -50,8 +52,12 @@ def predict(variables: Variables, images: Array, ctx: Context) -> Array:
 def measures(variables: Variables, seen: Seen, ctx: Context) -> dict[str, Array]:
     """Return the sums that `scores` needs of one batch."""
     classes, present = seen.logits.shape[-1], seen.classes[:, 1:]
-    masked = cam.masked(seen.logits, present).argmax(-1)
-    found = {'masked': metrics.confusion(seen.labels, masked, classes)}
+    masked = cam.masked(seen.logits, present)
+    found = {'masked': metrics.confusion(seen.labels, masked.argmax(-1), classes)}
+    if ctx.config.eval.crf:
+        rgb = jnp.rint(views.levels(seen.images, ctx)).clip(0, 255).astype(jnp.uint8)
+        refined = cosa_crf.refined(rgb, jax.nn.softmax(masked), seen.sizes)
+        found['crf'] = metrics.confusion(seen.labels, refined, classes)
 
     images, size = seen.images, seen.images.shape[1:3]
     resized = ctx.config.eval.protocol == 'resized'
@@ -69,6 +75,8 @@ def measures(variables: Variables, seen: Seen, ctx: Context) -> dict[str, Array]
 def scores(sums: dict[str, np.ndarray]) -> dict[str, Any]:
     """Return the scores by their names, see above."""
     found = {'miou_masked': metrics.scores(sums['masked'])['miou']}
+    if 'crf' in sums:
+        found['miou_crf'] = metrics.scores(sums['crf'])['miou']
     for kind in cosa_cams.KINDS:
         miou = [metrics.scores(matrix)['miou'] for matrix in confusions(sums[kind])]
         best = int(np.argmax([-1 if value is None else value for value in miou]))

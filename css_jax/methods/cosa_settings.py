@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from css_jax import optimizer as optimizers
 from css_jax.keys import Key, ascending, factors, of_dataset
+from css_jax.methods import cosa_crf
 from css_jax.models.backbones import PLAIN
 from css_jax.ops import schedules
 
@@ -79,6 +80,11 @@ KEYS = {
     ),
     'augment.blur_prob': Key(0.5, 'probability of a Gaussian blur', range=(0, 1)),
     'augment.blur_sigma': Key((0.1, 2.0), 'its deviation in pixels', expected=ascending),
+    'eval.crf': Key(
+        False, "also score the segmentation behind a fully connected CRF, 'miou_crf'; needs "
+        'pydensecrf2',
+    ),
+    **optimizers.NOT_OF_ADAMW,
     'teacher.decay': Key(0.9994, 'EMA of the parameters, the same from step 0 on', range=(0, 1)),
 }  # fmt: skip
 DEFAULTS = {
@@ -135,6 +141,8 @@ def check(config: ConfigDict) -> None:
             'cosa.thresholds=two or fixed: it has one threshold'
         )
     _check_crop(config, stream)
+    if config.eval.crf:
+        cosa_crf.check()
 
 
 def _check_crop(config: ConfigDict, stream: ConfigDict) -> None:

@@ -85,6 +85,12 @@ def normalise(images: Array, ctx: Context) -> Array:
     return augment.normalise(augment.to_float(images), data.mean, data.std)
 
 
+def levels(images: Array, ctx: Context) -> Array:
+    """Return the RGB levels in 0..255, float32, of standardised images [B, H, W, 3]."""
+    data = ctx.config.data
+    return 255 * (images * jnp.asarray(data.std) + jnp.asarray(data.mean))
+
+
 def labelled(batch: Mapping[str, Array], keys: parallel.Keys, ctx: Context) -> tuple[Array, Array]:
     """Make the labelled view: colour jitter, blur and flip of what the host cropped.
 
