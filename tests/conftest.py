@@ -34,6 +34,8 @@ FIRST = (
     'test_usss',
     'test_imas',
     'test_cosa',
+    'test_cosa_runs',
+    'test_cosa_views',
     'test_train',
     'test_flags',
     'test_sweep',
