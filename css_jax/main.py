@@ -34,7 +34,6 @@ MODES = {
     'report': 'compare the runs in the folders of DIR: a table and a picture',
     'sweep': 'run a table of a paper over seeds, each run in a folder of its own in DIR',
 }
-CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
 
 _CONFIG = flags.DEFINE_string(
     'config',
@@ -228,8 +227,8 @@ def _config_path() -> str:
     if _CONFIG.value is not None:
         return _CONFIG.value
     if _stored():
-        return f'{CONFIGS / "stored.py"}:{_WORKDIR.value}'
-    return str(CONFIGS / 'quickstart.py')
+        return f'{command_line.CONFIGS / "stored.py"}:{_WORKDIR.value}'
+    return str(command_line.CONFIGS / 'quickstart.py')
 
 
 def _stored() -> bool:

@@ -1,5 +1,7 @@
 """The configuration that a command line asks for: --config FILE[:ARGUMENT] and --config.KEY=VALUE.
 
+FILE is a path, or the name of a file in configs/: `voc` is configs/voc.py, in whatever folder the
+command runs.
 Keys and values are held against the table that the file gives, so that every mistake is answered
 in words, with the nearest name, before anything is built.
 """
@@ -16,6 +18,8 @@ from ml_collections import ConfigDict
 
 from css_jax.config import table
 from css_jax.keys import Key, read
+
+CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'  # also where the package is installed
 
 
 def split(argv: list[str]) -> tuple[list[str], dict[str, str | None]]:
@@ -55,7 +59,7 @@ def load(path: str, changes: Mapping[str, str | None] | None = None) -> ConfigDi
     """Return the table that `get_config` of FILE[:ARGUMENT] gives, locked.
 
     Args:
-        path: FILE[:ARGUMENT].
+        path: FILE[:ARGUMENT], see above.
         changes: those of the command line, see `split`; none are made. A `get_config` that has a
             parameter of this name gets them: where settings follow from data, it has to know
             which.
@@ -66,9 +70,11 @@ def load(path: str, changes: Mapping[str, str | None] | None = None) -> ConfigDi
             whatever it raises.
     """
     file, *argument = path.split(':', 1)
-    folder = pathlib.Path(file).parent
+    file = found(file)
     if not pathlib.Path(file).is_file():
-        near = difflib.get_close_matches(file, map(str, folder.glob('*.py')), n=1)
+        folder = pathlib.Path(file).parent
+        known = [*map(str, folder.glob('*.py')), *names()]
+        near = difflib.get_close_matches(file, known, n=1)
         raise FileNotFoundError(f'--config={path}: there is no file {file!r}{_meant(near)}')
     spec = importlib.util.spec_from_file_location(pathlib.Path(file).stem, file)
     if spec is None:
@@ -85,6 +91,24 @@ def load(path: str, changes: Mapping[str, str | None] | None = None) -> ConfigDi
         expected = file if argument else f'{file}:ARGUMENT'
         raise ValueError(f'--config={path}: expected {expected} ({error})') from None
     return module.get_config(*argument, **more).lock()
+
+
+def names() -> list[str]:
+    """List the names of the files in configs/ that make a configuration."""
+    there = sorted(file.stem for file in CONFIGS.glob('*.py'))
+    return [name for name in there if name not in ('__init__', 'arguments', 'stored', 'tables')]
+
+
+def found(file: str) -> str:
+    """Return the path of a file of configurations that is given by its path or by its name.
+
+    A path that is there comes first. 'configs/voc.py' is found from any folder, as 'voc' is.
+    """
+    path = pathlib.Path(file)
+    if path.is_file() or path.stem not in names():
+        return file
+    by_name = file == path.stem or path.parts == (CONFIGS.name, f'{path.stem}.py')
+    return str(CONFIGS / f'{path.stem}.py') if by_name else file
 
 
 def values(config: ConfigDict, changes: Mapping[str, str | None]) -> dict[str, Any]:
