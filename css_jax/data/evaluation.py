@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import grain
 import numpy as np
 
-from css_jax.data import geometry
+from css_jax.data import geometry, reading
 from css_jax.data.sources import VOID, Source
 
 
@@ -153,11 +153,14 @@ def example(
 
     Returns:
         {'image': uint8 [H, W, 3], RGB, 'label': uint8 [H, W]}.
+
+    Raises:
+        ValueError: see `css_jax.data.reading.read`.
     """
-    record = source.records[index]
+    record = reading.read(source, index)
     arrays = {
-        'image': geometry.pad_to(geometry.decode_image(record['image']), size, 'reflect'),
-        'label': geometry.pad_to(geometry.decode_label(record['label']), size, 'constant', VOID),
+        'image': geometry.pad_to(record['image'], size, 'reflect'),
+        'label': geometry.pad_to(record['label'], size, 'constant', VOID),
     }
     if not crop:
         return arrays

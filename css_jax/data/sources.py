@@ -2,8 +2,10 @@
 
 import dataclasses
 import difflib
+import os
 import types
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -50,6 +52,7 @@ class Source:
             empty where it is stored as it is.
         tags: bool [N, C], the classes of each image, where they do not follow from `pixels`: of
             images that are tagged and have no masks. Class 0, background, is in all of them.
+        again: what to do where a record is damaged.
     """
 
     dataset: str
@@ -61,6 +64,7 @@ class Source:
     class_names: tuple[str, ...]
     parts: tuple[tuple[str, int], ...] = ()
     tags: np.ndarray | None = None
+    again: str = ''
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -133,10 +137,13 @@ def load(dataset: str, split: str, data_dir: str = '') -> Source:
         The split's records and what was noted when they were written.
 
     Raises:
-        ValueError: there is no such dataset, configuration or split.
+        ValueError: there is no such dataset, configuration or split, or its records are damaged.
         FileNotFoundError: the dataset is not prepared and needs files only the user can get.
     """
     builder = _open(dataset, data_dir)
+    again = _how_to_repair(dataset, data_dir, builder.data_dir)
+    if not (builder.info.metadata or {}).get('splits'):
+        raise ValueError(f'dataset {dataset!r}: metadata.json has no splits; {again}')
     stored = builder.info.metadata['splits']
     unions = builder.info.metadata.get('unions', {})  # splits that are not stored a second time
     if split not in (known := [*stored, *unions]):
@@ -151,17 +158,29 @@ def load(dataset: str, split: str, data_dir: str = '') -> Source:
         tags = np.concatenate(tags) > 0
     undecoded = tfds.decode.SkipDecoding()
     decoders = {'image': undecoded, 'label': undecoded}
+    name = '+'.join(parts)
+    try:
+        found = builder.as_data_source(name, decoders=decoders)
+        found[0], found[len(found) - 1]  # what is gone or cut says so before anything is built
+    except Exception as error:  # whatever TFDS and ArrayRecord meet in a damaged file
+        raise ValueError(f'dataset {dataset!r}, split {name}: {said(error)}; {again}') from error
     return Source(
         dataset=f'{builder.name}/{builder.builder_config.name}',
         split=split,
-        records=builder.as_data_source('+'.join(parts), decoders=decoders),
+        records=found,
         ids=tuple(image_id for part in noted for image_id in part['ids']),
         sizes=np.concatenate([part['sizes'] for part in noted]),
         pixels=np.concatenate([part['pixels'] for part in noted]),
         class_names=tuple(builder.info.metadata['class_names']),
         parts=tuple((part, len(stored[part]['ids'])) for part in unions.get(split, ())),
         tags=tags,
+        again=again,
     )
+
+
+def said(error: Exception) -> str:
+    """Return the first line of what an exception says, or its type where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip('.')
 
 
 def _open(dataset: str, data_dir: str) -> tfds.core.DatasetBuilder:
@@ -177,7 +196,19 @@ def _open(dataset: str, data_dir: str) -> tfds.core.DatasetBuilder:
 
 
 def _builder(module: types.ModuleType, config: str, data_dir: str) -> tfds.core.DatasetBuilder:
-    return module.Builder(config=config, data_dir=data_dir or None)
+    try:
+        builder = module.Builder(config=config, data_dir=data_dir or None)
+        _ = builder.info.metadata  # read from files when it is first asked for
+        return builder
+    except Exception as error:  # of the files that describe the records
+        name = module.__name__.split('.')[-2]
+        root = Path(data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets')
+        place = root.expanduser() / name / config / str(module.Builder.VERSION)
+        if not place.exists():
+            raise
+        dataset = f'{name}/{config}'
+        again = _how_to_repair(dataset, data_dir, place)
+        raise ValueError(f'dataset {dataset!r}: {said(error)}; {again}') from error
 
 
 def _is_own(module: types.ModuleType) -> bool:
@@ -222,11 +253,24 @@ def _find_own(name: str, config: str, data_dir: str) -> str:
 
 def _how_to_prepare(dataset: str, config: str, data_dir: str, missing: str) -> str:
     """Say which command prepares a dataset, and from what."""
-    name = dataset.partition('/')[0]
-    command = f'python -m data_prep.{name} --source FOLDER --config {config}'
-    command += f' --data_dir {data_dir}' if data_dir else ''
-    needed = DATASETS[name].NEEDED_FROM_USER
+    needed = DATASETS[dataset.partition('/')[0]].NEEDED_FROM_USER
+    command = _command(dataset, config, data_dir)
     return f'dataset {dataset!r} is not prepared: there is no {missing}. Run\n  {command}\n{needed}'
+
+
+def _how_to_repair(dataset: str, data_dir: str, folder: str | Path) -> str:
+    """Say how to prepare records again that are damaged."""
+    module, config = _find(dataset, data_dir)
+    then = f'run {_command(dataset, config, data_dir)}' if module.NEEDED_FROM_USER else 'try again'
+    return f'the prepared records (array_record) are damaged: remove {folder} and {then}'
+
+
+def _command(dataset: str, config: str, data_dir: str) -> str:
+    """Return the command that prepares a dataset."""
+    name = dataset.partition('/')[0]
+    flag = '--name' if _is_own(DATASETS[name]) else '--config'
+    command = f'python -m data_prep.{name} --source FOLDER {flag} {config}'
+    return command + (f' --data_dir {data_dir}' if data_dir else '')
 
 
 def _list(name: str, known: Iterable[str]) -> str:

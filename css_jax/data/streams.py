@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from css_jax.data import geometry, sources, splits
+from css_jax.data import geometry, reading, sources, splits
 from css_jax.data.sources import Source
 from css_jax.data.splits import check
 
@@ -153,11 +153,8 @@ def _shuffled(indices: list[int], seed: int) -> Callable[[int], int]:
 
 def _decode(source: Source, index: int, reads: str) -> dict[str, np.ndarray]:
     """Decode one record: its image, and what else `config.reads` names."""
-    record = source.records[index]
     what, _, padding = reads.partition('+')
-    example = {'image': geometry.decode_image(record['image'])}
-    if what == 'mask':
-        example['label'] = geometry.decode_label(record['label'])
+    example = reading.read(source, index, label=what == 'mask')
     if what == 'classes':  # noted when the records were written: the mask is not opened
         example['classes'] = source.classes[index]
     if padding == 'valid':
