@@ -215,10 +215,6 @@ def test_heads_and_memory_that_the_source_lacks_are_fresh(run, tmp_path, caplog)
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        (
-            {'num_classes': 9},
-            r'head_logits/out/bias has \(7,\), expected \(9,\).*num_classes=7.*=9',
-        ),
         ({'model__width': 0.25}, r'of another network.*model.width=0.125.*model.width=0.25'),
         ({'model__backbone': 'resnet34'}, r'is missing.*There: .*resnet18.*Here: .*resnet34'),
         ({'data__mean': (0.5, 0.5, 0.5)}, r'was trained with data.mean=\(0.485, .*got \(0.5, '),
@@ -227,6 +223,25 @@ def test_heads_and_memory_that_the_source_lacks_are_fresh(run, tmp_path, caplog)
 def test_a_run_of_another_network_is_refused(run, changes, message):
     with pytest.raises(ValueError, match=f'init_from=.*{message}'):
         load(config_of(init_from=str(run[0]), **changes))
+
+
+def test_class_layers_of_another_task_are_fresh_and_named(run, caplog):
+    workdir, last = run
+    with caplog.at_level(logging.INFO, 'css_jax'):
+        config = config_of(init_from=str(workdir), num_classes=9, seed=3)
+        given = load(config)
+        start = created(config, given)
+    assert 'another shape, so fresh: head_logits/out, memory' in caplog.text
+    theirs = state.flat(last.student)
+    for part in ('student', 'teacher'):
+        fresh = theirs.keys() - given[part].keys()
+        assert fresh == {'params/head_logits/out/kernel', 'params/head_logits/out/bias'}
+    ours, followed = state.flat(start.student), state.flat(start.teacher)
+    assert ours['params/head_logits/out/bias'].shape == (9,)
+    # What the teacher lacks is the student's, as in any first state.
+    kernel = 'params/head_logits/out/kernel'
+    np.testing.assert_array_equal(ours[kernel], followed[kernel])
+    assert not start.memory['seen'].any()
 
 
 def test_its_pixels_are_normalised_as_the_source_runs(run, tmp_path):

@@ -139,6 +139,10 @@ def _from_file(config: ConfigDict, ctx: Context) -> dict[str, Arrays]:
 
 
 def _from_run(config: ConfigDict, method: Method, ctx: Context) -> dict[str, Arrays]:
+    """Take the backbone of a run, and what else of it fits: another task has other class layers.
+
+    A layer is taken as a whole, or is fresh. See `load` for the arguments and what is raised.
+    """
     workdir, source = config.init_from, run_folder.load(config.init_from)
     if not _same(Pixels(source.data.mean, source.data.std), config):
         raise ValueError(
@@ -157,13 +161,15 @@ def _from_run(config: ConfigDict, method: Method, ctx: Context) -> dict[str, Arr
         there = {_module(path) for path in arrays}
         absent = {m for path in shapes if (m := _module(path)) not in there and m[:5] == 'head_'}
         shapes = {path: leaf for path, leaf in shapes.items() if _module(path) not in absent}
-        if wrong := differences(arrays, shapes):
+        other = {_layer(path) for path, leaf in shapes.items() if not _fits(arrays, path, leaf)}
+        if any(layer.startswith('backbone/') for layer in other):
+            wrong = differences(arrays, shapes)
             raise ValueError(
                 f'init_from={workdir}: its {part} is of another network: '
                 f'{reference.listed(wrong)}. There: {described(source)}. Here: {described(config)}'
             )
-        given[part] = {path: arrays[path] for path in shapes}
-        fresh |= absent
+        given[part] = {path: arrays[path] for path in shapes if _layer(path) not in other}
+        fresh |= absent | other
     memory = state.flat(jax.eval_shape(lambda: method.init_memory(config)))
     if memory and _shapes(memory) == _shapes(saved['memory']):
         given['memory'] = saved['memory']
@@ -171,7 +177,7 @@ def _from_run(config: ConfigDict, method: Method, ctx: Context) -> dict[str, Arr
         fresh.add('memory')
     LOG.info('starting from %s, step %d: %s', workdir, step, ', '.join(given))
     if fresh:
-        LOG.info('  not in it, so fresh: %s', ', '.join(sorted(fresh)))
+        LOG.info('  not in it, or of another shape, so fresh: %s', ', '.join(sorted(fresh)))
     return given
 
 
@@ -181,6 +187,15 @@ def _shapes(arrays: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 def _module(path: str) -> str:
     return path.split('/')[1]
+
+
+def _layer(path: str) -> str:
+    """Return the layer that an array is of: 'head_logits/out' of 'params/head_logits/out/bias'."""
+    return path.partition('/')[2].rpartition('/')[0]
+
+
+def _fits(arrays: Mapping[str, Any], path: str, like: Any) -> bool:
+    return path in arrays and arrays[path].shape == like.shape
 
 
 def _same(expected: Pixels, config: ConfigDict) -> bool:
