@@ -83,6 +83,7 @@ def test_an_unknown_argument_of_a_configuration_is_named():
         ('data.streams.labelled.pad', 'floor', r"pad: got 'floor', expected one of"),
         ('data.streams.labelled.batch_size', 1, r'batch_size: got 1, expected at least 2'),
         ('data.streams.unlabelled.reads', 'mask', r"unlabelled\.reads: got 'mask', expected"),
+        ('num_classes', 1, r'num_classes: got 1 \(set\), expected at least 2'),
         ('num_classes', 5, r'num_classes: got 5, but eval \(shapes\) has 7'),
         ('model.backbone', 'resnet110', r"model\.backbone: .*did you mean 'resnet101'"),
         ('data.std', (0.0, 1.0, 1.0), r'data\.std: got'),
@@ -119,6 +120,17 @@ def test_a_key_that_nothing_reads_is_refused(key, answer):
     config[leaf] = 3
     with pytest.raises(ValueError, match=answer):
         configs.finalise(top)
+
+
+def test_classes_of_other_names_are_scored_by_number_alone():
+    config = quickstart.get_config('supervised')
+    config.update_from_flattened_dict({'eval.dataset': 'figures', 'num_classes': 11})
+    message = r"^eval\.dataset: figures has other classes than shapes, .*: class 1 is '\w+' in"
+    with pytest.raises(ValueError, match=message) as caught:
+        configs.finalise(config)
+    assert '\n' not in str(caught.value) and 'eval.by_number=True' in str(caught.value)
+    config.eval.by_number = True
+    assert configs.finalise(config).eval.dataset == 'figures'
 
 
 def test_a_configuration_without_streams_is_answered():

@@ -165,6 +165,7 @@ def test_values_that_make_no_sense_are_refused_in_one_line(argument, changes, me
 def test_a_dataset_of_background_alone_is_refused(tmp_path):
     folders.prepare(tmp_path, 'one', 1, train=4, val=2)
     config = tiny(f'folder:one,data.dir={tmp_path}', data_dir=str(tmp_path))
-    with pytest.raises(ValueError, match='num_classes: got 1, expected at least 2') as caught:
+    message = r'num_classes: got 1 \(dataset folder/one\), expected at least 2'
+    with pytest.raises(ValueError, match=message) as caught:
         train.train(config, tmp_path / 'run')
     assert '\n' not in str(caught.value) and not (tmp_path / 'run').exists()

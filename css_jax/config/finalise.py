@@ -71,7 +71,13 @@ def _finalised(
     if not config.num_classes:
         config.num_classes, dataset = _most_classes(config, every)
         found['num_classes'] = f'dataset {dataset}'
+    if config.num_classes < 2:
+        raise ValueError(
+            f'num_classes: got {config.num_classes} ({found["num_classes"]}), expected at least 2: '
+            'of one class every pixel is right, and nothing is learned'
+        )
     _check_classes(config, every)
+    _check_names(config, every)
     return FrozenConfigDict(config), found
 
 
@@ -158,4 +164,24 @@ def _check_classes(config: ConfigDict, every: _Classes) -> None:
         if count > config.num_classes:
             raise ValueError(
                 f'num_classes: got {config.num_classes}, but {key} ({dataset}) has {count}'
+            )
+
+
+def _check_names(config: ConfigDict, every: _Classes) -> None:
+    """Raise ValueError where the classes that are scored have other names than those learned.
+
+    Datasets with a label set each have heads of their own, and are not compared. A dataset may have
+    fewer classes than the network.
+    """
+    labelled = _labelled(config, every)
+    if config.eval.by_number or len(_label_sets(labelled)) != 1 or 'eval' not in every:
+        return
+    learned, scored = next(iter(labelled.values()))[0], every['eval'][0]
+    pairs = zip(*(sources.class_names(d, config.data.dir) for d in (learned, scored)), strict=False)
+    for number, (name, other) in enumerate(pairs):
+        if name.lower() != other.lower():
+            raise ValueError(
+                f'eval.dataset: {scored} has other classes than {learned}, which is learned: class '
+                f'{number} is {other!r} in the first and {name!r} in the second; expected the same '
+                'names in the same order, or eval.by_number=True to score them by their numbers'
             )

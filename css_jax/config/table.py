@@ -125,6 +125,9 @@ KEYS = {
         'as of a stream; of the first one', like='',
     ),
     'eval.split': Key('val', 'of the dataset'),
+    'eval.by_number': Key(
+        False, 'score a dataset whose classes have other names than those learned, by their numbers'
+    ),
     'eval.batch_size': Key(8, 'images, over all devices', range=(1, _MANY)),
     'eval.pad_to': Key(
         (0, 0), "static height, width of whole and resized, by reflection; 0,0: the first image's",

@@ -57,15 +57,17 @@ def eval_size(source: Source, size: tuple[int, int]) -> tuple[int, int]:
         size: as configured; (0, 0): the first image's.
 
     Raises:
-        ValueError: an image is larger; names the first.
+        ValueError: an image is larger; names the first, and the size that all fit in.
     """
     size = tuple(size) if any(size) else tuple(int(side) for side in source.sizes[0])
-    for image_id, sides in zip(source.ids, source.sizes.tolist(), strict=True):
-        if sides[0] > size[0] or sides[1] > size[1]:
-            raise ValueError(
-                f'eval.pad_to: got {size}, expected at least height, width {tuple(sides)}: image '
-                f'{image_id!r} has them'
-            )
+    too_large = np.flatnonzero((source.sizes > size).any(axis=1))
+    if too_large.size:
+        first, largest = too_large[0], tuple(source.sizes.max(axis=0).tolist())
+        raise ValueError(
+            f'eval.pad_to: got {size}, expected at least height, width {largest}, in which all '
+            f'images fit ({source.ids[first]!r} has {tuple(source.sizes[first].tolist())}), or '
+            'eval.protocol=whole_exact, which compiles once for each size'
+        )
     return size
 
 

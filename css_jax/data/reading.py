@@ -56,7 +56,7 @@ def _decoded(source: Source, index: int, record: Mapping[str, bytes], part: str)
     decode = {'image': geometry.decode_image, 'label': geometry.decode_label}[part]
     try:
         array = decode(record[part])
-    except (cv2.error, KeyError):
+    except (cv2.error, KeyError, TypeError):  # TFDS gives None for what a record lacks
         array = None
     if array is None:
         raise damaged(source, index, f'its {part} cannot be decoded')

@@ -161,7 +161,9 @@ def load(dataset: str, split: str, data_dir: str = '') -> Source:
     name = '+'.join(parts)
     try:
         found = builder.as_data_source(name, decoders=decoders)
-        found[0], found[len(found) - 1]  # what is gone or cut says so before anything is built
+        for place in (0, len(found) - 1):  # what is gone or cut says so before anything is built
+            if not found[place].get('image'):
+                raise ValueError(f'record {place} of {len(found)} has no image')
     except Exception as error:  # whatever TFDS and ArrayRecord meet in a damaged file
         raise ValueError(f'dataset {dataset!r}, split {name}: {said(error)}; {again}') from error
     return Source(

@@ -99,16 +99,7 @@ class Targets(NamedTuple):
 
 
 def outputs(config: ConfigDict) -> dict[str, int]:
-    """Return the segmentation, and a classifier and its CAMs of last and of early features.
-
-    Raises:
-        ValueError: there is no class but the background.
-    """
-    if config.num_classes < 2:
-        raise ValueError(
-            f'num_classes: got {config.num_classes}, expected at least 2: background, which is '
-            'class 0, and a class that images are labelled with'
-        )
+    """Return the segmentation, and a classifier and its CAMs of last and of early features."""
     labelled = ('class', 'cam', 'class_aux', 'cam_aux')
     return {'logits': config.num_classes, **dict.fromkeys(labelled, config.num_classes - 1)}
 

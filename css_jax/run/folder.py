@@ -112,6 +112,9 @@ def match(config: ConfigDict, workdir: str | pathlib.Path, free: tuple[str, ...]
     if wrong:
         other = all(key.startswith('eval.') for key, _, _ in wrong)
         hint = ' --mode evaluate scores it in another way.' if other else ''
+        if any(key == 'steps' for key, _, _ in wrong):
+            # Not resumed: its learning rate has come to its end, and would jump up.
+            hint = f' To train longer, start from it: --config.init_from={workdir}.'
         listed = ', '.join(f'{key}: {old!r} there, {new!r} now' for key, old, new in wrong)
         raise ValueError(
             f'{workdir} has a run with another configuration ({listed}). Take another --workdir, '
