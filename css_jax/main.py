@@ -31,6 +31,7 @@ MODES = {
     'convert': 'a checkpoint of the reference to a run (--source), or a run to one (--target)',
     'embeddings': 'make label embeddings of the run of usss_basic in DIR (--target FILE.npz)',
     'stages': 'train usss_basic, make label embeddings, train the method on these, all in DIR',
+    'export': 'write the network of the run in DIR to a file for other programs (--target FILE)',
     'report': 'compare the runs in the folders of DIR: a table and a picture',
     'sweep': 'run a table of a paper over seeds, each run in a folder of its own in DIR',
 }
@@ -48,7 +49,22 @@ _MODE = flags.DEFINE_enum(
 flags.DEFINE_string('checkpoint', None, 'to read: last (default), best or a step')
 flags.DEFINE_string('source', None, 'to convert: checkpoint of the reference, to read')
 flags.DEFINE_string(
-    'target', None, 'to convert: checkpoint of the reference, to write; of embeddings: their file'
+    'target',
+    None,
+    'to convert: checkpoint of the reference, to write; of embeddings: their file; of export: '
+    'a new file',
+)
+flags.DEFINE_enum(
+    'format',
+    None,
+    ['onnx', 'stablehlo', 'torch'],
+    'of export; default: by the ending of --target',
+)
+flags.DEFINE_string(
+    'export_size', None, "HEIGHT,WIDTH of an export's images; default: as the run is evaluated"
+)
+flags.DEFINE_string(
+    'evaluation', None, 'of a method with several: whose classes to export; default: the first'
 )
 flags.DEFINE_string('coordinator', None, 'host:port of process 0 of a run of several processes')
 flags.DEFINE_integer('process_count', None, 'how many they are; 1: this one alone, cluster or not')
@@ -65,12 +81,14 @@ flags.DEFINE_bool(
 )
 # Flag -> the modes that read it; --config has the changes of its keys with it.
 _SWEEP = ('table', 'seeds', 'labels', 'print_commands')
+_EXPORT = ('format', 'evaluation', 'export_size')
 _PROCESSES = ('coordinator', 'process_count', 'process_id')
 READ_BY = {
-    'config': [mode for mode in MODES if mode != 'report'],
-    'checkpoint': ['evaluate', 'pseudo_labels', 'convert', 'embeddings'],
+    'config': [mode for mode in MODES if mode not in ('report', 'export')],
+    'checkpoint': ['evaluate', 'pseudo_labels', 'convert', 'embeddings', 'export'],
     'source': ['convert'],
-    'target': ['convert', 'embeddings'],
+    'target': ['convert', 'embeddings', 'export'],
+    **{name: ['export'] for name in _EXPORT},
     **{name: ['sweep'] for name in _SWEEP},
     **{name: ['train', 'evaluate'] for name in _PROCESSES},
     'process_count': list(MODES),  # 1 in all of them
@@ -121,6 +139,7 @@ def _run(changes: Mapping[str, str | None]) -> None:
         convert,
         embeddings,
         evaluate,
+        export,
         preview,
         pseudo_labels,
         report,
@@ -135,6 +154,10 @@ def _run(changes: Mapping[str, str | None]) -> None:
         return
     if mode == 'report':
         report.report(workdir)
+        return
+    if mode == 'export':
+        form, *asked = (given.get(name) for name in _EXPORT)
+        export.export(workdir, given.get('target'), form, which, *asked)
         return
     if mode == 'convert' and given.get('target'):
         convert.to_file(workdir, given['target'], which)

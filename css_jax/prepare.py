@@ -18,7 +18,7 @@ from css_jax.data import splits, streams
 from css_jax.evaluation import evaluator
 from css_jax.methods.method import computing
 from css_jax.methods.method import streams as streams_of
-from css_jax.run import checkpoint
+from css_jax.run import checkpoint, wandb_run
 from css_jax.run import folder as run_folder
 from css_jax.weights import initial
 
@@ -80,11 +80,12 @@ def prepare(given: ConfigDict, workdir: pathlib.Path) -> Run:
 
     Raises:
         ValueError: the configuration is impossible, cannot be trained or evaluated, or is not the
-            one DIR was trained with.
+            one DIR was trained with; it asks for a library that is not installed.
         FileNotFoundError: a dataset, a list or a file of weights is not there.
     """
     with parallel.together():
         config = configs.finalise(given, workdir)
+        wandb_run.check(config.wandb)
         method = methods.METHODS[config.method]
         ids = splits.subsets(config.data)
         split = splits.record(config.data, ids)

@@ -19,7 +19,7 @@ from css_jax.data import splits, streams
 from css_jax.evaluation import evaluator, results, tables
 from css_jax.parallel import cost
 from css_jax.prepare import Run, prepare
-from css_jax.run import checkpoint, metrics, signals
+from css_jax.run import checkpoint, metrics, signals, wandb_run
 from css_jax.run import folder as run_folder
 from css_jax.run import progress as progresses
 
@@ -48,6 +48,19 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
     lock = contextlib.ExitStack()  # of process 0, held until the end
     parallel.on_primary(_claim, run.config, workdir, lock)
     _announce(run)
+    tracker = wandb_run.WandbRun(
+        run.config.wandb, workdir, run.config.to_dict(), parallel.primary()
+    )
+    with contextlib.closing(tracker):
+        found = _trained(run, workdir, lock, tracker)
+        tracker.results(found)
+    return found
+
+
+def _trained(
+    run: Run, workdir: pathlib.Path, lock: contextlib.ExitStack, tracker: wandb_run.WandbRun
+) -> dict[str, Any]:
+    """Train a run that is prepared, see `train`; the lock is given back where training ends."""
     config, layout, every = run.config, run.layout, run.every
     current = run.make(np.uint32(config.seed), run.given)
     LOG.info('\n%s', parameter_overview.get_parameter_overview(current.student.params))
@@ -89,7 +102,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
             return scores
 
         with (
-            contextlib.closing(metrics.Writer(workdir, start, primary)) as writer,
+            contextlib.closing(metrics.Writer(workdir, start, primary, tracker)) as writer,
             contextlib.closing(metrics.Profile(workdir, config.profile, primary)) as profile,
         ):
             pending: dict[int, Mapping] = {}  # step -> metrics, still on the device

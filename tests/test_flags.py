@@ -243,6 +243,7 @@ HOST = {
     'burn_in_steps': 2,
     'parallel': 'pmap',
     'profile': (1, 2),
+    'wandb': 'project',
     'log_every': 7,
     'checkpoint_every': 7,
     'model.pretrained': None,

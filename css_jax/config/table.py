@@ -152,6 +152,7 @@ KEYS = {
         (0, 0), 'first step to trace into DIR/profile, and the one after the last',
         expected=_expected_trace,
     ),
+    'wandb': Key('', 'project of Weights & Biases that gets every number too; empty: none'),
     'log_every': Key(50, 'steps', range=(1, _MANY)),
     'checkpoint_every': Key(1000, 'steps', range=(1, _MANY)),
 }  # fmt: skip

@@ -41,7 +41,7 @@ def _largest(x: jax.Array) -> jax.Array:
     maximum among values that may be computed anew, with other rounding, and divides by their count:
     where none is equal it is NaN.
     """
-    flat = x.reshape(len(x), -1, x.shape[-1])
+    flat = x.reshape(x.shape[0], -1, x.shape[-1])
     place = jax.lax.stop_gradient(flat).argmax(1, keepdims=True)
     return jnp.take_along_axis(flat, place, axis=1)[:, None]
 

@@ -63,7 +63,7 @@ class Patches(nn.Module):
         Raises:
             ValueError: a side is shorter than a patch.
         """
-        batch, inputs, p = len(x), x.shape[-1], self.patch
+        batch, inputs, p = x.shape[0], x.shape[-1], self.patch
         height, width = (side // p for side in x.shape[1:3])
         if not height or not width:
             raise ValueError(
@@ -201,7 +201,7 @@ class ViT(nn.Module):
             'last': the last block's tokens behind the last LayerNorm, without the class token
             [B, h, w, D]; 'layer3': those of block `aux` as they are, [B, h, w, D].
         """
-        shape = (len(x), *(side // self.patch for side in x.shape[1:3]), self.dim)
+        shape = (x.shape[0], *(side // self.patch for side in x.shape[1:3]), self.dim)
 
         def stem(module: nn.Module, x: jax.Array) -> jax.Array:
             return module._tokens(x)
@@ -221,8 +221,8 @@ class ViT(nn.Module):
         token = self.param('cls_token', _normal, (1, 1, self.dim))
         table = self.param('pos_embed', _normal, (1, 1 + self.grid**2, self.dim))
         places = resize_table(table[0], x.shape[1:3]).astype(self.dtype)
-        token = jnp.broadcast_to(token.astype(self.dtype), (len(x), 1, self.dim))
-        return jnp.concatenate([token, x.reshape(len(x), -1, self.dim)], axis=1) + places
+        token = jnp.broadcast_to(token.astype(self.dtype), (x.shape[0], 1, self.dim))
+        return jnp.concatenate([token, x.reshape(x.shape[0], -1, self.dim)], axis=1) + places
 
 
 def build(heads: int, config: Any, axis_name: str | None, depth: int = 12) -> ViT:

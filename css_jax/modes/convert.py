@@ -117,10 +117,8 @@ def to_file(
     tree: dict[str, Any] = {}
     for part, name in NETWORKS.items():
         network = reference.to_reference(unflatten_dict(saved[part], sep='/'))
-        tracked = [n.replace('running_mean', 'num_batches_tracked') for n in network]
-        tracked = [n for n in tracked if n.endswith('num_batches_tracked')]
-        counts = {n: np.int64(counters.get(f'{name}.{n}', step)) for n in tracked}
-        tree[name] = network | {n: np.asarray(count) for n, count in counts.items()}
+        own = {n.removeprefix(f'{name}.'): count for n, count in counters.items()}
+        tree[name] = network | reference.counters(network, step, own)
     if 'prototypes' in saved['memory']:
         tree['prototypes'] = saved['memory']['prototypes']
     files.write(target, tree)

@@ -24,6 +24,7 @@ HOST = ('data.dir', 'data.threads', 'data.prefetch')
 FREE = (
     'parallel',
     'profile',
+    'wandb',
     'model.atrous',
     'model.remat',
     'log_every',

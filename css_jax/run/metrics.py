@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from tensorboardX import SummaryWriter
 
-from css_jax.run import files
+from css_jax.run import files, wandb_run
 
 LOG = logging.getLogger('css_jax')
 METRICS = 'metrics.jsonl'
@@ -26,13 +26,20 @@ class Writer:
     makes the event files anew, so that every step is there once however often the run was killed.
     """
 
-    def __init__(self, workdir: str | pathlib.Path, step: int, active: bool = True):
+    def __init__(
+        self,
+        workdir: str | pathlib.Path,
+        step: int,
+        active: bool = True,
+        tracker: wandb_run.WandbRun | None = None,
+    ):
         """Open the record of a run that resumes from `step`.
 
         Args:
             workdir: the run's folder; it exists.
             step: iterations done; later records are dropped.
             active: False writes nothing, as in all processes of a run but one.
+            tracker: gets the numbers too.
         """
         self._active = active
         if not active:
@@ -52,6 +59,9 @@ class Writer:
             self._record = records[-1]
             self._place -= len(_line(self._record))
         self._events.flush()
+        self._tracker = tracker
+        if tracker is not None:
+            tracker.open(records)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Add numbers of `step`, to its line if it has one; what is written survives a kill."""
@@ -68,6 +78,8 @@ class Writer:
         self._file.flush()
         self._add_events(self._record, values)
         self._events.flush()
+        if self._tracker is not None:
+            self._tracker.write(step, values)
 
     def close(self) -> None:
         """Close the files."""

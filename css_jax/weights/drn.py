@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from css_jax.models import drn
 from css_jax.weights import reference
@@ -43,6 +44,25 @@ def from_torch(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
     }
     modules = {f'{prefix}{name}': path for name, path in _modules(arrays).items()} | heads
     return reference.renamed(arrays, reference.entries(modules, biased=tuple(heads.values())))
+
+
+def to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Convert variables of a network of family fcn on a DRN-D to the names of USSS's authors.
+
+    The inverse of `from_torch`; the fixed kernels `up` and `en_up` are not in it.
+
+    Args:
+        variables: {'params', 'batch_stats'}.
+
+    Returns:
+        Name -> array, convolutions [out, in, h, w]; without `num_batches_tracked`.
+
+    Raises:
+        ValueError: an entry, such as a third dataset's head, that has no name there.
+    """
+    modules = _modules(flatten_dict(variables, sep='/'))
+    modules = {f'base.{name}': path for name, path in modules.items()} | HEADS
+    return reference.named(variables, reference.entries(modules, biased=tuple(HEADS.values())))
 
 
 def names(paths: Iterable[str]) -> dict[str, str]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from css_jax.weights import reference
 
@@ -61,3 +62,22 @@ def from_torch(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
     mean = variables['params']['aspp']['pool_conv']['kernel'].shape[-1]
     project['kernel'] = np.roll(project['kernel'], -mean, axis=2)
     return variables
+
+
+def to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Convert variables of the network that `from_torch` makes to the authors' names.
+
+    Args:
+        variables: {'params', 'batch_stats'}.
+
+    Returns:
+        Name -> array, convolutions [out, in, h, w]; without `num_batches_tracked`.
+
+    Raises:
+        ValueError: an entry that has no name there.
+    """
+    modules = MODULES | AUXILIARY | reference.blocks(flatten_dict(variables, sep='/'), 'encoder.')
+    arrays = reference.named(variables, reference.entries(modules, biased=('low_level_conv',)))
+    mean = len(arrays['decoder.aspp.conv1.1.weight'])  # see `from_torch`
+    project = arrays['decoder.head.0.weight']
+    return arrays | {'decoder.head.0.weight': np.roll(project, mean, axis=1)}

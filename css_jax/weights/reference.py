@@ -92,12 +92,44 @@ def to_reference(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     Raises:
         ValueError: an entry that has no name in the reference.
     """
+    return named(variables, reference_table(flatten_dict(variables, sep='/')))
+
+
+def named(variables: Mapping[str, Any], table: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """Convert variables of `models.build`'s network to a state dict: the inverse of `renamed`.
+
+    Args:
+        variables: {'params', 'batch_stats'}.
+        table: name -> path here; paths that the network does not have are left out.
+
+    Returns:
+        Name -> array, convolutions [out, in, h, w], linear layers [out, in].
+
+    Raises:
+        ValueError: an entry that has no name in the table.
+    """
     flat = flatten_dict(variables, sep='/')
-    names = {path: name for name, path in reference_table(flat).items()}
+    names = {path: name for name, path in table.items()}
     if unknown := [path for path in flat if path not in names]:
         raise ValueError(f'no name in the reference for: {listed(unknown)}')
     arrays = {names[path]: np.asarray(jax.device_get(value)) for path, value in flat.items()}
-    return {k: v.transpose(3, 2, 0, 1) if v.ndim == 4 else v for k, v in arrays.items()}
+    axes = {2: (1, 0), 4: (3, 2, 0, 1)}
+    return {k: v.transpose(axes[v.ndim]) if v.ndim in axes else v for k, v in arrays.items()}
+
+
+def counters(
+    arrays: Mapping[str, np.ndarray], step: int, given: Mapping[str, int] | None = None
+) -> dict[str, np.ndarray]:
+    """Return BatchNorm's `num_batches_tracked`, which torch's strict loading asks for.
+
+    Args:
+        arrays: name -> array, a state dict without them.
+        step: their value.
+        given: name -> value, where it is another one.
+    """
+    norms = [name for name in arrays if name.endswith('running_mean')]
+    tracked = [name.replace('running_mean', 'num_batches_tracked') for name in norms]
+    return {name: np.asarray(np.int64((given or {}).get(name, step))) for name in tracked}
 
 
 def reference_table(names: Iterable[str]) -> dict[str, str]:

@@ -5,11 +5,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from flax.traverse_util import unflatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from css_jax.weights import reference
 
 LANDMARK = 'patch_embed.proj.weight'
+PREFIX = 'encoder.'  # of the backbone, in the network of CoSA's authors
 # Entry of the network of CoSA's authors -> path here, in family largefov.
 HEADS = {
     'decoder.conv6.weight': 'head_logits/conv1/kernel',
@@ -78,6 +79,27 @@ def from_torch(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
     heads = {k: v for k, v in arrays.items() if k.split('.')[0] in {n.split('.')[0] for n in HEADS}}
     params = unflatten_dict(_converted(heads, table), sep='/')
     return {'params': {'backbone': to_params(arrays), **params}}
+
+
+def to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Convert variables of family largefov on a ViT to the names of CoSA's authors.
+
+    The inverse of `from_torch`.
+
+    Args:
+        variables: {'params'}: 'backbone' and the heads.
+
+    Returns:
+        Name -> array as torch has it.
+
+    Raises:
+        ValueError: an entry that has no name there.
+    """
+    paths = flatten_dict(variables, sep='/')
+    backbone = names(path for path in paths if '/backbone/' in path)
+    table = {f'{PREFIX}{name}': path for name, path in backbone.items()}
+    table |= {name: f'params/{path}' for name, path in HEADS.items()}
+    return reference.named(variables, table)
 
 
 def names(paths: Iterable[str]) -> dict[str, str]:

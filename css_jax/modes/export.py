@@ -1,0 +1,148 @@
+"""--mode export: a run's network in a file for other programs: ONNX, StableHLO or torch.
+
+ONNX and StableHLO are the network with its preprocessing, see `css_jax.modes.export_program`. For
+torch it is the arrays alone, by the names of a program that has the same network; `--mode convert
+--target` writes both networks and the prototypes, as a checkpoint of CSS's program has them.
+"""
+
+import logging
+import os
+import pathlib
+
+from flax.traverse_util import unflatten_dict
+
+from css_jax.modes import export_onnx, export_program, export_stablehlo
+from css_jax.run import checkpoint, files
+from css_jax.run import folder as run_folder
+from css_jax.weights import files as weight_files
+from css_jax.weights import state_dicts
+
+LOG = logging.getLogger('css_jax')
+# Format -> endings of its files.
+FORMATS = {
+    'onnx': ('.onnx',),
+    'stablehlo': ('.stablehlo',),
+    'torch': ('.pth', '.pt', '.npz', '.safetensors'),
+}
+
+
+def export(
+    workdir: str | pathlib.Path,
+    target: str | pathlib.Path | None,
+    form: str | None = None,
+    which: str = 'last',
+    evaluation: str | None = None,
+    size: str | None = None,
+) -> pathlib.Path:
+    """Write the network that a run is evaluated with to a file.
+
+    The run may be in training. The file is written whole or not at all.
+
+    Args:
+        workdir: the run's folder.
+        target: a new file.
+        form: one of `FORMATS`; None: by the ending of `target`.
+        which: 'last', 'best' or a step.
+        evaluation: of a method with several, whose classes to predict; None: the first one's.
+        size: 'HEIGHT,WIDTH' of the images; None: see `export_program.load`.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: an argument is impossible, the network cannot be had in this format, or what
+            writes the format is not installed.
+        FileExistsError: the file is there already.
+        FileNotFoundError: there is no such run or checkpoint.
+    """
+    if not target:
+        raise ValueError('--mode=export: expected --target=FILE, to which the network is written')
+    target = pathlib.Path(target)
+    form, pair = format_of(target, form), size_of(size)
+    if form == 'torch' and size is not None:
+        raise ValueError(f'--export_size={size}: expected with --format=onnx, stablehlo, got torch')
+    _check_target(target, form)
+    config = run_folder.load(workdir)
+    evaluated = export_program.chosen(config, evaluation)
+    step = checkpoint.find(workdir, which)
+    if form == 'torch':
+        return _to_torch(workdir, target, config.model, step, evaluated.network)
+
+    changes = export_onnx.CHANGES if form == 'onnx' else {}
+    program = export_program.load(workdir, config, step, evaluated, pair, changes)
+    LOG.info('%s, step %d: converting to %s, which takes a minute or so', workdir, step, form)
+    make = {'onnx': export_onnx, 'stablehlo': export_stablehlo}[form]
+    data, told = make.to_bytes(program)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    files.write_bytes(target, data)
+    for line in ('protocol', 'input', 'outputs', 'preprocessing'):
+        LOG.info('%s: %s', line, program.about[line])
+    LOG.info('batch: any number; height and width: fixed')
+    LOG.info('classes: %s', ', '.join(program.about['classes']))
+    LOG.info('written: %s, %.1f MB, %s', target, len(data) / 1e6, told)
+    return target
+
+
+def format_of(target: pathlib.Path, form: str | None) -> str:
+    """Return the format of a file.
+
+    Args:
+        target: the file.
+        form: the format, if it was said.
+
+    Raises:
+        ValueError: the ending of the file is of another format, or of none.
+    """
+    expected = FORMATS[form] if form else [e for endings in FORMATS.values() for e in endings]
+    if target.suffix not in expected:
+        asked = f' with --format={form}' if form else ''
+        raise ValueError(
+            f'--target: got {str(target)!r}, expected a file ending in {", ".join(expected)}{asked}'
+        )
+    return form or next(name for name, endings in FORMATS.items() if target.suffix in endings)
+
+
+def size_of(text: str | None) -> tuple[int, int] | None:
+    """Return the height and width that 'HEIGHT,WIDTH' says.
+
+    Raises:
+        ValueError: it does not say two whole numbers above 0.
+    """
+    if text is None:
+        return None
+    sides = [side.strip() for side in text.split(',')]
+    if len(sides) != 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+        raise ValueError(f'--export_size: got {text!r}, expected HEIGHT,WIDTH, as in 480,640')
+    return int(sides[0]), int(sides[1])
+
+
+def _check_target(target: pathlib.Path, form: str) -> None:
+    """Raise unless the file can be written, before anything is computed."""
+    if target.exists():
+        raise FileExistsError(f'--target: {target} is there already: expected a new file')
+    there = next(path for path in target.absolute().parents if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise PermissionError(f'--target: {there} is no folder that can be written to')
+    if form == 'torch':
+        weight_files.check_format(target, '--target')
+    else:
+        {'onnx': export_onnx, 'stablehlo': export_stablehlo}[form].check()
+
+
+def _to_torch(
+    workdir: str | pathlib.Path,
+    target: pathlib.Path,
+    model: object,
+    step: int,
+    network: str,
+) -> pathlib.Path:
+    """Write the arrays of a network; see `css_jax.weights.state_dicts`."""
+    arrays = checkpoint.restore_arrays(workdir, step, (network,))[network]
+    if not arrays:
+        raise ValueError(f'the run has no {network}')
+    whose, found = state_dicts.convert(model, unflatten_dict(arrays, sep='/'), step)
+    weight_files.write(target, found)
+    LOG.info('%s, step %d: %d arrays of the %s', workdir, step, len(found), network)
+    LOG.info('by the names of %s, whose program has this network; without preprocessing', whose)
+    LOG.info('written: %s', target)
+    return target
