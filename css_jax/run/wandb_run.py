@@ -78,7 +78,8 @@ class WandbRun:
         """Send numbers of a step, unless the run there is further; steps never decrease."""
         if self._run is None or step < self._first:
             return
-        numbers = {name: v for name, v in values.items() if v is not None and name != 'step'}
+        own = ('step', 'time')  # which W&B has of its own
+        numbers = {name: v for name, v in values.items() if v is not None and name not in own}
         self._guarded(lambda: self._run.log(numbers, step=step))
 
     def results(self, results: Mapping[str, Any]) -> None:
