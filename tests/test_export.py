@@ -127,12 +127,15 @@ def others():
     lite.model.backbone, mobile.model.backbone = 'efficientnet_lite0', 'mobilenet_v1'
     cams, several = cosa.get_config(), usss.get_config('quickstart')
     vit = cosa.get_config('backbone=vit_tiny')
+    vit.model.output_stride = 16
     several.model.width = cams.model.width = vit.model.width = 0.125
     cams.eval.protocol = 'resized'
     return {'lite': lite, 'mobile': mobile, 'cosa': cams, 'vit': vit, 'usss': several}
 
 
-@pytest.mark.parametrize('name', ['css', 'lite', 'mobile', 'cosa', 'vit', 'usss'])
+@pytest.mark.parametrize(
+    'name', ['css', 'mobile', 'cosa', 'vit', 'usss', pytest.param('lite', marks=pytest.mark.soak)]
+)
 def test_onnx_has_the_labels_of_the_evaluation(name, run, tmp_path):
     pytest.importorskip('jax2onnx', reason='docs/export.md says how to install jax2onnx')
     onnxruntime = pytest.importorskip('onnxruntime')
