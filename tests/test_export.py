@@ -193,6 +193,15 @@ def test_an_image_of_the_protocol_resized_is_resized_there_and_back(monkeypatch,
     assert loaded.about['protocol'].endswith('beside: mirror image')
 
 
+def test_onnx_computes_in_float32_whatever_the_run_computes_in(run):
+    config = ConfigDict(run_folder.load(run).to_dict())
+    config.model.dtype = 'bfloat16'
+    chosen = export_program.chosen(config, None)
+    for changes, kept in ({}, True), (export_onnx.CHANGES, False):
+        loaded = export_program.load(run, config, 8, chosen, (40, 56), changes)
+        assert ('bf16' in str(jax.make_jaxpr(loaded.function)(IMAGES))) == kept
+
+
 def test_the_size_is_that_of_the_evaluation(run, data_dir):
     config = ConfigDict(run_folder.load(run).to_dict())
     chosen = export_program.chosen(config, None)
