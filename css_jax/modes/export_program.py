@@ -1,7 +1,7 @@
 """What an exported file computes: images as they are decoded in, labels and confidence out."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -107,8 +107,8 @@ def load(
         'input': f'{INPUT}: uint8 RGB, [batch, {size[0]}, {size[1]}, 3]',
         'outputs': f'{OUTPUTS[0]}: int32 class of each pixel, [batch, {size[0]}, {size[1]}]; '
         f'{OUTPUTS[1]}: float32, its probability, likewise',
-        'preprocessing': f'(x / 255 - mean) / std, mean {list(config.data.mean)}, std '
-        f'{list(config.data.std)}; it is in the file',
+        'preprocessing': f'(x / 255 - mean) / std, mean {_short(config.data.mean)}, std '
+        f'{_short(config.data.std)}; it is in the file',
         'protocol': described(config, evaluated, size, window),
     }
     return Program(function, size, about)
@@ -158,3 +158,7 @@ def described(
     left_out += [f'scales {scales}'] if tuple(c.scales) != (1.0,) else []
     told = f'; without what the run is evaluated with beside: {", ".join(left_out)}'
     return f'{seen}, one view{told if left_out else ""}'
+
+
+def _short(values: Sequence[float]) -> list[float]:
+    return [round(value, 4) for value in values]
