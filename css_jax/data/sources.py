@@ -90,6 +90,26 @@ def class_names(dataset: str, data_dir: str = '') -> tuple[str, ...]:
     return module.CLASS_NAMES
 
 
+def max_side(dataset: str, data_dir: str = '') -> int:
+    """Return the longer side, in pixels, that a dataset's images were made smaller to.
+
+    Args:
+        dataset: see `class_names`.
+        data_dir: see `class_names`.
+
+    Returns:
+        `--max_side` of `data_prep.folder`; 0 where it was not given, or nothing is prepared.
+    """
+    try:
+        module, config = _find(dataset, data_dir)
+    except FileNotFoundError:
+        return 0
+    if not _is_own(module):
+        return 0
+    noted = _builder(module, config, data_dir).info.metadata['made_from'] or {}
+    return noted.get('settings', [0])[-1]
+
+
 def label_set(dataset: str) -> str:
     """Return what names a dataset's classes and images: itself without '/config'.
 
