@@ -10,7 +10,7 @@ import pathlib
 import signal
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import app, flags
@@ -26,6 +26,7 @@ from css_jax.config import command_line  # noqa: E402
 MODES = {
     'train': 'train, or resume the run in DIR, then evaluate',
     'evaluate': 'restore a checkpoint from DIR and evaluate it',
+    'predict': 'write what the run in DIR says of images (--source PATH... --target FOLDER)',
     'preview': 'write what the network sees and what a step costs to DIR, without training',
     'pseudo_labels': 'measure the pseudo-labels of the run in DIR against the truth, by class',
     'convert': 'a checkpoint of the reference to a run (--source), or a run to one (--target)',
@@ -47,9 +48,31 @@ _MODE = flags.DEFINE_enum(
     'mode', 'train', list(MODES), '; '.join(f'{name}: {text}' for name, text in MODES.items())
 )
 flags.DEFINE_string('checkpoint', None, 'to read: last (default), best or a step')
-flags.DEFINE_string('source', None, 'to convert: checkpoint of the reference, to read')
+flags.DEFINE_multi_string(
+    'source',
+    None,
+    'to convert: checkpoint of the reference, to read; to predict: images, folders, globs and '
+    'videos, several paths or several times',
+)
 flags.DEFINE_string(
-    'target', None, 'to convert: checkpoint of the reference, to write; of embeddings: their file'
+    'target',
+    None,
+    'to convert: checkpoint of the reference, to write; of embeddings: their file; of predictions: '
+    'their folder',
+)
+flags.DEFINE_string(
+    'evaluation', None, 'of a method with several: whose classes to predict; default: the first'
+)
+flags.DEFINE_bool('confidence', None, 'to predict: write maps of confidence and similarity too')
+flags.DEFINE_bool(
+    'for_labelling', None, "to predict: write LabelMe's polygons of what is confident too"
+)
+flags.DEFINE_float('threshold', None, 'of --for_labelling: least confidence; default: 0.9')
+flags.DEFINE_integer(
+    'max_side',
+    None,
+    'to predict: images with a longer side are made smaller to it; 0: none is; default: as the '
+    "run's images were prepared",
 )
 flags.DEFINE_string('coordinator', None, 'host:port of process 0 of a run of several processes')
 flags.DEFINE_integer('process_count', None, 'how many they are; 1: this one alone, cluster or not')
@@ -65,13 +88,15 @@ flags.DEFINE_bool(
     'print_commands', None, 'print the commands of a sweep, one a line, and run nothing'
 )
 # Flag -> the modes that read it; --config has the changes of its keys with it.
+_PREDICT = ('evaluation', 'max_side', 'confidence', 'for_labelling', 'threshold')
 _SWEEP = ('table', 'seeds', 'labels', 'print_commands')
 _PROCESSES = ('coordinator', 'process_count', 'process_id')
 READ_BY = {
     'config': [mode for mode in MODES if mode != 'report'],
-    'checkpoint': ['evaluate', 'pseudo_labels', 'convert', 'embeddings'],
-    'source': ['convert'],
-    'target': ['convert', 'embeddings'],
+    'checkpoint': ['evaluate', 'predict', 'pseudo_labels', 'convert', 'embeddings'],
+    'source': ['predict', 'convert'],
+    'target': ['predict', 'convert', 'embeddings'],
+    **{name: ['predict'] for name in _PREDICT},
     **{name: ['sweep'] for name in _SWEEP},
     **{name: ['train', 'evaluate'] for name in _PROCESSES},
     'process_count': list(MODES),  # 1 in all of them
@@ -83,7 +108,8 @@ def main(argv: list[str]) -> None:
     from css_jax.run import signals
 
     argv, changes = command_line.split(argv)
-    if len(argv) > 1:
+    # A shell gives the files of a glob after --source, of which the first is the flag's.
+    if len(argv) > 1 and not (_MODE.value == 'predict' and flags.FLAGS.source):
         raise app.UsageError(f'unexpected arguments {argv[1:]}; flags start with --')
     # Orbax warns at every checkpoint that was not evaluated; what fails, it raises.
     absl_logging.set_verbosity(absl_logging.ERROR)
@@ -91,7 +117,7 @@ def main(argv: list[str]) -> None:
     logging.getLogger('css_jax').setLevel(logging.INFO)
     goes_on = '; the same command resumes from the last checkpoint'
     try:
-        _run(changes)
+        _run(changes, argv[1:])
     except signals.Stopped as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(128 + stopped.number)
@@ -113,7 +139,7 @@ def main(argv: list[str]) -> None:
         parallel.leave(1)
 
 
-def _run(changes: Mapping[str, str | None]) -> None:
+def _run(changes: Mapping[str, str | None], paths: Sequence[str]) -> None:
     workdir, mode = pathlib.Path(_WORKDIR.value), _MODE.value
     given = _given(changes)
     _join(mode, given)
@@ -122,6 +148,7 @@ def _run(changes: Mapping[str, str | None]) -> None:
         convert,
         embeddings,
         evaluate,
+        predict,
         preview,
         pseudo_labels,
         report,
@@ -147,6 +174,10 @@ def _run(changes: Mapping[str, str | None]) -> None:
         train.train(config, workdir)
     elif mode == 'evaluate':
         evaluate.evaluate(config, workdir, which)
+    elif mode == 'predict':
+        asked = predict.Asked(**{name: given[name] for name in _PREDICT if name in given})
+        every = [*given['source'], *paths]
+        predict.predict(config, workdir, every, given['target'], which, asked)
     elif mode == 'pseudo_labels':
         pseudo_labels.pseudo_labels(config, workdir, which)
     elif mode == 'embeddings':
@@ -154,7 +185,7 @@ def _run(changes: Mapping[str, str | None]) -> None:
     elif mode == 'stages':
         stages.stages(config, workdir)
     elif mode == 'convert':
-        convert.to_run(config, given['source'], workdir)
+        convert.to_run(config, given['source'][0], workdir)
     else:
         file = f'{workdir}/config.json' if _stored() else _config_path()
         preview.preview(config, workdir, file, changes)
@@ -198,7 +229,15 @@ def _given(changes: Mapping[str, str | None]) -> dict[str, Any]:
         if mode not in READ_BY[name]:
             expected = ', '.join(READ_BY[name])
             raise ValueError(f'{flag}: expected with --mode={expected}, got {mode}')
+    if mode == 'predict':
+        for name, what in (('source', 'PATH...'), ('target', 'FOLDER')):
+            if not given.get(name):
+                raise ValueError(f'--mode=predict: expected --{name}={what}, got none')
+        if 'threshold' in given and not given.get('for_labelling'):
+            raise ValueError('--threshold: expected with --for_labelling')
     if mode == 'convert':
+        if len(sources := given.get('source', [])) > 1:
+            raise ValueError(f'--source: got {", ".join(sources)}, expected one file')
         if bool(given.get('source')) == bool(given.get('target')):
             raise ValueError(
                 '--mode=convert: expected either --source=FILE, which is made the run in '
@@ -236,7 +275,7 @@ def _stored() -> bool:
     """Say whether the configuration is that of the run in DIR."""
     has_run = (pathlib.Path(_WORKDIR.value) / 'config.json').exists()
     return _CONFIG.value is None and (
-        has_run or _MODE.value in ('evaluate', 'pseudo_labels', 'embeddings')
+        has_run or _MODE.value in ('evaluate', 'predict', 'pseudo_labels', 'embeddings')
     )
 
 

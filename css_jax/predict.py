@@ -13,9 +13,11 @@ import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
+from css_jax import config as configs
 from css_jax import methods, parallel, state
-from css_jax.data import geometry
+from css_jax.data import geometry, sources
 from css_jax.evaluation import outputs, protocols
 from css_jax.evaluation import sizes as size_rules
 from css_jax.methods import views
@@ -51,6 +53,8 @@ class Predictor:
         evaluation: the one whose classes are predicted.
         dataset: whose classes these are.
         num_classes: C.
+        class_names: C of them, 'class i' where they are not known.
+        protocol: a sentence on how images are seen.
         sizes: at which images are seen.
         has_similarity: whether `maps` gives similarities.
     """
@@ -62,11 +66,16 @@ class Predictor:
         network: str | None = None,
         evaluation: str | None = None,
         max_side: int | None = None,
+        config: ConfigDict | None = None,
     ):
         """Restore a checkpoint; for the arguments see `load`."""
         if max_side is not None and max_side < 0:
             raise ValueError(f'max_side: got {max_side}, expected pixels, or 0 for no limit')
-        self.config = run_folder.load(workdir)
+        if config is None:
+            self.config = run_folder.load(workdir)
+        else:
+            self.config = configs.finalise(config, workdir)
+            run_folder.match(self.config, workdir, (*run_folder.FREE, 'eval.'))
         method, ctx = methods.METHODS[self.config.method], methods.context(self.config)
         every = method.evaluations(self.config)
         self.evaluations = tuple(every)
@@ -86,6 +95,9 @@ class Predictor:
         )
         self._arrays = jax.device_put(self._arrays)
         self.sizes = size_rules.sizes(self.config, self._chosen, max_side)
+        static = self.sizes.static if any(self.sizes.static) else 2 * (size_rules.MULTIPLE,)
+        self.protocol = protocols.describe(self.config, static, self.sizes.window, network)
+        self.class_names = _class_names(self.dataset, self.config.data.dir, self.num_classes)
         self._ctx, self._method = ctx, method
         # One compiled program for what is asked for, and for each shape.
         self._program = functools.cache(
@@ -255,6 +267,7 @@ def load(
     network: str | None = None,
     evaluation: str | None = None,
     max_side: int | None = None,
+    config: ConfigDict | None = None,
 ) -> Predictor:
     """Load a trained run for `load(DIR).predict(images)`.
 
@@ -265,12 +278,13 @@ def load(
         evaluation: of a method with several, whose classes to predict; None: the first one's.
         max_side: images with a longer side are made smaller to it, and what is predicted is resized
             back; None: as the images of the run's dataset were prepared; 0: none is.
+        config: the run's, in which keys of `eval` may differ: images are seen so; None: as stored.
 
     Raises:
         FileNotFoundError: DIR is not a run's folder, or has no such checkpoint.
-        ValueError: there is no such network or evaluation.
+        ValueError: there is no such network or evaluation, or the configuration is another run's.
     """
-    return Predictor(workdir, which, network, evaluation, max_side)
+    return Predictor(workdir, which, network, evaluation, max_side, config)
 
 
 def _listed(images: Any) -> list[np.ndarray]:
@@ -290,6 +304,15 @@ def _listed(images: Any) -> list[np.ndarray]:
                 f'{name}: got {image.dtype} {image.shape}, expected uint8 RGB {expected}'
             )
     return list(listed[0]) if listed and listed[0].ndim == 4 else listed
+
+
+def _class_names(dataset: str, data_dir: str, count: int) -> tuple[str, ...]:
+    """Return a dataset's class names; 'class i' of others, and of a dataset that is not there."""
+    try:
+        names = sources.class_names(dataset, data_dir)
+    except FileNotFoundError:
+        names = ()
+    return (*names, *(f'class {i}' for i in range(len(names), count)))
 
 
 def _restore(

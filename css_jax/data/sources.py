@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import types
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -90,24 +91,34 @@ def class_names(dataset: str, data_dir: str = '') -> tuple[str, ...]:
     return module.CLASS_NAMES
 
 
-def max_side(dataset: str, data_dir: str = '') -> int:
-    """Return the longer side, in pixels, that a dataset's images were made smaller to.
+class Preparation(NamedTuple):
+    """What was done to the images of a dataset of the user; others are as they were published.
+
+    Attributes:
+        max_side: the longer side, in pixels, that larger ones were made smaller to; 0: none were.
+        depth: values of 16-bit images that became 0 and 255; None without such images.
+    """
+
+    max_side: int = 0
+    depth: tuple[int, int] | None = None
+
+
+def preparation(dataset: str, data_dir: str = '') -> Preparation:
+    """Return how a dataset's images were prepared; as if by nothing where they are not there.
 
     Args:
         dataset: see `class_names`.
         data_dir: see `class_names`.
-
-    Returns:
-        `--max_side` of `data_prep.folder`; 0 where it was not given, or nothing is prepared.
     """
     try:
         module, config = _find(dataset, data_dir)
     except FileNotFoundError:
-        return 0
+        return Preparation()
     if not _is_own(module):
-        return 0
+        return Preparation()
     noted = _builder(module, config, data_dir).info.metadata['made_from'] or {}
-    return noted.get('settings', [0])[-1]
+    depth = noted.get('depth')
+    return Preparation(noted.get('settings', [0])[-1], tuple(depth) if depth else None)
 
 
 def label_set(dataset: str) -> str:

@@ -90,7 +90,7 @@ def sizes(config: ConfigDict, evaluated: Evaluation, max_side: int | None = None
         evaluated: one of its evaluations.
         max_side: see `Sizes`; None: that of the images of the dataset.
     """
-    c, data_dir = config.eval, config.data.dir
+    c, own = config.eval, sources.preparation(evaluated.dataset, config.data.dir)
     static = _static(config, evaluated) if c.protocol in _STATIC else (0, 0)
     most = most_pixels(evaluated.classes, config.model.backbone in PLAIN)
     return Sizes(
@@ -98,7 +98,7 @@ def sizes(config: ConfigDict, evaluated: Evaluation, max_side: int | None = None
         static=static,
         window=protocols.window(config, evaluated.dataset),
         most_pixels=max(most, static[0] * static[1]),
-        max_side=sources.max_side(evaluated.dataset, data_dir) if max_side is None else max_side,
+        max_side=own.max_side if max_side is None else max_side,
         most_images=c.batch_size,
     )
 
