@@ -93,9 +93,9 @@ _SWEEP = ('table', 'seeds', 'labels', 'print_commands')
 _PROCESSES = ('coordinator', 'process_count', 'process_id')
 READ_BY = {
     'config': [mode for mode in MODES if mode != 'report'],
-    'checkpoint': ['evaluate', 'predict', 'pseudo_labels', 'convert', 'embeddings'],
-    'source': ['predict', 'convert'],
-    'target': ['predict', 'convert', 'embeddings'],
+    'checkpoint': ['evaluate', 'pseudo_labels', 'convert', 'embeddings', 'predict'],
+    'source': ['convert', 'predict'],
+    'target': ['convert', 'embeddings', 'predict'],
     **{name: ['predict'] for name in _PREDICT},
     **{name: ['sweep'] for name in _SWEEP},
     **{name: ['train', 'evaluate'] for name in _PROCESSES},
