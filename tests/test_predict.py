@@ -163,9 +163,11 @@ def test_a_folder_s_images_were_made_smaller_and_predictions_know(tmp_path):
 
 
 def test_the_most_pixels_follow_from_the_classes():
-    assert sizes.most_pixels(21) == 2**31 // (4 * 191)
-    assert sizes.most_pixels(7, attention=True) == 1024**2
-    assert sizes.most_pixels(150, attention=True) == sizes.most_pixels(150) < 1024**2
+    assert sizes.most_pixels(21, 'whole') == 2**32 // (4 * (3 * 21 + 640)) == 1_527_380
+    assert sizes.most_pixels(7, 'whole_exact', attention=True) == 1024**2
+    many = sizes.most_pixels(150, 'whole', attention=True)
+    assert many == sizes.most_pixels(150, 'whole') < 1024**2
+    assert sizes.most_pixels(19, 'sliding_cut') > 2048 * 1024  # Cityscapes, as it is scored
     rule = sizes.Sizes('whole', (512, 512), (321, 321), 3_000_000, 0, 16)
     assert rule.of(375, 500) == (512, 512) and rule.at_once((512, 512)) == 16
     assert rule.of(600, 500) == (640, 512) and rule.at_once((640, 512)) == 9

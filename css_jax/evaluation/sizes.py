@@ -20,8 +20,8 @@ from css_jax.models.backbones import PLAIN
 
 LOG = logging.getLogger('css_jax')
 MULTIPLE = 64  # pixels; smaller ones would make for more shapes, each of which is compiled
-_MEMORY = 2**31  # bytes of a batch, by the rule of `most_pixels`
-_FEATURES = 128  # numbers of a network's feature maps for each pixel, about
+_MEMORY = 2**32  # bytes of a batch, by the rule of `most_pixels`
+_FEATURES = 640  # numbers of feature maps for each pixel: of a ResNet-101 at output stride 8
 _MOST_ATTENDED = 1024**2  # pixels that a ViT sees: its attention grows with their square
 _STATIC = ('whole', 'resized')
 
@@ -92,7 +92,7 @@ def sizes(config: ConfigDict, evaluated: Evaluation, max_side: int | None = None
     """
     c, own = config.eval, sources.preparation(evaluated.dataset, config.data.dir)
     static = _static(config, evaluated) if c.protocol in _STATIC else (0, 0)
-    most = most_pixels(evaluated.classes, config.model.backbone in PLAIN)
+    most = most_pixels(evaluated.classes, c.protocol, config.model.backbone in PLAIN)
     return Sizes(
         protocol=c.protocol,
         static=static,
@@ -103,16 +103,21 @@ def sizes(config: ConfigDict, evaluated: Evaluation, max_side: int | None = None
     )
 
 
-def most_pixels(classes: int, attention: bool = False) -> int:
+def most_pixels(classes: int, protocol: str, attention: bool = False) -> int:
     """Return how many pixels an image, or a batch of them, may have to be seen whole.
 
-    A pixel takes 4 (3 C + 128) bytes: its logits and what is made of them, and the network's
-    features. As many are seen as fit in 2 GiB, and those of the evaluation's static size.
+    A pixel takes 4 (3 C + 640) bytes: its logits and what is made of them, and the features of a
+    ResNet-101 by the compiler's account. As many are seen as fit in 4 GiB, and those of the
+    evaluation's static size. By the protocols of windows the features are those of windows, and a
+    pixel takes 12 C bytes.
 
     Args:
         classes: C.
+        protocol: of the run's evaluation.
         attention: whether the network is a ViT, which sees at most 1024 x 1024.
     """
+    if protocol in protocols.SLIDING:
+        return _MEMORY // (12 * classes)
     most = _MEMORY // (4 * (3 * classes + _FEATURES))
     return min(most, _MOST_ATTENDED) if attention else most
 
