@@ -187,6 +187,9 @@ def test_a_video_is_label_maps_of_its_frames_and_an_overlay(run, tmp_path):
     assert capture.get(cv2.CAP_PROP_FPS) == 12 and capture.get(cv2.CAP_PROP_FRAME_COUNT) == 6
     assert capture.read()[1].shape == (32, 48, 3)
     assert not list(out.glob('.*'))
+    put(tmp_path / 'color.mp4', 'x')
+    with pytest.raises(ValueError, match=r'color\.mp4: its frames would lie in color/'):
+        predict(None, run, [str(tmp_path / 'color.mp4')], out)
     with pytest.raises(ValueError, match=r'--for_labelling: got the video .*film\.avi'):
         predict(None, run, [str(film)], out, asked=Asked(for_labelling=True))
 
@@ -218,6 +221,12 @@ def test_confident_predictions_come_back_as_a_folder(run, tmp_path):
     assert document['imagePath'] == 'p0.png' and document['imageData'] is None
     assert {'__ignore__'} < {shape['label'] for shape in document['shapes']}
     assert all(shape['shape_type'] == 'polygon' for shape in document['shapes'])
+
+    put(out / predictions.LABELLING / 'p0.json', 'corrected')
+    with pytest.raises(ValueError, match=r'labelling/p0\.json is there, and may have been correct'):
+        predict(None, run, [str(source)], out, asked=Asked(for_labelling=True))
+    predict(None, run, [str(source)], out)
+    assert (out / predictions.LABELLING / 'p0.json').read_text() == 'corrected'
 
 
 @pytest.mark.parametrize('names', [('background', 'a', 'b'), ('sky', 'a', 'b')])

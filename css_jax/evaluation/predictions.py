@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from css_jax.data.inputs import Input
-from css_jax.evaluation import pictures
 from css_jax.predict import Maps
 from css_jax.run import files
 from data_prep.folder import labelme
@@ -20,6 +19,7 @@ from data_prep.records import VOID
 FILE = 'predictions.json'  # what is in the folder, and which run it is of
 CLASSES = 'classes.csv'
 LABELLING = 'labelling'  # images, LabelMe's files and their classes: a folder of data_prep.folder
+_FOLDERS = ('color', 'overlay', 'confidence', 'similarity', 'ignore', LABELLING)
 _LEAST = 16  # pixels of a piece that is worth a polygon
 
 
@@ -50,7 +50,8 @@ class Folder(NamedTuple):
             about: what is noted of the run.
 
         Raises:
-            ValueError: a file in the way is none that an earlier call has noted, or an input.
+            ValueError: a file in the way is none that an earlier call has noted, is an input, or
+                LabelMe's, which may have been corrected; or a video's name is that of a folder.
             OSError: the folder cannot be written.
         """
         if self.path.exists() and not self.path.is_dir():
@@ -63,6 +64,17 @@ class Folder(NamedTuple):
             raise ValueError(
                 f'--target={self.path}: {foreign[0]} is there, and is no prediction of an earlier '
                 'call; expected another folder'
+            )
+        corrected = [name for name in there if name.endswith('.json')]
+        if corrected:
+            raise ValueError(
+                f'--target={self.path}: {corrected[0]} is there, and may have been corrected; '
+                f'expected a folder without {LABELLING}/'
+            )
+        if taken := [one.path for one in inputs if one.is_video and one.stem in _FOLDERS]:
+            raise ValueError(
+                f'{taken[0]}: its frames would lie in {taken[0].stem}/, which is of pictures; '
+                'expected another name'
             )
         own = {(self.path / name).resolve() for name in there}
         if given := [one.path for one in inputs if one.path.resolve() in own]:
@@ -77,7 +89,7 @@ class Folder(NamedTuple):
 
     def write_image(self, one: Input, image: np.ndarray, found: Maps) -> None:
         """Write what is predicted of an image, uint8 RGB [H, W, 3]."""
-        colour = pictures.colourise(found.labels, len(self.names))
+        colour = self.colours[found.labels]
         self._write_png(f'{one.stem}.png', found.labels.astype(np.uint8))
         self._write_png(f'color/{one.stem}.png', colour)
         self._write_png(f'overlay/{one.stem}.png', overlay(image, colour))
@@ -96,7 +108,7 @@ class Folder(NamedTuple):
         frame = f'{one.stem}/{number:06d}'
         self._write_png(f'{frame}.png', found.labels.astype(np.uint8))
         self.write_indicators(frame, found)
-        return overlay(image, pictures.colourise(found.labels, len(self.names)))
+        return overlay(image, self.colours[found.labels])
 
     def write_indicators(self, name: str, found: Maps) -> None:
         """Write confidence and similarity, where they are wanted, as grey of 0 to 255."""
