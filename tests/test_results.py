@@ -1,7 +1,6 @@
 """What an evaluation leaves in a run's folder, and what is made of it: predictions and reports."""
 
 import json
-import shutil
 
 import cv2
 import jax
