@@ -222,6 +222,19 @@ def test_confident_predictions_come_back_as_a_folder(run, tmp_path):
     assert {'__ignore__'} < {shape['label'] for shape in document['shapes']}
     assert all(shape['shape_type'] == 'polygon' for shape in document['shapes'])
 
+    # A second round: masks and polygons in one folder.
+    both = tmp_path / 'both'
+    folders.pairs(both, 'first', 'other')
+    put(both / 'images' / 'p1.png', every[1])
+    put(both / 'masks' / 'p1.json', (out / predictions.LABELLING / 'p1.json').read_bytes())
+    with pytest.raises(ValueError, match=r'p1\.json has names .*first\.png their ids'):
+        folders.read(both)
+    put(both / 'classes.txt', (out / predictions.LABELLING / 'classes.txt').read_bytes())
+    plan = folders.read(both)
+    again = folders.labels(plan) | folders.labels(plan, 'val')
+    np.testing.assert_array_equal(again['p1'], found['p1'])
+    np.testing.assert_array_equal(again['first'], folders.ids(0))
+
     put(out / predictions.LABELLING / 'p0.json', 'corrected')
     with pytest.raises(ValueError, match=r'labelling/p0\.json is there, and may have been correct'):
         predict(None, run, [str(source)], out, asked=Asked(for_labelling=True))

@@ -164,7 +164,7 @@ def _images(
         batches += [some[start : start + most] for start in range(0, len(some), most)]
     if every:
         count = len(every) - len(broken)
-        LOG.info('images: %d, of %d sizes when they are padded', count, len(groups))
+        LOG.info('images: %d, in batches of one size: %d', count, len(batches))
     read = functools.partial(_read, depth=_depth(predictor, every))
     with ThreadPoolExecutor(_THREADS) as pool:
         for batch in progress.tracked(batches, 'batches of images'):
