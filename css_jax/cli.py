@@ -11,6 +11,7 @@ import runpy
 import sys
 
 import css_jax
+from css_jax.modes import MODES
 
 PREPARE = 'prepare'
 
@@ -30,8 +31,6 @@ def main() -> None:
 
 def usage() -> str:
     """Return what `css-jax --help` prints."""
-    from css_jax.main import MODES
-
     lines = [__doc__.strip(), '', 'MODE is one of', '']
     lines += [f'    {name:<14}{text}' for name, text in MODES.items()]
     lines += ['', f'NAME is one of {", ".join(datasets())}.']
@@ -59,15 +58,12 @@ def prepare(arguments: list[str]) -> None:
 
 def run(mode: str, arguments: list[str]) -> None:
     """Run one mode of `css_jax.main`."""
-    from absl import app
-
-    from css_jax import main as program
-
-    if mode not in program.MODES:
-        expected = ', '.join([*program.MODES, PREPARE, '--version'])
+    if mode not in MODES:
+        expected = ', '.join([*MODES, PREPARE, '--version'])
         sys.exit(f'error: css-jax: got {mode!r}, expected one of {expected}')
     sys.argv = ['css-jax', f'--mode={mode}', *arguments]
-    app.run(program.main, flags_parser=program.parse)
+    # As the main module, as absl lists the flags of that one alone.
+    runpy.run_module('css_jax.main', run_name='__main__', alter_sys=True)
 
 
 if __name__ == '__main__':

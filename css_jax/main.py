@@ -10,7 +10,7 @@ import pathlib
 import signal
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import app, flags
@@ -22,19 +22,7 @@ os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(_CACHE))
 
 from css_jax import parallel  # noqa: E402
 from css_jax.config import command_line  # noqa: E402
-
-MODES = {
-    'train': 'train, or resume the run in DIR, then evaluate',
-    'evaluate': 'restore a checkpoint from DIR and evaluate it',
-    'preview': 'write what the network sees and what a step costs to DIR, without training',
-    'pseudo_labels': 'measure the pseudo-labels of the run in DIR against the truth, by class',
-    'convert': 'a checkpoint of the reference to a run (--source), or a run to one (--target)',
-    'embeddings': 'make label embeddings of the run of usss_basic in DIR (--target FILE.npz)',
-    'stages': 'train usss_basic, make label embeddings, train the method on these, all in DIR',
-    'export': 'write the network of the run in DIR to a file for other programs (--target FILE)',
-    'report': 'compare the runs in the folders of DIR: a table and a picture',
-    'sweep': 'run a table of a paper over seeds, each run in a folder of its own in DIR',
-}
+from css_jax.modes import MODES  # noqa: E402
 
 _CONFIG = flags.DEFINE_string(
     'config',
@@ -47,12 +35,33 @@ _MODE = flags.DEFINE_enum(
     'mode', 'train', list(MODES), '; '.join(f'{name}: {text}' for name, text in MODES.items())
 )
 flags.DEFINE_string('checkpoint', None, 'to read: last (default), best or a step')
-flags.DEFINE_string('source', None, 'to convert: checkpoint of the reference, to read')
+flags.DEFINE_multi_string(
+    'source',
+    None,
+    'to convert: checkpoint of the reference, to read; to predict: images, folders, globs and '
+    'videos, several paths or several times',
+)
 flags.DEFINE_string(
     'target',
     None,
-    'to convert: checkpoint of the reference, to write; of embeddings: their file; of export: '
-    'a new file',
+    'to convert: checkpoint of the reference, to write; of embeddings: their file; of predictions: '
+    'their folder; of export: a new file',
+)
+flags.DEFINE_string(
+    'evaluation',
+    None,
+    'of a method with several: whose classes, to predict, export; default: the first',
+)
+flags.DEFINE_bool('confidence', None, 'to predict: write maps of confidence and similarity too')
+flags.DEFINE_bool(
+    'for_labelling', None, "to predict: write LabelMe's polygons of what is confident too"
+)
+flags.DEFINE_float('threshold', None, 'of --for_labelling: least confidence; default: 0.9')
+flags.DEFINE_integer(
+    'max_side',
+    None,
+    'to predict: images with a longer side are made smaller to it; 0: none is; default: as the '
+    "run's images were prepared",
 )
 flags.DEFINE_enum(
     'format',
@@ -62,9 +71,6 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_string(
     'export_size', None, "HEIGHT,WIDTH of an export's images; default: as the run is evaluated"
-)
-flags.DEFINE_string(
-    'evaluation', None, 'of a method with several: whose classes to export; default: the first'
 )
 flags.DEFINE_string('coordinator', None, 'host:port of process 0 of a run of several processes')
 flags.DEFINE_integer('process_count', None, 'how many they are; 1: this one alone, cluster or not')
@@ -80,15 +86,18 @@ flags.DEFINE_bool(
     'print_commands', None, 'print the commands of a sweep, one a line, and run nothing'
 )
 # Flag -> the modes that read it; --config has the changes of its keys with it.
+_PREDICT = ('evaluation', 'max_side', 'confidence', 'for_labelling', 'threshold')
 _SWEEP = ('table', 'seeds', 'labels', 'print_commands')
 _EXPORT = ('format', 'evaluation', 'export_size')
 _PROCESSES = ('coordinator', 'process_count', 'process_id')
 READ_BY = {
     'config': [mode for mode in MODES if mode not in ('report', 'export')],
-    'checkpoint': ['evaluate', 'pseudo_labels', 'convert', 'embeddings', 'export'],
-    'source': ['convert'],
-    'target': ['convert', 'embeddings', 'export'],
+    'checkpoint': ['evaluate', 'pseudo_labels', 'convert', 'embeddings', 'predict', 'export'],
+    'source': ['convert', 'predict'],
+    'target': ['convert', 'embeddings', 'predict', 'export'],
+    **{name: ['predict'] for name in _PREDICT},
     **{name: ['export'] for name in _EXPORT},
+    'evaluation': ['predict', 'export'],
     **{name: ['sweep'] for name in _SWEEP},
     **{name: ['train', 'evaluate'] for name in _PROCESSES},
     'process_count': list(MODES),  # 1 in all of them
@@ -100,7 +109,8 @@ def main(argv: list[str]) -> None:
     from css_jax.run import signals
 
     argv, changes = command_line.split(argv)
-    if len(argv) > 1:
+    # A shell gives the files of a glob after --source, of which the first is the flag's.
+    if len(argv) > 1 and not (_MODE.value == 'predict' and flags.FLAGS.source):
         raise app.UsageError(f'unexpected arguments {argv[1:]}; flags start with --')
     # Orbax warns at every checkpoint that was not evaluated; what fails, it raises.
     absl_logging.set_verbosity(absl_logging.ERROR)
@@ -108,7 +118,7 @@ def main(argv: list[str]) -> None:
     logging.getLogger('css_jax').setLevel(logging.INFO)
     goes_on = '; the same command resumes from the last checkpoint'
     try:
-        _run(changes)
+        _run(changes, argv[1:])
     except signals.Stopped as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(128 + stopped.number)
@@ -130,7 +140,7 @@ def main(argv: list[str]) -> None:
         parallel.leave(1)
 
 
-def _run(changes: Mapping[str, str | None]) -> None:
+def _run(changes: Mapping[str, str | None], paths: Sequence[str]) -> None:
     workdir, mode = pathlib.Path(_WORKDIR.value), _MODE.value
     given = _given(changes)
     _join(mode, given)
@@ -140,6 +150,7 @@ def _run(changes: Mapping[str, str | None]) -> None:
         embeddings,
         evaluate,
         export,
+        predict,
         preview,
         pseudo_labels,
         report,
@@ -169,6 +180,10 @@ def _run(changes: Mapping[str, str | None]) -> None:
         train.train(config, workdir)
     elif mode == 'evaluate':
         evaluate.evaluate(config, workdir, which)
+    elif mode == 'predict':
+        asked = predict.Asked(**{name: given[name] for name in _PREDICT if name in given})
+        every = [*given['source'], *paths]
+        predict.predict(config, workdir, every, given['target'], which, asked)
     elif mode == 'pseudo_labels':
         pseudo_labels.pseudo_labels(config, workdir, which)
     elif mode == 'embeddings':
@@ -176,7 +191,7 @@ def _run(changes: Mapping[str, str | None]) -> None:
     elif mode == 'stages':
         stages.stages(config, workdir)
     elif mode == 'convert':
-        convert.to_run(config, given['source'], workdir)
+        convert.to_run(config, given['source'][0], workdir)
     else:
         file = f'{workdir}/config.json' if _stored() else _config_path()
         preview.preview(config, workdir, file, changes)
@@ -220,7 +235,15 @@ def _given(changes: Mapping[str, str | None]) -> dict[str, Any]:
         if mode not in READ_BY[name]:
             expected = ', '.join(READ_BY[name])
             raise ValueError(f'{flag}: expected with --mode={expected}, got {mode}')
+    if mode == 'predict':
+        for name, what in (('source', 'PATH...'), ('target', 'FOLDER')):
+            if not given.get(name):
+                raise ValueError(f'--mode=predict: expected --{name}={what}, got none')
+        if 'threshold' in given and not given.get('for_labelling'):
+            raise ValueError('--threshold: expected with --for_labelling')
     if mode == 'convert':
+        if len(sources := given.get('source', [])) > 1:
+            raise ValueError(f'--source: got {", ".join(sources)}, expected one file')
         if bool(given.get('source')) == bool(given.get('target')):
             raise ValueError(
                 '--mode=convert: expected either --source=FILE, which is made the run in '
@@ -258,7 +281,7 @@ def _stored() -> bool:
     """Say whether the configuration is that of the run in DIR."""
     has_run = (pathlib.Path(_WORKDIR.value) / 'config.json').exists()
     return _CONFIG.value is None and (
-        has_run or _MODE.value in ('evaluate', 'pseudo_labels', 'embeddings')
+        has_run or _MODE.value in ('evaluate', 'predict', 'pseudo_labels', 'embeddings')
     )
 
 

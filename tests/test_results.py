@@ -1,7 +1,6 @@
 """What an evaluation leaves in a run's folder, and what is made of it: predictions and reports."""
 
 import json
-import shutil
 
 import cv2
 import jax
@@ -102,27 +101,6 @@ def test_predictions_are_of_the_network_asked_for_at_any_size(runs, data_dir):
         np.add.at(total, (truth[truth != 255], predicted[truth != 255]), 1)
     scored = json.loads((runs / 'seed0' / RESULTS).read_text())
     np.testing.assert_allclose(metrics.scores(total)['miou'], scored['miou'], atol=1e-3)
-
-
-def test_predictions_of_a_run_that_is_scored_on_resized_images_are_what_is_scored(
-    runs, data_dir, tmp_path
-):
-    workdir = tmp_path / 'run'
-    shutil.copytree(runs / 'seed0', workdir)
-    config = stored.read(workdir)
-    config.eval.update({'protocol': 'resized', 'window': (40, 48), 'scales': (0.75,)})
-    run_folder.save(config, workdir)
-    scored = evaluate.evaluate(config, workdir)
-    assert scored['protocol'].endswith('sum of logits over scales 0.75, void pixels left out')
-    source, total = sources.load('shapes', 'val', data_dir), np.zeros((7, 7), np.int64)
-    predictor = predict.load(workdir)
-    for record in source.records:
-        truth = geometry.decode_label(record['label'])
-        predicted = predictor.predict(geometry.decode_image(record['image'])[None])[0]
-        np.add.at(total, (truth[truth != 255], predicted[truth != 255]), 1)
-    np.testing.assert_allclose(metrics.scores(total)['miou'], scored['miou'], atol=1e-3)
-    own = json.loads((runs / 'seed0' / RESULTS).read_text())
-    assert abs(scored['loss'] - own['loss']) > 1e-3
 
 
 def test_report_compares_runs_of_one_protocol(runs):

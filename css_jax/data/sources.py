@@ -6,6 +6,7 @@ import os
 import types
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -107,6 +108,36 @@ def palette(dataset: str, data_dir: str = '') -> np.ndarray:
     if not len(own):
         return default(len(class_names(dataset, data_dir)))
     return np.array(own, np.uint8)
+
+
+class Preparation(NamedTuple):
+    """What was done to the images of a dataset of the user; others are as they were published.
+
+    Attributes:
+        max_side: the longer side, in pixels, that larger ones were made smaller to; 0: none were.
+        depth: values of 16-bit images that became 0 and 255; None without such images.
+    """
+
+    max_side: int = 0
+    depth: tuple[int, int] | None = None
+
+
+def preparation(dataset: str, data_dir: str = '') -> Preparation:
+    """Return how a dataset's images were prepared; as if by nothing where they are not there.
+
+    Args:
+        dataset: see `class_names`.
+        data_dir: see `class_names`.
+    """
+    try:
+        module, config = _find(dataset, data_dir)
+    except FileNotFoundError:
+        return Preparation()
+    if not _is_own(module):
+        return Preparation()
+    noted = _builder(module, config, data_dir).info.metadata['made_from'] or {}
+    depth = noted.get('depth')
+    return Preparation(noted.get('settings', [0])[-1], tuple(depth) if depth else None)
 
 
 def label_set(dataset: str) -> str:

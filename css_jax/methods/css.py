@@ -32,7 +32,7 @@ from css_jax.methods.css_follow import by_column
 from css_jax.methods.method import Method
 from css_jax.ops import contrastive, losses, prototypes, pseudo_labels, resize, schedules
 from css_jax.ops.losses import Term, Total
-from css_jax.state import Context, TrainState
+from css_jax.state import Context, TrainState, Variables
 
 _SPACES = ('confidence', 'similarity')
 _MANY = 10**9
@@ -297,6 +297,14 @@ def both_spaces(
     return y_lgt, j_lgt, y_rep, j_rep
 
 
+def similarity(
+    variables: Variables, memory: dict[str, Array], images: Array, ctx: Context
+) -> Array:
+    """Return j_rep (Eq. 5), the similarity to the nearest prototype, of images [B, H, W, 3]."""
+    out = ctx.evaluate(variables, images)
+    return both_spaces(out, memory, images.shape[1:3], ctx.config)[3]
+
+
 def _collaborate(
     spaces: tuple[Array, Array, Array, Array], warming_up: Array, config: ConfigDict
 ) -> dict[str, Array]:
@@ -387,6 +395,7 @@ METHOD = Method(
     weights=weights,
     init_memory=init_memory,
     update_memory=update_memory,
+    similarity=similarity,
     phases=supervised.burn_in,
     check=check,
     warnings=css_follow.warnings,

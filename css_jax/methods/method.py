@@ -197,6 +197,9 @@ class Method(NamedTuple):
         optimizer: config -> (transformation, {'learning_rate': schedule, ...}); what is logged is
             what is given here.
         evaluations: config -> name -> `Evaluation`; results and scores are by name.
+        similarity: (variables, memory, images [B, H, W, 3] normalised, ctx) -> [B, H, W] float32 in
+            [0, 1]: how near each pixel is to the nearest prototype; None for methods without
+            prototypes. `css_jax.predict` shows it.
         phases: config -> [(until step, method)]: what runs before the method itself, such as a
             burn-in. Their streams are among the method's own; network, optimiser and memory are
             the method's.
@@ -218,6 +221,7 @@ class Method(NamedTuple):
     update_teacher: Callable[..., Variables] = teacher.update
     optimizer: Callable[[ConfigDict], tuple[Any, dict]] = optimizer.sgd
     evaluations: Callable[[ConfigDict], dict[str, Evaluation]] = on_one_dataset
+    similarity: Callable[[Variables, Any, Array, Context], Array] | None = None
     phases: Callable[[ConfigDict], list] = no_phases
     check: Callable[[ConfigDict], None] = lambda config: None
     warnings: Callable[[ConfigDict, Mapping[str, int]], list[str]] = lambda config, images: []

@@ -74,7 +74,7 @@ def export(
     make = {'onnx': export_onnx, 'stablehlo': export_stablehlo}[form]
     data, told = make.to_bytes(program)
     target.parent.mkdir(parents=True, exist_ok=True)
-    files.write_bytes(target, data)
+    files.write(target, data)
     for line in ('protocol', 'input', 'outputs', 'preprocessing'):
         LOG.info('%s: %s', line, program.about[line])
     LOG.info('batch: any number; height and width: fixed')

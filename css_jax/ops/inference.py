@@ -185,28 +185,56 @@ def sliding(
     if len(places) == 1:
         return predict(images)[:, :height, :width]
 
+    def probabilities(images: Array) -> Array:
+        return jax.nn.softmax(predict(images).astype(jnp.float32))
+
+    mean = windows_mean(probabilities, images, window, stride, batch_size, cut_off)
+    return _log(mean)[:, :height, :width]
+
+
+def windows_mean(
+    function: Predict,
+    images: Array,
+    window: tuple[int, int],
+    stride: tuple[int, int],
+    batch_size: int,
+    cut_off: bool = False,
+) -> Array:
+    """Return the mean of what a function gives for the windows of an image that show a pixel.
+
+    Args:
+        function: images [K, h, w, 3] -> float32 [K, h, w, N], for each shape of a window.
+        images: [B, H, W, 3], at least as large as the window, unless windows are cut off.
+        window: see `sliding`.
+        stride: see `sliding`.
+        batch_size: see `sliding`.
+        cut_off: see `sliding`.
+
+    Returns:
+        float32 [B, H, W, N].
+    """
     count = np.zeros(images.shape[1:3], np.float32)
     shapes: dict[tuple[int, int], list[tuple[int, int]]] = {}
-    for top, left, bottom, end in places:
+    for top, left, bottom, end in windows(images.shape[1:3], window, stride, cut_off):
         count[top:bottom, left:end] += 1
         shapes.setdefault((bottom - top, end - left), []).append((top, left))
     example = jax.ShapeDtypeStruct((1, *next(iter(shapes)), images.shape[3]), images.dtype)
-    classes = jax.eval_shape(predict, example).shape[-1]
-    total = jnp.zeros((*images.shape[:3], classes), jnp.float32)
+    channels = jax.eval_shape(function, example).shape[-1]
+    total = jnp.zeros((*images.shape[:3], channels), jnp.float32)
     for shape, begins in shapes.items():
-        total = _add_windows(total, predict, images, shape, begins, batch_size)
-    return _log(total / count[..., None])[:, :height, :width]
+        total = _add_windows(total, function, images, shape, begins, batch_size)
+    return total / count[..., None]
 
 
 def _add_windows(
     total: Array,
-    predict: Predict,
+    function: Predict,
     images: Array,
     shape: tuple[int, int],
     begins: Sequence[tuple[int, int]],
     batch_size: int,
 ) -> Array:
-    """Add the probabilities of windows of one shape, which begin at (top, left), to `total`."""
+    """Add what a function gives for windows of one shape, which begin at (top, left)."""
     corners = [(b, *begin) for b in range(images.shape[0]) for begin in begins]
     calls = -(-len(corners) // batch_size)
     each = -(-len(corners) // calls)
@@ -218,17 +246,15 @@ def _add_windows(
         return lax.dynamic_slice(images, (*corner, 0), (1, *shape, images.shape[3]))[0]
 
     def add(total: Array, view: tuple[Array, Array, Array]) -> tuple[Array, None]:
-        (b, top, left), weight, probabilities = view
+        (b, top, left), weight, values = view
         place = (b, top, left, 0)
-        sums = lax.dynamic_slice(total, place, (1, *probabilities.shape))
-        sums = sums + weight * probabilities
+        sums = lax.dynamic_slice(total, place, (1, *values.shape))
+        sums = sums + weight * values
         return lax.dynamic_update_slice(total, sums, place), None
 
     def call(total: Array, views: tuple[Array, Array]) -> tuple[Array, None]:
         corners, weights = views
-        logits = predict(jax.vmap(cut)(corners))
-        probabilities = jax.nn.softmax(logits.astype(jnp.float32))
-        return lax.scan(add, total, (corners, weights, probabilities))
+        return lax.scan(add, total, (corners, weights, function(jax.vmap(cut)(corners))))
 
     return lax.scan(call, total, (corners, weights))[0]
 

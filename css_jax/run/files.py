@@ -4,17 +4,9 @@ import os
 import pathlib
 
 
-def write(path: str | pathlib.Path, text: str) -> None:
+def write(path: str | pathlib.Path, content: str | bytes) -> None:
     """Write a file; a process that is killed meanwhile leaves what was there."""
     path = pathlib.Path(path)
     draft = path.with_name(f'{path.name}.tmp')
-    draft.write_text(text)
-    os.replace(draft, path)
-
-
-def write_bytes(path: str | pathlib.Path, data: bytes) -> None:
-    """Write a file as `write` does."""
-    path = pathlib.Path(path)
-    draft = path.with_name(f'{path.name}.tmp')
-    draft.write_bytes(data)
+    draft.write_bytes(content.encode() if isinstance(content, str) else content)
     os.replace(draft, path)

@@ -67,14 +67,15 @@ class Pause:
         self._progress.leave_out(time.perf_counter() - self._start, self._steps)
 
 
-def tracked(items: Iterable[Item], what: str) -> Iterator[Item]:
+def tracked(items: Iterable[Item], what: str, count: int = 0) -> Iterator[Item]:
     """Yield the items and log, every ten seconds, how far it is and the time to go.
 
     Args:
         items: with a length.
         what: they are, for the log.
+        count: about how many there are, where they have no length.
     """
-    count = len(items) if isinstance(items, Sized) else 0
+    count = len(items) if isinstance(items, Sized) else count
     start = told = time.perf_counter()
     for done, item in enumerate(items):
         now = time.perf_counter()

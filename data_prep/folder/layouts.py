@@ -83,7 +83,7 @@ def _pairs(source: Path) -> Found | None:
     where += f' with {", ".join(listed)}' if listed else ''
     masks = f' + {" or ".join(sorted(set(names)))}/' if names else ''
     layout = f'{IMAGES}/{masks}{apart}{where}'
-    table = classes.beside(source)
+    table = classes.beside(source) or _table_of_polygons([i.mask for i in items if i.mask])
     return Found(layout, tuple(items), table, tuple(notes), masks=bool(names))
 
 
@@ -196,7 +196,7 @@ def _folder(place: Path, name: str) -> Path | None:
 def _masks(place: Path) -> tuple[dict[str, Path], str]:
     """Return the masks beside images/ by key, and the folder's name, '' where there is none."""
     folders = [folder for name in MASKS if (folder := _folder(place, name))]
-    found = {folder.name: paths.images(folder) for folder in folders}
+    found = {folder.name: _images_and_polygons(folder) for folder in folders}
     full = {name: files for name, files in found.items() if files}
     if len(full) > 1:
         raise ValueError(f'{place}: there are masks/ and labels/; expected one of them')
@@ -204,6 +204,28 @@ def _masks(place: Path) -> tuple[dict[str, Path], str]:
         return {}, ''
     name = next(iter(full or found))
     return found[name], name
+
+
+def _images_and_polygons(folder: Path) -> dict[str, Path]:
+    """Return key -> file of the masks in a folder: images, or LabelMe's files."""
+    files = [f for f in paths.walk(folder) if is_image(f) or f.suffix.lower() == '.json']
+    return paths.keyed(folder, files)
+
+
+def _table_of_polygons(masks: list[Path]) -> classes.Table | None:
+    """Return the table of masks that are LabelMe's files; None where there are none.
+
+    Raises:
+        ValueError: others are masks of numbers: nobody knows which are of which label.
+    """
+    polygons = [mask for mask in masks if mask.suffix.lower() == '.json']
+    others = [mask for mask in masks if mask not in set(polygons)]
+    if polygons and others:
+        raise ValueError(
+            f'{polygons[0]} has names of classes and {others[0]} their ids; expected a '
+            'classes.txt beside images/, in the order of the ids'
+        )
+    return labelme.table(polygons) if polygons else None
 
 
 def _by_lists(items: list[Item], folder: Path) -> tuple[list[Item], list[str]]:
