@@ -235,6 +235,8 @@ def _given(changes: Mapping[str, str | None]) -> dict[str, Any]:
         if mode not in READ_BY[name]:
             expected = ', '.join(READ_BY[name])
             raise ValueError(f'{flag}: expected with --mode={expected}, got {mode}')
+    if mode == 'export' and not given.get('target'):
+        raise ValueError('--mode=export: expected --target=FILE, to which the network is written')
     if mode == 'predict':
         for name, what in (('source', 'PATH...'), ('target', 'FOLDER')):
             if not given.get(name):

@@ -149,7 +149,8 @@ def test_every_key_is_read(monkeypatch, tmp_path, data_dir, shallow):
     fcn.build(configs.finalise(config).model, {'logits': 2}, None)  # the other families' keys
     config.model.update(VIT)
     largefov.build(configs.finalise(config).model, {'logits': 2}, None)
-    assert set(KEYS) - seen <= {'follow'}  # from which finalise fills in others
+    # Those that finalise alone reads: it fills in others from one, and checks the other.
+    assert set(KEYS) - seen <= {'follow', 'eval.by_number'}
 
 
 # Every key that should change the step's program does.
@@ -244,6 +245,7 @@ HOST = {
     'parallel': 'pmap',
     'profile': (1, 2),
     'wandb': 'project',
+    'eval.by_number': True,
     'log_every': 7,
     'checkpoint_every': 7,
     'model.pretrained': None,

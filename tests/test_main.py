@@ -125,7 +125,7 @@ def refused(arguments, workdir, capsys):
 
 @pytest.mark.parametrize('mode', ['train', 'sweep', 'evaluate', 'preview'])
 def test_ctrl_c_promises_what_is_true(mode, tmp_path, monkeypatch, capsys):
-    def interrupted(changes):
+    def interrupted(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(main, '_run', interrupted)

@@ -28,7 +28,7 @@ FORMATS = {
 
 def export(
     workdir: str | pathlib.Path,
-    target: str | pathlib.Path | None,
+    target: str | pathlib.Path,
     form: str | None = None,
     which: str = 'last',
     evaluation: str | None = None,
@@ -55,8 +55,6 @@ def export(
         FileExistsError: the file is there already.
         FileNotFoundError: there is no such run or checkpoint.
     """
-    if not target:
-        raise ValueError('--mode=export: expected --target=FILE, to which the network is written')
     target = pathlib.Path(target)
     form, pair = format_of(target, form), size_of(size)
     if form == 'torch' and size is not None:
