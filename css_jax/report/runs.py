@@ -69,7 +69,7 @@ def find(folders: Sequence[str | pathlib.Path], file: str = result_files.RESULTS
     """
     paths = []
     for folder in dict.fromkeys(map(pathlib.Path, folders)):
-        there = [folder] if (folder / run_folder.FILE).exists() else _in(folder)
+        there = [folder] if (folder / run_folder.FILE).exists() else _in(folder, file)
         there = [path for path in there if file == result_files.RESULTS or (path / file).exists()]
         if not there:
             raise FileNotFoundError(
@@ -107,11 +107,11 @@ def _evaluated(run: Run, scores: dict[str, Any], evaluations: dict[str, Any]) ->
     return Part(dataset, split, tuple(scores['iou']), network, scores)
 
 
-def _in(folder: pathlib.Path) -> list[pathlib.Path]:
+def _in(folder: pathlib.Path, results: str) -> list[pathlib.Path]:
     """Return the runs in a folder: by when they were evaluated, those that were not last."""
 
     def order(path: pathlib.Path) -> tuple[float, str]:
-        file = path / result_files.RESULTS
+        file = path / results
         return (file.stat().st_mtime if file.exists() else float('inf')), path.name
 
     return sorted((path.parent for path in folder.glob(f'*/{run_folder.FILE}')), key=order)
