@@ -84,6 +84,8 @@ def test_what_is_measured_comes_before_what_is_guessed():
 def test_classes_without_a_prototype_are_named():
     found = said(records(), measured=Measured(without_prototype=['disc', 'ring']))
     assert '2 of 3 classes never got a prototype (disc, ring)' in found[0]
+    burn_in = [{'step': 1, 'loss_supervised': 0.2}]
+    assert said(burn_in, measured=Measured(without_prototype=['disc', 'ring'])) == []
     # What is measured of the weights counts, and not the last record.
     assert said(records(classes_with_prototype=0.0), measured=Measured(without_prototype=[])) == []
 

@@ -109,11 +109,15 @@ def load(run: Run, name: str | None, part: Part) -> predict.Predictor:
     return predict.load(run.folder, str(run.step), network, name)
 
 
-def other(run: Run, name: str | None, part: Part) -> predict.Predictor | None:
+def other(network: str) -> str:
+    """Return the name of the other one of student and teacher."""
+    return 'student' if network == 'teacher' else 'teacher'
+
+
+def load_other(run: Run, name: str | None, part: Part) -> predict.Predictor | None:
     """Load the other one of student and teacher; None where a method has no teacher."""
-    network = 'student' if part.network == 'teacher' else 'teacher'
     try:
-        return predict.load(run.folder, str(run.step), network, name)
+        return predict.load(run.folder, str(run.step), other(part.network), name)
     except ValueError:
         return None
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import cv2
 import numpy as np
 
-from css_jax.evaluation import pictures, tables
+from css_jax.evaluation import tables
 from css_jax.evaluation import results as result_files
 from css_jax.report import page
 from css_jax.report.page import Cell, text
@@ -147,8 +147,3 @@ def _confused(shares: np.ndarray, names: Sequence[str]) -> str:
         return ''
     headings = ['true class', 'taken for', '% of its pixels']
     return page.folded('What is confused most', page.table(headings, rows, ''))
-
-
-def class_colours(own: np.ndarray, names: Sequence[str]) -> np.ndarray:
-    """Return colours of all classes of an evaluation, uint8 [C, 3] RGB."""
-    return pictures.palette(own, len(names))

@@ -94,7 +94,8 @@ def _without_prototype(
     names = measured.without_prototype
     counts = _values(records, 'classes_with_prototype')[-1:]
     missing = len(names) if names is not None else config.num_classes - int(sum(counts))
-    if not missing or (names is None and not counts):
+    begun = bool(_values(records, 'loss_contrastive'))  # no burn-in makes a prototype
+    if not missing or not begun or (names is None and not counts):
         return None
     which = f' ({", ".join(names)})' if names else ''
     return (
@@ -120,9 +121,11 @@ def _few_confident(config: ConfigDict, records: Sequence[Mapping]) -> str | None
     confident = _recent(records, 'confident')
     if confident is None or confident >= FEW_CONFIDENT:
         return None
+    threshold = config.get('unsupervised', {}).get('threshold')
+    by = '' if threshold is None else f' (unsupervised.threshold={threshold:g})'
     return (
-        f'{_percent(confident)} of the unlabelled pixels have a confident pseudo-label '
-        f'(unsupervised.threshold={config.unsupervised.threshold:g}): L_u is of nearly nothing'
+        f'{_percent(confident)} of the unlabelled pixels have a confident pseudo-label{by}: L_u is '
+        'of nearly nothing'
     )
 
 
