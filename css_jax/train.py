@@ -100,7 +100,7 @@ def _trained(
                     writer.write(done, _evaluated(scores))
                     if primary:
                         for name, one in every.items():
-                            picture = pictures.samples(scores[name]['samples'], one.colours)
+                            picture = pictures.samples(one.samples, one.colours)
                             writer.picture(done, name, picture)
                     LOG.info('step %d: %s', done, _shown(scores, every))
                     if (miou := results.mean(scores)) is not None:

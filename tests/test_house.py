@@ -267,8 +267,12 @@ def test_a_method_nothing_like_css_is_at_home(name, house, data_dir, tmp_path, c
     assert again == json.loads(json.dumps(written))
     assert again['best'] == {'step': 4, 'miou': again['miou']}
     every = methods.METHODS[name].evaluations(configs.finalise(config))
-    table = report.report(tmp_path / 'runs', examples=2, html=False)
-    if name == 'two_datasets':
+    several = name == 'two_datasets'
+    table = report.report(tmp_path / 'runs', examples=2, html=several)
+    if several:
+        page = (tmp_path / 'runs' / report.PAGE).read_text()
+        for title in ('Scores of coarse', 'Images of fine'):
+            assert page.count(f'>{title}</h2>') == 1
         parts = again['evaluations']
         assert {n: len(part['iou']) for n, part in parts.items()} == {'coarse': 3, 'fine': 5}
         assert again['miou'] == np.mean([part['miou'] for part in parts.values()])

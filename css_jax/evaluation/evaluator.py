@@ -141,6 +141,8 @@ class Evaluator:
         protocol: a sentence on how the split is scored.
         network: which of a state's networks it is for.
         masks: whether any image of the split has a mask; without there is no mIoU.
+        samples: of the latest evaluation, up to three images of the split, always the same, each
+            with its true and predicted classes: uint8 [H, W, 3], uint8 [H, W], int32 [H, W].
     """
 
     def __init__(self, config: ConfigDict, evaluated: Evaluation):
@@ -204,6 +206,7 @@ class Evaluator:
                 rank=parallel.rank(parallel.AXIS),
             )
 
+        self.samples: list[tuple[np.ndarray, ...]] = []
         self._measure = self._layout.compile_sums(measure)
         if (sizes := len(self._images)) > 1:
             count = f'{len(self._source)} images of {sizes} sizes, {sizes} compilations'
@@ -239,9 +242,7 @@ class Evaluator:
         """Return 'miou', 'iou', 'accuracy' in [0, 1] and 'loss' of the variables.
 
         And 'more', name -> number, list or None, where the method has more scores. 'confusion' is
-        the matrix, rows true, None without masks. 'samples' are up to three images of the split,
-        always the same, each with its true and predicted classes: uint8 [H, W, 3], uint8 [H, W],
-        int32 [H, W].
+        the matrix, lists of counts, rows true; None without masks. See also `samples`.
 
         Args:
             variables: on all devices, as `css_jax.parallel.Layout.replicated` has them.
@@ -252,7 +253,8 @@ class Evaluator:
         """
         index, processes = parallel.process()
         total, count = None, evaluation.batch_count(self._images, self._batch_size)
-        shown, samples = set(np.linspace(1, count, _SAMPLES).astype(int).tolist()), []
+        shown = set(np.linspace(1, count, _SAMPLES).astype(int).tolist())
+        self.samples = []
         batches = evaluation.eval_batches(
             self._source,
             self._images,
@@ -267,7 +269,7 @@ class Evaluator:
             part = self._measure(variables, self._layout.place(batch))
             total = part if total is None else total.merge(part)
             if done in shown:
-                samples.append(_sample(batch, part.first.compute()))
+                self.samples.append(_sample(batch, part.first.compute()))
             now = time.perf_counter()
             if done == 1:  # has compiled: the speed is that of the batches after it
                 start = told = now
@@ -278,7 +280,7 @@ class Evaluator:
                 told = now
         values = total.compute()
         scores = {**self._scores(values['confusion']), 'loss': values['loss']}
-        scores |= {'confusion': values['confusion'] if self.masks else None, 'samples': samples}
+        scores['confusion'] = values['confusion'].tolist() if self.masks else None
         if not self.masks:  # a method may score a class that is nowhere as 0
             scores |= {'miou': None, 'accuracy': None, 'iou': [None] * len(scores['iou'])}
         more = self._more_scores(values['more'])

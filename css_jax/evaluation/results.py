@@ -102,8 +102,7 @@ def report(
             **{key: scores[name][key] for key in ('miou', 'accuracy', 'loss')},
             'iou': dict(zip(one.class_names, scores[name]['iou'], strict=True)),
             'protocol': one.protocol,
-            **{key: scores[name][key] for key in ('more',) if key in scores[name]},
-            **_counts(scores[name]),
+            **{key: scores[name][key] for key in ('more', 'confusion') if scores[name].get(key)},
         }
         for name, one in every.items()
     }
@@ -155,12 +154,6 @@ def read(path: str | pathlib.Path) -> dict[str, Any]:
             f'{path} is not the results of a run: {error!r}; --mode evaluate writes them anew'
         ) from None
     return values
-
-
-def _counts(scores: Mapping[str, Any]) -> dict[str, list[list[int]]]:
-    """Return the confusion matrix as JSON has it, nothing where there is none."""
-    matrix = scores.get('confusion')
-    return {} if matrix is None else {'confusion': np.asarray(matrix).tolist()}
 
 
 def _text(results: Mapping[str, Any]) -> str:

@@ -61,7 +61,9 @@ def report(
         table = _table(folder, scored)
         written = [folder / TABLE, *_pictures(folder, scored, examples)]
     if html:
-        title = found[0].name if len(found) == 1 else f'Runs in {folder.resolve().name}'
+        names = ', '.join(run.name for run in found)
+        one = len(folders) == 1 and len(found) > 1
+        title = f'Runs in {folder.resolve().name}' if one else names
         files.write(folder / PAGE, sections.document(title, found, examples))
         written.append(folder / PAGE)
     print(f'written: {", ".join(map(str, written))}')

@@ -15,6 +15,8 @@ _WIDTH, _HEIGHT = 320, 170
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 8, 8, 22
 _MOST = 240  # points of a line; of more, every n-th and the last are drawn
 COLOURS = 8  # of runs, in page.css
+_FEW = 16  # points in a small drawing
+_LETTER, _LINE = 6.6, 13  # width of a letter of a name, and height of its line
 
 
 def lines(title: str, series: Mapping[str, Points], last_step: int) -> str:
@@ -79,8 +81,8 @@ def points(
     places: np.ndarray,
     names: Sequence[str],
     colours: np.ndarray,
-    width: int = 420,
-    height: int = 300,
+    groups: Sequence[int],
+    titles: Sequence[str],
 ) -> str:
     """Return a figure of named points in the plane, one scale for both axes.
 
@@ -89,27 +91,61 @@ def points(
         places: [N, 2] float.
         names: [N], plain text.
         colours: [N, 3] uint8 RGB.
-        width: of the drawing.
-        height: likewise.
+        groups: [N] int, places in `titles`: a shape for each.
+        titles: of the groups, plain text; shown where there are several.
     """
+    width, height = (420, 280) if len(places) <= _FEW else (860, 560)
     low, high = places.min(0), places.max(0)
-    margin = np.array([70, 24])  # names stand right of their points
-    room = np.array([width, height]) - 2 * margin
-    scale = float((room / np.maximum(high - low, 1e-9)).min())
+    margin = np.array([24 + _LETTER * max(map(len, names)), 20])  # names stand outside
+    scale = float(((np.array([width, height]) - 2 * margin) / np.maximum(high - low, 1e-9)).min())
     middle = (low + high) / 2
+    drawn = scale * (places - middle) * (1, -1) + np.array([width, height]) / 2
     parts, taken = [], []
-    for place, name, colour in zip(places, names, colours, strict=True):
-        x, y = (scale * (place - middle) * (1, -1) + np.array([width, height]) / 2).tolist()
-        under = y + 4
-        while any(abs(x - a) < 7 * len(name) + 12 and abs(under - b) < 12 for a, b in taken):
-            under += 6  # one name below the other where points are close
-        taken.append((x, under))
+    for i in np.argsort(drawn[:, 1]):  # from above: names move downwards
+        (x, y), name = drawn[i].tolist(), names[i]
+        side = 1 if x >= width / 2 else -1
+        ends = sorted((x + 9 * side, x + (9 + _LETTER * len(name)) * side))
+        under = _free(ends, y + 4, taken)
+        taken.append((*ends, under))
+        if abs(under - y - 4) > 1:
+            parts.append(
+                f'<path class="grid" d="M{x:.1f} {y:.1f}L{x + 7 * side:.1f} {under - 4:.1f}"/>'
+            )
+        parts.append(_text(x + 9 * side, under, name, 'start' if side > 0 else 'end', 'name'))
+    for (x, y), colour, group in zip(drawn.tolist(), colours, groups, strict=True):
         fill = f'rgb({",".join(map(str, colour))})'
-        parts.append(f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="5" style="fill:{fill}"/>')
-        parts.append(_text(x + 9, under, name, 'start', 'name'))
+        parts.append(_shape(group, x, y, f'fill:{fill}'))
     label = f'{title}: {", ".join(names)}'
+    legend = ''
+    if len(titles) > 1:
+        for group, name in enumerate(titles):
+            shape = _shape(group, 7, 7, 'fill:none')
+            legend += (
+                f'<span><svg class="mark" viewBox="0 0 14 14" aria-hidden="true">{shape}</svg>'
+            )
+            legend += f' {text(name)}</span>'
+        legend = f'<figcaption>{legend}</figcaption>'
+    wide = '' if len(places) <= _FEW else ' wide'
     drawing = _svg(label, parts, width, height)
-    return f'<figure class="chart"><h4>{text(title)}</h4>{drawing}</figure>'
+    return f'<figure class="chart{wide}"><h4>{text(title)}</h4>{drawing}{legend}</figure>'
+
+
+def _free(ends: Sequence[float], under: float, taken: Sequence[tuple]) -> float:
+    """Return the first line at or below `under` where nothing is written between two ends."""
+    while any(
+        ends[0] < right and left < ends[1] and abs(under - line) < _LINE
+        for left, right, line in taken
+    ):
+        under += 3
+    return under
+
+
+def _shape(group: int, x: float, y: float, style: str) -> str:
+    """Return a circle, square, triangle or diamond around a point."""
+    if group % 4 == 0:
+        return f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="5" style="{style}"/>'
+    corners = {1: 'm-4.5-4.5h9v9h-9z', 2: 'm0-6l5.5 10h-11z', 3: 'm0-6l6 6-6 6-6-6z'}[group % 4]
+    return f'<path class="dot" d="M{x:.1f} {y:.1f}{corners}" style="{style}"/>'
 
 
 def ticks(low: float, high: float) -> list[float]:

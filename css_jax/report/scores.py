@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import cv2
 import numpy as np
 
-from css_jax.evaluation import tables
 from css_jax.evaluation import results as result_files
+from css_jax.evaluation import tables
 from css_jax.report import page
 from css_jax.report.page import Cell, text
 from css_jax.report.runs import Part

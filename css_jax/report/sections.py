@@ -43,7 +43,9 @@ def document(title: str, found: Sequence[Run], examples: int) -> str:
         parts = {run: of[name] for run, of in every.items() if _alike(of.get(name), part)}
         top, below, numbers = _evaluation(name, parts, there, examples)
         scored, pictured = [*scored, top], [*pictured, *below]
-        measured, shown = {**numbers, **measured}, shown | set(parts)
+        shown |= set(parts)
+        for run, one in numbers.items():
+            measured.setdefault(run, []).append(one)
 
     partly = {
         'Without a checkpoint, shown by their curves alone': [
@@ -108,6 +110,7 @@ def _evaluation(
             labelled=of_trained and of_trained.together,
             validation=found.together,
             images=(len(sample.indices), len(trained)),
+            split=f'{part.dataset}:{part.split}',
         )
     key, of = ('', '') if name is None else (f'-{_key(name)}', f' of {name}')
     body = images.section(sample, predicted, part.names, colours)
@@ -135,16 +138,21 @@ def _tried(section: Callable[[Run], str], run: Run) -> str:
 
 def _notes(
     found: Sequence[Run],
-    measured: Mapping[str, diagnostics.Measured],
+    measured: Mapping[str, Sequence[diagnostics.Measured]],
     partly: Mapping[str, Sequence[str]],
 ) -> str:
     """Return what is odd about each run, and which runs are shown in part: reason -> names."""
     items = ''
     for run in found:
-        numbers = measured.get(run.name, diagnostics.Measured())
-        if run.step is not None:
-            numbers = numbers._replace(without_prototype=embedded.without_prototype(run))
-        for note in diagnostics.notes(run.config, run.records, run.results, numbers):
+        without = None if run.step is None else embedded.without_prototype(run)
+        notes = [  # of each evaluation; what the records say is said once
+            note
+            for numbers in measured.get(run.name, [diagnostics.Measured()])
+            for note in diagnostics.notes(
+                run.config, run.records, run.results, numbers._replace(without_prototype=without)
+            )
+        ]
+        for note in dict.fromkeys(notes):
             items += f'<li><b>{text(run.name)}</b>: {text(note)}</li>'
     body = f'<ul class="notes">{items}</ul>' if items else page.note('Nothing was found odd.')
     for reason, names in partly.items():

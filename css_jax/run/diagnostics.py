@@ -37,6 +37,7 @@ class Measured(NamedTuple):
         labelled: mIoU of the evaluated network on labelled images that it was trained on.
         validation: of the same network, on some images of the validation split.
         images: how many validation images those are, and how many labelled ones.
+        split: which split that is.
     """
 
     without_prototype: Sequence[str] | None = None
@@ -45,6 +46,7 @@ class Measured(NamedTuple):
     labelled: float | None = None
     validation: float | None = None
     images: tuple[int, int] = (0, 0)
+    split: str = 'the validation split'
 
 
 def notes(
@@ -156,8 +158,8 @@ def _memorised(
         validation, labelled = measured.images
         return (
             f'the labelled images are memorised: mIoU {_points(measured.labelled)} on {labelled} '
-            f'of them against {_points(measured.validation)} on {validation} of the validation '
-            f'split, {100 * gap:.1f} points less (expected: less than {100 * MEMORISED:.0f})'
+            f'of them against {_points(measured.validation)} on {validation} of {measured.split}, '
+            f'{100 * gap:.1f} points less (expected: less than {100 * MEMORISED:.0f})'
         )
     trained, other = _recent(records, 'loss_supervised'), (results or {}).get('loss')
     if None in (trained, other) or other < LOSS_RATIO * trained:
@@ -178,7 +180,7 @@ def _worse_teacher(measured: Measured) -> str | None:
         return None
     return (
         f'the teacher is worse than the student: mIoU {_points(measured.teacher)} against '
-        f'{_points(measured.student)} on {measured.images[0]} images of the validation split. A '
+        f'{_points(measured.student)} on {measured.images[0]} images of {measured.split}. A '
         'smaller teacher.decay or more steps let it follow'
     )
 
