@@ -11,9 +11,11 @@ from unittest import mock
 import cv2
 import numpy as np
 import pytest
+from absl import app
+from absl.testing import flagsaver
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from css_jax import models, train
+from css_jax import main, models, parallel, train
 from css_jax.evaluation import pictures, results
 from css_jax.modes import report
 from css_jax.ops import metrics as scoring
@@ -275,3 +277,34 @@ def test_in_a_browser_images_show_tables_sort_and_nothing_is_wider_than_a_phone(
         assert cv2.imread(str(tmp_path / 'page.png')).std() > 5
         assert shown.complaints == []
         assert [url for url in shown.asked if not url.startswith(('file:', 'data:'))] == []
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'given'),
+    [('--workdir A B', ['A', 'B']), ('B --workdir=A C', ['A', 'B', 'C']), ('--workdir A', ['A'])],
+)
+def test_further_folders_follow_the_first(arguments, given, monkeypatch):
+    asked = []
+    monkeypatch.setattr(report, 'report', asked.extend)
+    monkeypatch.setattr(parallel, 'start', lambda *given: None)  # which is to come first
+    with flagsaver.flagsaver():
+        main.main(main.parse(['main', '--mode=report', *arguments.split()]))
+    assert list(map(str, asked)) == given
+
+
+def test_no_other_mode_takes_folders():
+    with (
+        flagsaver.flagsaver(),
+        pytest.raises(app.UsageError, match=r"unexpected arguments \['B'\]"),
+    ):
+        main.main(main.parse(['main', '--mode=train', '--workdir', 'A', 'B']))
+
+
+def test_unlike_runs_are_an_error_before_anything_is_written(folder, tmp_path):
+    for name, changes in {'a': {}, 'b': {'split': 'shapes/64:fresh'}}.items():
+        shutil.copytree(folder / NAME, tmp_path / name)
+        path = tmp_path / name / results.RESULTS
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with pytest.raises(ValueError, match='evaluated on different splits'):
+        report.report([tmp_path / 'a', tmp_path / 'b'])
+    assert not list(tmp_path.rglob('report*'))
