@@ -91,7 +91,7 @@ def _both(config: ConfigDict, batch: dict, truths: dict, spaces: tuple) -> str:
     kept = np.where(agreed & (j_lgt >= c.threshold), mix, -1)
     columns = {'unlabelled image': batch['unlabelled']['image']}
     if truth is not None and (truth != 255).any():
-        columns['truth, which training does not see'] = pictures.colourise(truth, colours)
+        columns['truth, not trained on'] = pictures.colourise(truth, colours)
     columns |= {
         'logit space': pictures.colourise(y_lgt, colours),
         'its confidence': _heat(j_lgt),
