@@ -70,6 +70,9 @@ class Writer:
             else:
                 self._add_picture(int(number), name, path)
         self._events.flush()
+        self._tracker = tracker
+        if tracker is not None:
+            tracker.open(records)
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
         """Keep a picture of `step`, uint8 RGB [H, W, 3]; one of the same step takes its place."""
@@ -80,9 +83,6 @@ class Writer:
         files.write(path, cv2.imencode('.png', image[..., ::-1])[1].tobytes())
         self._add_picture(step, name, path)
         self._events.flush()
-        self._tracker = tracker
-        if tracker is not None:
-            tracker.open(records)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Add numbers of `step`, to its line if it has one; what is written survives a kill."""
