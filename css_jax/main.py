@@ -110,7 +110,8 @@ def main(argv: list[str]) -> None:
 
     argv, changes = command_line.split(argv)
     # A shell gives the files of a glob after --source, of which the first is the flag's.
-    if len(argv) > 1 and not (_MODE.value == 'predict' and flags.FLAGS.source):
+    takes_more = _MODE.value == 'report' or (_MODE.value == 'predict' and flags.FLAGS.source)
+    if len(argv) > 1 and not takes_more:
         raise app.UsageError(f'unexpected arguments {argv[1:]}; flags start with --')
     # Orbax warns at every checkpoint that was not evaluated; what fails, it raises.
     absl_logging.set_verbosity(absl_logging.ERROR)
@@ -164,7 +165,7 @@ def _run(changes: Mapping[str, str | None], paths: Sequence[str]) -> None:
         sweep.sweep(workdir, config=_CONFIG.value, changes=changes, **arguments)
         return
     if mode == 'report':
-        report.report(workdir)
+        report.report([workdir, *paths])
         return
     if mode == 'export':
         form, *asked = (given.get(name) for name in _EXPORT)

@@ -16,10 +16,10 @@ from ml_collections import ConfigDict
 from css_jax import parallel
 from css_jax.config import defaults
 from css_jax.data import splits, streams
-from css_jax.evaluation import evaluator, results, tables
+from css_jax.evaluation import evaluator, pictures, results, tables
 from css_jax.parallel import cost
 from css_jax.prepare import Run, prepare
-from css_jax.run import checkpoint, metrics, signals, wandb_run
+from css_jax.run import checkpoint, diagnostics, metrics, signals, wandb_run
 from css_jax.run import folder as run_folder
 from css_jax.run import progress as progresses
 
@@ -77,6 +77,8 @@ def _trained(
             LOG.info('resuming from step %d', int(current.step))
             _warn_of_devices(config, layout, checkpoints)
         start = done = int(current.step)
+        if start < config.steps:
+            parallel.on_primary(run_folder.note_start, workdir, start, layout.devices)
         meta = {**run.split, 'devices': len(layout.devices)}
         progress = progresses.Progress(start, config.steps)
         primary = parallel.primary()
@@ -96,6 +98,10 @@ def _trained(
                 scores = evaluator.evaluate(every, current, broken_off)
                 if scores is not None:
                     writer.write(done, _evaluated(scores))
+                    if primary:
+                        for name, one in every.items():
+                            picture = pictures.samples(one.samples, one.colours)
+                            writer.picture(done, name, picture)
                     LOG.info('step %d: %s', done, _shown(scores, every))
                     if (miou := results.mean(scores)) is not None:
                         checkpoints.score(done, miou)
@@ -157,7 +163,11 @@ def _trained(
     if scores is None:
         LOG.info('%s is trained to its last step %d already', workdir, start)
         scores = evaluator.evaluate(every, current)
-    return results.report(workdir, config, every, scores, done, run.split, best)
+    found = results.report(workdir, config, every, scores, done, run.split, best)
+    if primary:
+        for note in diagnostics.notes(config, metrics.read(workdir), found):
+            LOG.info('note: %s', note)
+    return found
 
 
 def _announce(run: Run) -> None:

@@ -110,7 +110,7 @@ def test_a_run_classifies_first_and_is_scored(trained):
 def test_the_other_modes_know_such_a_run(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(models, 'build', five())
     whole, written = trained
-    table = report.report(whole.parent, examples=1)
+    table = report.report(whole.parent, examples=1, html=False)
     row = next(line for line in table.splitlines() if line.startswith('| miou_masked'))
     assert f'{100 * written["more"]["miou_masked"]:.2f}' in row
     assert (whole.parent / report.PICTURE).stat().st_size > 1000

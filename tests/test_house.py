@@ -267,8 +267,12 @@ def test_a_method_nothing_like_css_is_at_home(name, house, data_dir, tmp_path, c
     assert again == json.loads(json.dumps(written))
     assert again['best'] == {'step': 4, 'miou': again['miou']}
     every = methods.METHODS[name].evaluations(configs.finalise(config))
-    table = report.report(tmp_path / 'runs', examples=2)
-    if name == 'two_datasets':
+    several = name == 'two_datasets'
+    table = report.report(tmp_path / 'runs', examples=2, html=several)
+    if several:
+        page = (tmp_path / 'runs' / report.PAGE).read_text()
+        for title in ('Scores of coarse', 'Images of fine'):
+            assert page.count(f'>{title}</h2>') == 1
         parts = again['evaluations']
         assert {n: len(part['iou']) for n, part in parts.items()} == {'coarse': 3, 'fine': 5}
         assert again['miou'] == np.mean([part['miou'] for part in parts.values()])
@@ -333,7 +337,7 @@ def test_tags_without_masks_are_evaluated_but_for_miou(
     assert '| mIoU' not in out
     record = metrics.read(tmp_path / 'run')[-1]
     assert record['eval_miou'] is None and record['eval_precision'] == pytest.approx(precision)
-    assert f'{100 * precision:.2f}' in report.report(tmp_path, examples=1)
+    assert f'{100 * precision:.2f}' in report.report(tmp_path, examples=1, html=False)
     config = toy_config('without_teacher', data_dir)
     with pytest.raises(ValueError, match=r'eval\.split: .*expected a split with masks$'):
         evaluator.evaluators(configs.finalise(config))

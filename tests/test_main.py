@@ -161,7 +161,7 @@ def test_report_puts_runs_side_by_side(tmp_path, data_dir, capsys, network):
         config = tiny.get_config('supervised')
         config.data.dir, config.seed, config.steps = data_dir, seed, 1
         train.train(config, tmp_path / f'seed{seed}')
-    table = report.report(tmp_path, examples=3)
+    table = report.report(tmp_path, examples=3, html=False)
     assert table in capsys.readouterr().out
     mious = [
         json.loads((tmp_path / run / results.RESULTS).read_text())['miou']
@@ -176,7 +176,7 @@ def test_report_puts_runs_side_by_side(tmp_path, data_dir, capsys, network):
         config = stored.read(tmp_path / run)
         config.eval.split = 'fresh'
         evaluate.evaluate(config, tmp_path / run)
-    report.report(tmp_path, examples=3, file='results_split=fresh.json')
+    report.report(tmp_path, examples=3, file='results_split=fresh.json', html=False)
     assert 'shapes/64:fresh' in (tmp_path / report.TABLE).read_text()
     fresh = cv2.imread(str(tmp_path / report.PICTURE))
     assert (fresh[:, :131] != picture[:, :131]).any()

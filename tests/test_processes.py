@@ -76,7 +76,8 @@ def test_two_processes_train_as_one(runs):
     )
     assert 0 < float(memory[1]) < 0.1
     assert {path.name for path in (folder / 'two').iterdir() if 'events' not in path.name} == {
-        *('.lock', 'checkpoints', 'config.json', 'metrics.jsonl', 'profile', 'results.json')
+        *('.lock', 'checkpoints', 'config.json', 'metrics.jsonl', 'profile', 'results.json'),
+        *('run.json', 'samples'),
     }
 
 

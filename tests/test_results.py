@@ -15,6 +15,7 @@ from css_jax.data import geometry, sources
 from css_jax.evaluation.results import RESULTS
 from css_jax.modes import report
 from css_jax.ops import metrics
+from css_jax.report import runs as found
 from css_jax.run import checkpoint
 from css_jax.run import folder as run_folder
 from tests import tiny
@@ -104,7 +105,7 @@ def test_predictions_are_of_the_network_asked_for_at_any_size(runs, data_dir):
 
 
 def test_report_compares_runs_of_one_protocol(runs):
-    report.report(runs, examples=2)
+    report.report(runs, examples=2, html=False)
     assert 'EMA teacher, running statistics, whole image' in (runs / report.TABLE).read_text()
     height, width = cv2.imread(str(runs / report.PICTURE)).shape[:2]
     assert (height, width) == (18 + 2 * (128 + 3), 4 * (128 + 3))
@@ -113,7 +114,7 @@ def test_report_compares_runs_of_one_protocol(runs):
     config.eval.protocol = 'whole_exact'
     other = evaluate.evaluate(config, runs / 'seed1')
     name = 'results_protocol=whole_exact.json'
-    report.report(runs, 2, name)  # one run has it
+    report.report(runs, 2, name, html=False)  # one run has it
     assert other['protocol'] in (runs / report.TABLE).read_text()
 
     results = runs / 'seed1' / RESULTS
@@ -123,7 +124,7 @@ def test_report_compares_runs_of_one_protocol(runs):
         report.report(runs)
     # A baseline without a teacher is no other protocol; the table says which network it is of.
     results.write_text(own.replace('EMA teacher', 'student'))
-    report.report(runs, examples=2)
+    report.report(runs, examples=2, html=False)
     text = (runs / report.TABLE).read_text()
     assert 'seed0: EMA teacher, running' in text and 'seed1: student, running' in text
     results.write_text(own)
@@ -132,18 +133,18 @@ def test_report_compares_runs_of_one_protocol(runs):
 def test_the_picture_shows_images_of_several_sizes(runs, monkeypatch):
     """Nothing is enlarged or cut: each image stands in the corner of a cell for the largest."""
     results = {
-        'seed0': {
-            'step': 2,
-            'split': 'mixed:val',
-            'iou': dict.fromkeys(map(str, range(7))),
-            'eval': {'protocol': 'whole_exact', 'network': 'student'},
-        }
+        'step': 2,
+        'split': 'mixed:val',
+        'iou': dict.fromkeys(map(str, range(7))),
+        'eval': {'protocol': 'whole_exact', 'network': 'student'},
     }
+    run = found.find([runs / 'seed0'])[0]._replace(results=results)
     source, drawn = mixed_source(), {}
     monkeypatch.setattr(sources, 'load', lambda *_: source)
+    monkeypatch.setattr(sources, 'palette', lambda *_: np.arange(21, dtype=np.uint8).reshape(7, 3))
     monkeypatch.setattr(report.pictures, 'write_grid', lambda path, columns: drawn.update(columns))
     monkeypatch.setattr(predict.Predictor, 'predict', lambda self, x: x[..., 0] % 7)
-    report._pictures(runs, results, examples=2)  # 20x33 and 17x40
+    report._pictures(runs, {'seed0': run}, examples=2)  # 20x33 and 17x40
     assert list(drawn) == ['image', 'truth', 'seed0']
     assert {x.shape for x in drawn.values()} == {(2, 20, 40, 3)}
     first = geometry.decode_image(source.records[0]['image'])

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from css_jax import methods, parallel
 from css_jax.data import evaluation, sources, splits
-from css_jax.evaluation import protocols
+from css_jax.evaluation import pictures, protocols
 from css_jax.methods import Evaluation, views
 from css_jax.methods.method import Seen, computing
 from css_jax.ops import losses, metrics
@@ -28,6 +28,7 @@ from css_jax.state import TrainState, Variables
 
 LOG = logging.getLogger('css_jax')
 _QUIET = 10.0  # seconds between lines of progress
+_SAMPLES = 3  # images of a split that are kept with their predictions
 
 
 @flax.struct.dataclass
@@ -96,8 +97,34 @@ class Sums(clu_metrics.Metric):
 
 
 @flax.struct.dataclass
+class First(clu_metrics.Metric):
+    """Predicted classes of a batch's first image, [H, W] int32; merged, those of the first batch.
+
+    It costs no program of its own: the sum over the devices is what the first one has.
+    """
+
+    labels: jax.Array | np.ndarray
+
+    @classmethod
+    def from_model_output(cls, logits: jax.Array, rank: jax.Array | int = 0, **_) -> 'First':
+        """Take the first image of device 0: logits [B, H, W, C], rank of the device."""
+        return cls(jnp.where(rank == 0, logits[0].argmax(-1), 0).astype(jnp.int32))
+
+    def merge(self, other: 'First') -> 'First':
+        """Keep one's own."""
+        del other
+        return self
+
+    def compute(self) -> np.ndarray:
+        """Return the classes."""
+        return np.asarray(self.labels)
+
+
+@flax.struct.dataclass
 class Scores(clu_metrics.Collection):
     """What is measured over a split."""
+
+    first: First
 
     confusion: Confusion
     loss: PixelLoss
@@ -110,9 +137,12 @@ class Evaluator:
     Attributes:
         name: of the split, with its dataset.
         class_names: of the network's classes.
+        colours: theirs, uint8 [C, 3] RGB.
         protocol: a sentence on how the split is scored.
         network: which of a state's networks it is for.
         masks: whether any image of the split has a mask; without there is no mIoU.
+        samples: of the latest evaluation, up to three images of the split, always the same, each
+            with its true and predicted classes: uint8 [H, W, 3], uint8 [H, W], int32 [H, W].
     """
 
     def __init__(self, config: ConfigDict, evaluated: Evaluation):
@@ -156,6 +186,8 @@ class Evaluator:
         self._scores, self._more = evaluated.scores, evaluated.more
         scored = len(self._scores(np.zeros((classes, classes), np.int64))['iou'])
         self.class_names = (*names, *(f'class {i}' for i in range(len(names), scored)))
+        own = sources.palette(evaluated.dataset, config.data.dir)
+        self.colours = pictures.palette(own, classes)
         ctx = methods.context(config)
         predict = protocols.prediction(config, ctx, evaluated.predict, window)
 
@@ -167,8 +199,14 @@ class Evaluator:
                 images = views.normalise(batch['image'], ctx)
                 seen = Seen(images, logits, labels, present, batch['size'], window)
                 measured = self._more.measures(variables, seen, ctx)
-            return Scores.single_from_model_output(labels=labels, logits=logits, measured=measured)
+            return Scores.single_from_model_output(
+                labels=labels,
+                logits=logits,
+                measured=measured,
+                rank=parallel.rank(parallel.AXIS),
+            )
 
+        self.samples: list[tuple[np.ndarray, ...]] = []
         self._measure = self._layout.compile_sums(measure)
         if (sizes := len(self._images)) > 1:
             count = f'{len(self._source)} images of {sizes} sizes, {sizes} compilations'
@@ -203,7 +241,8 @@ class Evaluator:
     ) -> dict[str, Any] | None:
         """Return 'miou', 'iou', 'accuracy' in [0, 1] and 'loss' of the variables.
 
-        And 'more', name -> number, list or None, where the method has more scores.
+        And 'more', name -> number, list or None, where the method has more scores. 'confusion' is
+        the matrix, lists of counts, rows true; None without masks. See also `samples`.
 
         Args:
             variables: on all devices, as `css_jax.parallel.Layout.replicated` has them.
@@ -214,6 +253,8 @@ class Evaluator:
         """
         index, processes = parallel.process()
         total, count = None, evaluation.batch_count(self._images, self._batch_size)
+        shown = set(np.linspace(1, count, _SAMPLES).astype(int).tolist())
+        self.samples = []
         batches = evaluation.eval_batches(
             self._source,
             self._images,
@@ -227,6 +268,8 @@ class Evaluator:
                 return None
             part = self._measure(variables, self._layout.place(batch))
             total = part if total is None else total.merge(part)
+            if done in shown:
+                self.samples.append(_sample(batch, part.first.compute()))
             now = time.perf_counter()
             if done == 1:  # has compiled: the speed is that of the batches after it
                 start = told = now
@@ -237,6 +280,7 @@ class Evaluator:
                 told = now
         values = total.compute()
         scores = {**self._scores(values['confusion']), 'loss': values['loss']}
+        scores['confusion'] = values['confusion'].tolist() if self.masks else None
         if not self.masks:  # a method may score a class that is nowhere as 0
             scores |= {'miou': None, 'accuracy': None, 'iou': [None] * len(scores['iou'])}
         more = self._more_scores(values['more'])
@@ -247,6 +291,13 @@ class Evaluator:
         if self._more is None:
             return {}
         return {name: _plain(value) for name, value in self._more.scores(dict(sums)).items()}
+
+
+def _sample(batch: Mapping[str, np.ndarray], labels: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return image, true and predicted classes of a batch's first image, without padding."""
+    height, width = batch['size'][0]
+    found = batch['image'][0], batch['label'][0], labels
+    return tuple(x[:height, :width] for x in found)
 
 
 def _wide(array: jax.Array | np.ndarray) -> np.ndarray:

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 import cv2
 import numpy as np
 
+from css_jax.run import files
 from data_prep.palette import default
 
 _HEADING = 18  # pixels above each column
 _GAP = 3
+_SAMPLE = 256  # pixels of the longer side of a sample of a training log, at most
 
 
 def palette(colours: np.ndarray, num_classes: int) -> np.ndarray:
@@ -61,30 +63,103 @@ def denormalise(images: np.ndarray, mean: Sequence[float], std: Sequence[float])
     return np.clip(np.rint(rgb * 255), 0, 255).astype(np.uint8)
 
 
+def aligned(images: Sequence[np.ndarray], size: Sequence[int] | None = None) -> np.ndarray:
+    """Stack images of several sizes, white right of and below the smaller ones.
+
+    Args:
+        images: uint8 RGB [h, w, 3] each.
+        size: H, W; None: the largest height and width.
+
+    Returns:
+        uint8 [B, H, W, 3].
+    """
+    height, width = size or np.max([image.shape[:2] for image in images], axis=0)
+    stacked = np.full((len(images), height, width, 3), 255, np.uint8)
+    for place, image in zip(stacked, images, strict=True):
+        place[: image.shape[0], : image.shape[1]] = image
+    return stacked
+
+
+def shrink(image: np.ndarray, side: int, labels: bool = False) -> np.ndarray:
+    """Return an image whose longer side has at most `side` pixels; a smaller one as it is.
+
+    Args:
+        image: [H, W] or [H, W, 3].
+        side: in pixels.
+        labels: values are classes, which have no mean.
+    """
+    factor = side / max(image.shape[:2])
+    if factor >= 1:
+        return image
+    height, width = (max(1, round(length * factor)) for length in image.shape[:2])
+    how = cv2.INTER_NEAREST if labels else cv2.INTER_AREA
+    return cv2.resize(image, (width, height), interpolation=how)
+
+
+def samples(found: Sequence[Sequence[np.ndarray]], colours: np.ndarray) -> np.ndarray:
+    """Return a picture of samples: image, truth and prediction, a row each; uint8 RGB.
+
+    Args:
+        found: for each sample its image uint8 [H, W, 3], and true and predicted classes [H, W].
+        colours: uint8 [C, 3] RGB, of the classes.
+    """
+    rows = [
+        (
+            shrink(image, _SAMPLE),
+            *(colourise(shrink(x, _SAMPLE, labels=True), colours) for x in (truth, predicted)),
+        )
+        for image, truth, predicted in found
+    ]
+    titles = ('image', 'truth', 'prediction')
+    columns = zip(titles, zip(*rows, strict=True), strict=True)
+    return grid({title: aligned(column) for title, column in columns})
+
+
+def write(path: str | pathlib.Path, image: np.ndarray) -> None:
+    """Write uint8 RGB [H, W, 3] as a PNG, whole or not at all.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    files.write(path, cv2.imencode('.png', image[..., ::-1])[1].tobytes())
+
+
 def write_grid(
     path: str | pathlib.Path, columns: Mapping[str, np.ndarray], cell: int = 128
 ) -> None:
-    """Write a PNG with a headed column for each batch and a row for each example.
+    """Write a `grid` as a PNG.
 
     Args:
         path: of the file.
+        columns: see `grid`.
+        cell: see `grid`.
+    """
+    write(path, grid(columns, cell))
+
+
+def grid(columns: Mapping[str, np.ndarray], cell: int = 128) -> np.ndarray:
+    """Return a picture with a headed column for each batch and a row for each example.
+
+    Args:
         columns: heading -> [B, H, W, 3] uint8 RGB; columns may differ in all of B, H, W.
         cell: height of a row in pixels, about; images are enlarged by a whole number.
+
+    Returns:
+        uint8 RGB.
     """
     sizes = np.array([images.shape[:3] for images in columns.values()])
     scale = max(1, round(cell / sizes[:, 1].max()))
     rows = sizes[:, 0].max()
     height, width = (int(side) * scale + _GAP for side in sizes[:, 1:].max(0))
-    grid = np.full((_HEADING + height * rows, width * len(columns), 3), 255, np.uint8)
+    picture = np.full((_HEADING + height * rows, width * len(columns), 3), 255, np.uint8)
     for j, (heading, images) in enumerate(columns.items()):
         size = min(0.4, 0.4 * (width - 4) / cv2.getTextSize(heading, 0, 0.4, 1)[0][0])
-        cv2.putText(grid, heading, (j * width + 2, 13), 0, size, (0, 0, 0), 1, cv2.LINE_AA)
+        cv2.putText(picture, heading, (j * width + 2, 13), 0, size, (0, 0, 0), 1, cv2.LINE_AA)
         for i, image in enumerate(images):
             big = image.repeat(scale, axis=0).repeat(scale, axis=1)
             y, x = _HEADING + i * height, j * width
-            grid[y : y + big.shape[0], x : x + big.shape[1]] = big
-    if not cv2.imwrite(str(path), grid[..., ::-1]):
-        raise OSError(f'could not write {path}')
+            picture[y : y + big.shape[0], x : x + big.shape[1]] = big
+    return picture
 
 
 def write_points(

@@ -1,6 +1,7 @@
 """The results of an evaluation: printed as a table, and written to a file in the run's folder.
 
-With one evaluation the file has its scores; 'more' are those that a method has beside. With several
+With one evaluation the file has its scores; 'more' are those that a method has beside, 'confusion'
+counts pixels by true class (rows) and predicted class; older files have none. With several
 'evaluations' has each one's by name, and what stands beside is of all together: 'miou', 'accuracy'
 and 'loss' are means, the classes in 'iou' are named 'EVALUATION/CLASS'.
 """
@@ -20,6 +21,7 @@ from css_jax.evaluation.evaluator import Evaluator
 from css_jax.run import files
 
 RESULTS = 'results.json'
+_NUMBERS = re.compile(r'\[[-+\w.,\s]*\]')
 
 
 def file_name(config: ConfigDict, trained: ConfigDict, which: str = 'last') -> str:
@@ -100,7 +102,7 @@ def report(
             **{key: scores[name][key] for key in ('miou', 'accuracy', 'loss')},
             'iou': dict(zip(one.class_names, scores[name]['iou'], strict=True)),
             'protocol': one.protocol,
-            **{key: scores[name][key] for key in ('more',) if key in scores[name]},
+            **{key: scores[name][key] for key in ('more', 'confusion') if scores[name].get(key)},
         }
         for name, one in every.items()
     }
@@ -118,7 +120,7 @@ def report(
     if not parallel.primary():
         return results
     path = pathlib.Path(workdir) / file
-    files.write(path, json.dumps(results, indent=2) + '\n')
+    files.write(path, _text(results))
     for name, part in parts.items():
         shown = f', {name}' if len(parts) > 1 else ''
         print(f'{config.method}, step {step}, {part["split"]}{shown}\n{part["protocol"]}')
@@ -152,6 +154,12 @@ def read(path: str | pathlib.Path) -> dict[str, Any]:
             f'{path} is not the results of a run: {error!r}; --mode evaluate writes them anew'
         ) from None
     return values
+
+
+def _text(results: Mapping[str, Any]) -> str:
+    """Return results as JSON, a list of numbers on one line: matrices are to be read."""
+    text = json.dumps(results, indent=2)
+    return _NUMBERS.sub(lambda found: ' '.join(found[0].split()), text) + '\n'
 
 
 def protocols_of(results: Mapping[str, Mapping[str, Any]]) -> str:

@@ -237,6 +237,7 @@ def loss(
     metrics = {
         'agreement': views.mean(p.agreement),
         'prototype_cosine': prototypes.mean_cosine(rho, seen),
+        'classes_with_prototype': seen.sum(dtype=jnp.float32),
         'valid': views.share(valid_u >= 0, jnp.ones_like(valid_u, bool)),
         'hard': views.share(hard, valid >= 0),
         'anchors': Total(info['anchors']),

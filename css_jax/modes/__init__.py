@@ -11,6 +11,6 @@ MODES = {
     'embeddings': 'make label embeddings of the run of usss_basic in DIR (--target FILE.npz)',
     'stages': 'train usss_basic, make label embeddings, train the method on these, all in DIR',
     'export': 'write the network of the run in DIR to a file for other programs (--target FILE)',
-    'report': 'compare the runs in the folders of DIR: a table and a picture',
+    'report': 'compare runs: a table, a picture, a page; --workdir DIR [DIR ...], runs or folders',
     'sweep': 'run a table of a paper over seeds, each run in a folder of its own in DIR',
 }

@@ -1,22 +1,20 @@
 """--mode preview: a batch as the network sees it, and what a step costs, without training."""
 
 import contextlib
-import functools
 import logging
 import pathlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from css_jax import config as configs
 from css_jax import methods, parallel, state
 from css_jax.config import defaults
-from css_jax.data import sources, splits, streams
-from css_jax.evaluation import pictures
+from css_jax.data import splits, streams
+from css_jax.evaluation import pictures, targets
 from css_jax.keys import at
 from css_jax.parallel import cost
 from css_jax.prepare import check, phases_of
@@ -127,44 +125,7 @@ def _origin_lines(
 
 def _picture(path: pathlib.Path, config: ConfigDict, batch: Mapping, prepared: Any) -> None:
     """Show what of these the method has; streams may differ in crop and batch size."""
-    palettes = {
-        name: pictures.palette(
-            sources.palette(config.data.streams[name].dataset, config.data.dir), config.num_classes
-        )
-        for name in batch
-    }
-    # What a method makes of several streams is shown as the first one's classes.
-    colours = functools.partial(pictures.colourise, colours=next(iter(palettes.values())))
-    seen = functools.partial(pictures.denormalise, mean=config.data.mean, std=config.data.std)
-    columns, sizes = {}, [arrays['image'].shape[1:3] for arrays in batch.values()]
-    enlarged = functools.partial(pictures.enlarge, size=sizes[0])
-    for stream, arrays in batch.items():
-        columns[f'{stream} crop'] = arrays['image']
-        if 'label' in arrays:
-            columns[f'{stream} mask'] = pictures.colourise(arrays['label'], palettes[stream])
-    shown = {
-        'weak_label': ('teacher, logit space', colours),
-        'weak_label_rep': ('teacher, prototypes', colours),
-        'images': ('student, labelled', seen),
-        'labels': ('its mask', colours),
-        'strong': ('student, strong', seen),
-        'label': ('its pseudo-label', colours),
-        'indicator': ('its indicator', pictures.grey),
-        'mixed': ('student, mixed', seen),
-        'mixed_label': ('mixed pseudo-label', colours),
-        'mixed_indicator': ('mixed indicator', pictures.grey),
-        'label_c': ("L_c's label", colours),
-        'indicator_c': ("L_c's indicator", pictures.grey),
-        'cam': ('largest CAM', pictures.grey),
-        'cam_label': ('label from CAMs', colours),
-        'aux_label': ('from early CAMs', colours),
-        'segmentation': ('from segmentation', lambda x: colours(enlarged(x.argmax(-1)))),
-    }
-    made = prepared._asdict() if hasattr(prepared, '_asdict') else {}
-    for key in ('label', 'indicator'):  # L_c's are often those of L_u
-        if f'{key}_c' in made and np.array_equal(made[key], made[f'{key}_c']):
-            del made[f'{key}_c']
-    columns |= {title: show(made[key]) for key, (title, show) in shown.items() if key in made}
+    columns = targets.read(config, batch) | targets.made(config, batch, prepared)
     rows = min(4, *(len(images) for images in columns.values()))
     pictures.write_grid(path, {title: images[:rows] for title, images in columns.items()})
 

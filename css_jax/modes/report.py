@@ -1,130 +1,140 @@
-"""--mode report: runs side by side, their scores as a table, their predictions as a picture."""
+"""--mode report: runs side by side, as a table, a picture, and a page with all about them."""
 
+import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from css_jax import predict
 from css_jax.data import evaluation as batches
-from css_jax.data import geometry, sources
+from css_jax.data import sources
 from css_jax.evaluation import pictures, tables
 from css_jax.evaluation import results as result_files
-from css_jax.run import folder as run_folder
+from css_jax.report import predictions, runs, sections
+from css_jax.report.runs import Run
+from css_jax.run import files
 
 TABLE = 'report.md'
 PICTURE = 'report.png'
+PAGE = 'report.html'
 
 
-def report(folder: str | pathlib.Path, examples: int = 6, file: str = result_files.RESULTS) -> str:
-    """Compare the finished runs in the folders of `folder`.
+def report(
+    folders: str | pathlib.Path | Sequence[str | pathlib.Path],
+    examples: int = 6,
+    file: str = result_files.RESULTS,
+    html: bool = True,
+) -> str:
+    """Compare runs, and write report.md, report.png and report.html to the first folder.
 
-    Prints a table of IoU per class and mIoU, and one of what the runs' methods have beside, writes
-    them to report.md, and a picture (image, truth, each run's prediction) to report.png; of runs
-    with several evaluations one of each, such as report_NAME.png. The runs must have been evaluated
-    on the same splits by one protocol.
+    The table has IoU per class and mIoU, and what the runs' methods have beside; it is printed,
+    too. The picture has images, truth and each run's prediction; of runs with several evaluations
+    there is one of each, such as report_NAME.png. The runs must have been evaluated on the same
+    splits by one protocol. One that was not evaluated yet is on the page alone, as it was at its
+    last checkpoint. Where none was evaluated, only the page is written.
 
     Args:
-        folder: has one folder a run.
+        folders: one or several, each a run or a folder of runs.
         examples: images shown, spread evenly over the split.
         file: which results of a run, see `css_jax.evaluation.results.file_name`.
+        html: whether to write the page.
 
     Returns:
-        The tables, Markdown.
+        The tables, Markdown; '' where no run was evaluated.
 
     Raises:
-        FileNotFoundError: no folder in it has results.
+        FileNotFoundError: a folder has no run.
         ValueError: the runs were evaluated on different splits, by different protocols, or have
             different classes; or a file is damaged.
     """
-    folder = pathlib.Path(folder)
-    runs = sorted(folder.glob(f'*/{file}'), key=lambda path: path.stat().st_mtime)
-    if not runs:
-        raise FileNotFoundError(
-            f'no */{file} in {folder}: expected folders of runs that were evaluated'
-        )
-    results = {path.parent.name: result_files.read(path) for path in runs}
-    first = next(iter(results.values()))
-    ways = {name: result_files.without_network(r['protocol']) for name, r in results.items()}
+    if isinstance(folders, str | pathlib.Path):
+        folders = [folders]
+    found = runs.find(folders, file)
+    scored = {run.name: run for run in found if run.results}
+    if not scored and not html:
+        raise FileNotFoundError(f'no */{file} in {folders[0]}: expected runs that were evaluated')
+    _check(list(scored.values()), ', '.join(map(str, folders)))
+    folder, table, written = pathlib.Path(folders[0]), '', []
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f'{folder} cannot be written to: the report goes to the first folder')
+    if scored:
+        table = _table(folder, scored)
+        written = [folder / TABLE, *_pictures(folder, scored, examples)]
+    if html:
+        names = ', '.join(run.name for run in found)
+        one = len(folders) == 1 and len(found) > 1
+        title = f'Runs in {folder.resolve().name}' if one else names
+        files.write(folder / PAGE, sections.document(title, found, examples))
+        written.append(folder / PAGE)
+    print(f'written: {", ".join(map(str, written))}')
+    return table
+
+
+def _check(scored: Sequence[Run], where: str) -> None:
+    """Raise ValueError unless the results of all runs can stand in one table."""
+    results = {run.name: run.results for run in scored}
     for differ, values in {
         'on different splits': {name: result['split'] for name, result in results.items()},
-        'by different protocols': ways,
+        'by different protocols': {
+            name: result_files.without_network(r['protocol']) for name, r in results.items()
+        },
     }.items():
         if len(set(values.values())) > 1:
-            raise ValueError(f'the runs in {folder} were evaluated {differ}: {values}')
+            raise ValueError(f'the runs in {where} were evaluated {differ}: {values}')
     classes = {name: list(result['iou']) for name, result in results.items()}
-    if any(names != list(first['iou']) for names in classes.values()):
-        raise ValueError(f'the runs in {folder} have different classes: {classes}')
-    names = tuple(first['iou'])
+    if len({tuple(names) for names in classes.values()}) > 1:
+        raise ValueError(f'the runs in {where} have different classes: {classes}')
+
+
+def _table(folder: pathlib.Path, scored: Mapping[str, Run]) -> str:
+    """Print the tables and write them; return them."""
+    results = {name: run.results for name, run in scored.items()}
+    first = next(iter(results.values()))
     columns = {
         name: {**result, 'iou': list(result['iou'].values())} for name, result in results.items()
     }
     more = {name: result_files.numbers_of_all(result) for name, result in results.items()}
-    parts = tables.scores_table(names, columns), tables.more_table(more)
-    table = '\n\n'.join(filter(None, parts))
+    both = tables.scores_table(tuple(first['iou']), columns), tables.more_table(more)
+    table = '\n\n'.join(filter(None, both))
     heading = f'IoU in % on {first["split"]}'
     protocol = result_files.protocols_of(results)
-    (folder / TABLE).write_text(f'{heading}\n\n{table}\n\n{protocol}\n')
+    files.write(folder / TABLE, f'{heading}\n\n{table}\n\n{protocol}\n')
     print(f'{heading}\n{table}\n{protocol}')
-    paths = _pictures(folder, results, examples)
-    print(f'written: {", ".join([str(folder / TABLE), *paths])}')
     return table
 
 
-def _pictures(folder: pathlib.Path, results: Mapping[str, Mapping], examples: int) -> list[str]:
+def _pictures(folder: pathlib.Path, scored: Mapping[str, Run], examples: int) -> list[pathlib.Path]:
     """Draw a picture of each evaluation; return their paths."""
-    several = next(iter(results.values())).get('evaluations', {})
+    several = next(iter(scored.values())).results.get('evaluations', {})
     paths = {name: folder / f'report_{name}.png' for name in several} or {None: folder / PICTURE}
     for name, path in paths.items():
-        _picture(path, folder, results, name, examples)
-    return list(map(str, paths.values()))
+        _picture(path, scored, name, examples)
+    return list(paths.values())
 
 
 def _picture(
-    path: pathlib.Path,
-    folder: pathlib.Path,
-    results: Mapping[str, Mapping],
-    evaluation: str | None,
-    examples: int,
+    path: pathlib.Path, scored: Mapping[str, Run], evaluation: str | None, examples: int
 ) -> None:
     """Draw the predictions of the weights that the table is about, each on the whole image."""
-    run, first = next(iter(results.items()))
-    config = run_folder.load(folder / run)
-    part = first['evaluations'][evaluation] if evaluation else first
-    dataset, _, split = part['split'].rpartition(':')
-    source = sources.load(dataset, split, config.data.dir)
-    # What was padded to one size is shown so; a static size also saves compilations.
-    whole = first['eval']['protocol'] == 'whole'
-    size = batches.eval_size(source, first['eval']['pad_to']) if whole else (0, 0)
-    shown = np.unique(np.linspace(0, len(source) - 1, examples).round().astype(int))
-    chosen = [batches.example(source, int(index), size) for index in shown]
-    cell = np.max([example['label'].shape for example in chosen], axis=0)
+    first = next(iter(scored.values()))
+    part = runs.parts(first)[evaluation]
+    source = sources.load(part.dataset, part.split, first.config.data.dir)
+    # What was padded to one size is shown so.
+    size = predictions.static_size(first, source)
+    places = np.unique(np.linspace(0, len(source) - 1, examples).round().astype(int))
+    chosen = [batches.example(source, int(index), size) for index in places]
+    colours = pictures.palette(
+        sources.palette(part.dataset, first.config.data.dir), len(part.names)
+    )
 
-    def column(images: list[np.ndarray]) -> np.ndarray:  # of one size, white where there is none
-        white = (255, 255, 255)
-        return np.stack([geometry.pad_to(image, cell, 'constant', white) for image in images])
-
-    palette = pictures.palette(sources.palette(dataset, config.data.dir), len(part['iou']))
-
-    def colours(labels: list[np.ndarray]) -> np.ndarray:
-        return column([pictures.colourise(one, palette) for one in labels])
+    def column(labels: list[np.ndarray]) -> np.ndarray:
+        return pictures.aligned([pictures.colourise(one, colours) for one in labels])
 
     columns = {
-        'image': column([example['image'] for example in chosen]),
-        'truth': colours([example['label'] for example in chosen]),
+        'image': pictures.aligned([example['image'] for example in chosen]),
+        'truth': column([example['label'] for example in chosen]),
     }
-    for run, result in results.items():
-        own = run_folder.load(folder / run).eval.network
-        network = result['eval']['network']
-        predictor = predict.load(
-            folder / run, str(result['step']), None if network == own else network, evaluation
-        )
-        columns[run] = colours([_predicted(predictor, example) for example in chosen])
+    for name, run in scored.items():
+        predictor = predictions.load(run, evaluation, runs.parts(run)[evaluation])
+        columns[name] = column([predictions.labels(predictor, example) for example in chosen])
     pictures.write_grid(path, columns)
-
-
-def _predicted(predictor: predict.Predictor, example: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Return an image's predicted classes [H, W], void where its truth is, if it has any."""
-    labels = predictor.predict(example['image'][None])[0]
-    void = example['label'] == sources.VOID
-    return labels if void.all() else np.where(void, sources.VOID, labels)

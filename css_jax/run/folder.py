@@ -1,12 +1,18 @@
-"""The configuration in a run's folder: written once, read back, and held against the one given."""
+"""The configuration in a run's folder, held against the one given; and on what the run trained."""
 
 import contextlib
 import fcntl
+import json
 import logging
+import os
 import pathlib
-from collections.abc import Iterator
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from importlib import metadata
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from css_jax import config as configs
@@ -16,6 +22,7 @@ from css_jax.run import files
 LOG = logging.getLogger('css_jax')
 FILE = file.NAME
 LOCK = '.lock'
+STARTS = 'run.json'
 # What a run leaves in its folder and would be lost if another one took it.
 TRACES = ('checkpoints', 'metrics.jsonl', 'results*.json', 'events.out.tfevents.*')
 # Keys that may differ between the processes of a run, and between one time and another.
@@ -48,6 +55,47 @@ def load(workdir: str | pathlib.Path) -> ConfigDict:
         ValueError: its file is damaged.
     """
     return configs.finalise(file.read(workdir), workdir)
+
+
+def note_start(workdir: str | pathlib.Path, step: int, devices: Sequence[jax.Device]) -> None:
+    """Add to DIR/run.json when, by what and from which step the run was started or resumed.
+
+    Args:
+        workdir: the run's folder.
+        step: iterations done.
+        devices: all that it trains on.
+    """
+    begun = {
+        'time': round(time.time(), 3),
+        'step': step,
+        'devices': len(devices),
+        'device': devices[0].device_kind,
+        'processes': len({device.process_index for device in devices}),
+        'host': f'{_processor()}, {os.cpu_count()} cores',
+        'python': platform.python_version(),
+        **{name: metadata.version(name) for name in ('jax', 'flax', 'optax')},
+    }
+    text = json.dumps({'starts': [*starts(workdir), begun]}, indent=2)
+    files.write(pathlib.Path(workdir) / STARTS, text + '\n')
+
+
+def starts(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
+    """Return what `note_start` has noted, in order; nothing of an older or a damaged file."""
+    try:
+        found = json.loads((pathlib.Path(workdir) / STARTS).read_text())['starts']
+        return [dict(start) for start in found]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def _processor() -> str:
+    """Return the name of the host's processor, its architecture where that is not told."""
+    try:
+        lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 @contextlib.contextmanager

@@ -9,13 +9,16 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import cv2
 import jax
+import numpy as np
 from tensorboardX import SummaryWriter
 
 from css_jax.run import files, wandb_run
 
 LOG = logging.getLogger('css_jax')
 METRICS = 'metrics.jsonl'
+SAMPLES = 'samples'
 
 
 class Writer:
@@ -24,6 +27,7 @@ class Writer:
     metrics.jsonl is the record, a line a step; the event files are made from it. A run that was
     killed has written steps that the restored checkpoint does not know: opening drops those, and
     makes the event files anew, so that every step is there once however often the run was killed.
+    Pictures are likewise made from DIR/samples/STEP_NAME.png.
     """
 
     def __init__(
@@ -58,10 +62,27 @@ class Writer:
         if records:
             self._record = records[-1]
             self._place -= len(_line(self._record))
+        self._samples = folder / SAMPLES
+        for path in sorted(self._samples.glob('[0-9]*_*.png')):
+            number, _, name = path.stem.partition('_')
+            if int(number) > step:
+                path.unlink()
+            else:
+                self._add_picture(int(number), name, path)
         self._events.flush()
         self._tracker = tracker
         if tracker is not None:
             tracker.open(records)
+
+    def picture(self, step: int, name: str, image: np.ndarray) -> None:
+        """Keep a picture of `step`, uint8 RGB [H, W, 3]; one of the same step takes its place."""
+        if not self._active:
+            return
+        self._samples.mkdir(exist_ok=True)
+        path = self._samples / f'{step:08d}_{name}.png'
+        files.write(path, cv2.imencode('.png', image[..., ::-1])[1].tobytes())
+        self._add_picture(step, name, path)
+        self._events.flush()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Add numbers of `step`, to its line if it has one; what is written survives a kill."""
@@ -87,6 +108,12 @@ class Writer:
             return
         self._file.close()
         self._events.close()
+
+    def _add_picture(self, step: int, name: str, path: pathlib.Path) -> None:
+        image, time = cv2.imread(str(path)), path.stat().st_mtime
+        if image is not None:  # else a damaged file
+            rgb = image[..., ::-1]
+            self._events.add_image(f'{SAMPLES}/{name}', rgb, step, time, dataformats='HWC')
 
     def _add_events(self, record: Mapping[str, float], values: Mapping[str, float]) -> None:
         for name, value in values.items():
