@@ -15,13 +15,21 @@ TINY = (
     '--config.steps=2', '--config.eval.batch_size=50', '--config.model.width=0.125',
     '--config.data.streams.labelled.batch_size=2', '--config.data.streams.labelled.crop=32,32',
 )  # fmt: skip
+FILES = ('pyproject.toml', 'requirements.txt', 'LICENSE')
 
 
 @pytest.fixture(scope='module')
 def site(tmp_path_factory):
     """Where the package is installed, without what it depends on, which is there."""
     source, folder = tmp_path_factory.mktemp('source'), tmp_path_factory.mktemp('site')
-    for name in ('css_jax', 'configs', 'data_prep', 'pyproject.toml', 'requirements.txt', 'LICENSE'):
+    for name in (
+        'css_jax',
+        'configs',
+        'data_prep',
+        'pyproject.toml',
+        'requirements.txt',
+        'LICENSE',
+    ):
         (source / name).symlink_to(ROOT / name)
     pip = (sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--no-build-isolation')
     subprocess.run([*pip, '--target', folder, source], check=True, timeout=300)
@@ -30,7 +38,7 @@ def site(tmp_path_factory):
 
 def run(site, cwd, *arguments):
     """What the command prints, and its exit status, in a folder that is not the checkout."""
-    environment = {**os.environ, 'PYTHONPATH': str(site), 'TFDS_DATA_DIR': str(cwd / 'data')}
+    environment = {**os.environ, 'PYTHONPATH': str(site)}
     command = [sys.executable, site / 'bin' / 'css-jax', *arguments]
     done = subprocess.run(
         command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
@@ -38,13 +46,14 @@ def run(site, cwd, *arguments):
     return done.stdout + done.stderr, done.returncode
 
 
-def test_two_steps_in_an_empty_folder(site, tmp_path):
+def test_two_steps_in_an_empty_folder(site, tmp_path, data_dir):
+    data = f'--config.data.dir={data_dir}'
     out, status = run(
-        site, tmp_path, 'train', '--config=quickstart:supervised', '--workdir=run', *TINY
+        site, tmp_path, 'train', '--config=quickstart:supervised', '--workdir=run', data, *TINY
     )
     assert status == 0, out
     assert 'written: run/results.json' in out
-    assert not [path for path in tmp_path.iterdir() if path.name not in ('run', 'data')]
+    assert not [path for path in tmp_path.iterdir() if path.name != 'run']
     # By the installed files, not by those of the checkout.
     code = 'import css_jax, configs, data_prep; print(css_jax.__file__, configs.__file__)'
     command = [sys.executable, '-c', code]
@@ -71,7 +80,7 @@ def test_the_command_names_what_there_is(capsys, monkeypatch):
     assert said('trian').startswith("error: css-jax: got 'trian', expected one of train, evaluate")
     assert 'expected one of camvid' in said('prepare')
     assert "got 'shpes', expected one of camvid" in said('prepare', 'shpes')
-    assert 'usage: css-jax prepare camvid' in said('prepare', 'camvid', '--help')
+    assert 'usage: python -m data_prep.camvid' in said('prepare', 'camvid', '--help')
 
 
 def test_a_configuration_is_found_by_its_name_from_any_folder(tmp_path, monkeypatch):
