@@ -137,7 +137,7 @@ def _quickstart(c: ConfigDict, given: Mapping[str, Any], told: Mapping[str, str]
         c.cosa.strong_prob = 0.0
         c.augment.blur_prob = 0.0
     else:
-        c.optimizer.learning_rate = 0.05
+        c.optimizer.learning_rate = 0.1
 
 
 def _folder(c: ConfigDict, given: Mapping[str, Any], told: Mapping[str, str]) -> None:
