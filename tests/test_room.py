@@ -41,22 +41,20 @@ def test_a_step_without_room_names_what_it_takes_and_which_keys_need_less(data_d
     needs = {'bytes_total': 17 * GIB, 'bytes_temporary': 16 * GIB, 'bytes_arguments': GIB}
     size = config.data.streams.labelled.batch_size
     fits = int((0.9 * 8 - 1) / 16 * size)
-    with pytest.raises(ValueError, match='^out of memory for 4294967296: ') as caught:
-        with memory.training(config, needs):
-            exhausted()
+    message = r'^out of memory for 4294967296 bytes: '
+    with pytest.raises(ValueError, match=message) as caught, memory.training(config, needs):
+        exhausted()
     line = str(caught.value)
     assert '\n' not in line
     assert 'a step takes 17.0 GiB by the compiler, the device has 8.0 GiB' in line
     assert f'batch_size (labelled {size})' in line and 'accumulate_steps (1)' in line
     assert line.endswith(f'; about labelled {fits} would fit') and fits
-    with (
-        pytest.raises(ValueError, match='^out of memory: the device has'),
-        memory.training(config, {}),
-    ):
+    step = pytest.raises(ValueError, match=r'^out of memory: the device has')
+    with step, memory.training(config, {}):
         raise MemoryError
-    with pytest.raises(ValueError, match=r'memory.*: in the evaluation; .* eval\.batch_size'):
-        with memory.evaluation(config):
-            exhausted()
+    scoring = pytest.raises(ValueError, match=r'memory.*: in the evaluation; .* eval\.batch_size')
+    with scoring, memory.evaluation(config):
+        exhausted()
     # What is no lack of room stays what it is.
     with pytest.raises(jax.errors.JaxRuntimeError, match='INTERNAL'), memory.evaluation(config):
         raise jax.errors.JaxRuntimeError('INTERNAL: other')
