@@ -93,7 +93,8 @@ def _trained(
             return asked() > 0 and parallel.process()[1] == 1
 
         def save() -> None:
-            _finite(pending, writer)
+            with memory.training(config, needs):
+                _finite(pending, writer)
             with progress.pause():
                 checkpoints.save(done, current, meta)
 
@@ -148,7 +149,8 @@ def _trained(
                 bar.step()
                 due = _due(done, config)
                 if done == config.steps or done % config.log_every == 0:
-                    values = _finite(pending, writer)
+                    with memory.training(config, needs):  # a step's error comes when it is asked for
+                        values = _finite(pending, writer)
                     rates = {name: float(rate(t)) for name, rate in run.rates.items()}
                     speed = progress.update(done, sum(phase.sizes.values()))
                     record = {**values, **rates, **speed}
