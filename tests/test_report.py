@@ -13,13 +13,25 @@ import numpy as np
 import pytest
 from absl import app
 from absl.testing import flagsaver
+from ml_collections import ConfigDict
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from css_jax import main, models, parallel, train
 from css_jax.evaluation import pictures, results
 from css_jax.modes import report
 from css_jax.ops import metrics as scoring
-from css_jax.report import charts, embedded, page, predictions, runs, scores, settings
+from css_jax.report import (
+    charts,
+    curves,
+    embedded,
+    images,
+    names,
+    page,
+    predictions,
+    runs,
+    scores,
+    settings,
+)
 from css_jax.report.runs import Part
 from css_jax.run import checkpoint, diagnostics, metrics
 from css_jax.run import folder as run_folder
@@ -138,6 +150,59 @@ def test_pictures_of_the_page_are_those_of_the_split(folder, text):
     label = predictions.batches.example(source, 0)['label']
     colours = predictions.sources.palette('shapes')
     np.testing.assert_array_equal(decoded[..., ::-1], pictures.colourise(label, colours))
+
+
+@pytest.mark.parametrize('lost', ['dataset', 'weights'])
+def test_scores_and_curves_are_shown_of_what_is_lost(folder, tmp_path, monkeypatch, lost):
+    shutil.copytree(folder / NAME, tmp_path / 'a')
+    if lost == 'weights':
+        shutil.rmtree(tmp_path / 'a' / checkpoint.FOLDER)
+    else:
+        gone = mock.Mock(side_effect=FileNotFoundError('it is gone'))
+        for name in ('load', 'class_names', 'palette'):
+            monkeypatch.setattr(predictions.sources, name, gone)
+    assert 'mIoU' in report.report(tmp_path)
+    read = Reader((tmp_path / report.PAGE).read_text())
+    ids = [attributes.get('id') for _, attributes in read.tags]
+    assert {'scores', 'confusion', 'curves', 'hardware', 'configuration'} <= set(ids)
+    assert read.of('img') == [] and not (tmp_path / report.PICTURE).exists()
+    said = {'dataset': 'it is gone', 'weights': 'no checkpoint in'}[lost]
+    assert said in ''.join(read.words)
+
+
+def test_pictures_end_where_the_image_does():
+    source = mock.Mock(ids=['i'], sizes=np.array([[3, 5]]), dataset='d', split='val')
+    source.__len__ = lambda self: 1
+    example = {'image': np.zeros((8, 8, 3), np.uint8), 'label': np.zeros((8, 8), np.uint8)}
+    sample = predictions.Sample(source, [0], 1, [example])
+    predicted = {'run': predictions.Predicted([np.zeros((8, 8), int)], [1.0], 1.0)}
+    made = images.section(sample, predicted, ['a'], np.zeros((1, 3), np.uint8))
+    assert [(i['width'], i['height']) for i in Reader(made).of('img')] == 3 * [('5', '3')]
+
+
+def test_numbers_are_said_in_words_and_shares_in_percent():
+    assert names.said('eval_cam_miou') == names.Said('mIoU of the CAMs', True)
+    assert names.said('loss_supervised_a').title == 'L_s, of masks: a'
+    assert names.said('loss_of_mine') == names.Said('loss_of_mine')
+    records = [{'step': i, 'agreement': i / 10, 'eval_miou': None} for i in (8, 10)]
+    run = runs.Run('r', None, None, {'miou': 0.5}, records, [], 10)
+    drawn = curves.section([run])
+    assert 'agree, %' in drawn and '<code>agreement</code>' in drawn and 'r 100<' in drawn
+    assert '>step</text>' in drawn and '>120</text>' not in drawn
+    # A score of one record is a point, and stands in the table.
+    once = run._replace(records=[{'step': 10, 'eval_miou': 0.5}])
+    assert '<svg' not in curves.section([once]) and 'Evaluated once' in curves.section([once])
+    assert '<svg' in curves.section([once._replace(results=None)])
+
+
+def test_keys_of_one_kind_of_run_are_folded_and_the_method_comes_first(folder):
+    found = runs.find([folder / NAME])[0]
+    config = found.config.to_dict() | {'method': 'x', 'of_one': 1, 'seed': 99}
+    other = found._replace(name='other', config=ConfigDict(config))
+    made = settings.differences([found, other])
+    assert made.index('>method<') < made.index('>seed<') < made.index('<details') < made.index(
+        '>of_one<'
+    )  # fmt: skip
 
 
 def test_results_have_the_confusion_matrix_that_the_scores_are_of(folder):
