@@ -239,12 +239,16 @@ def test_pictures_of_steps_that_are_undone_are_dropped_and_no_other(tmp_path):
     for step, image in with_step.items():
         writer.picture(step, 'a_b', image)
     writer.close()
-    metrics.Writer(tmp_path, 3).close()  # resumed
+    (tmp_path / metrics.SAMPLES / '9_of_mine.png').write_bytes(b'')
+    writer = metrics.Writer(tmp_path, 2)  # resumed, and evaluates again
+    writer.picture(2, 'a_b', with_step[2])
+    writer.close()
     events = EventAccumulator(str(tmp_path), {'images': 0}).Reload()
     (tag,) = events.Tags()['images']
     (event,) = events.Images(tag)
     assert (tag, event.step, event.width, event.height) == ('samples/a_b', 2, 6, 4)
-    assert len(list((tmp_path / metrics.SAMPLES).iterdir())) == 1
+    found = sorted(path.name for path in (tmp_path / metrics.SAMPLES).iterdir())
+    assert found == ['00000002_a_b.png', '9_of_mine.png']
 
 
 def test_folders_of_runs_and_runs(folder, tmp_path):
