@@ -205,6 +205,21 @@ def test_keys_of_one_kind_of_run_are_folded_and_the_method_comes_first(folder):
     )  # fmt: skip
 
 
+@pytest.mark.skipif(browser.CHROMIUM is None, reason='Chromium is not installed')
+def test_a_matrix_of_many_classes_is_a_square_and_its_legend_is_folded(tmp_path):
+    counts = (1000 * np.eye(150, dtype=int)).tolist()
+    part = Part('d', 'val', tuple(f'class {i}' for i in range(150)), 'teacher', {
+        'confusion': counts
+    })  # fmt: skip
+    body = scores.matrices({'run': part}) + page.legend(part.names, np.zeros((150, 3), int))
+    (tmp_path / 'page.html').write_text(page.document('t', '', [page.Section('a', 'A', body)]))
+    with browser.opened(tmp_path / 'page.html') as shown:
+        size = 'getBoundingClientRect()'
+        for side in ('width', 'height'):
+            assert shown.evaluate(f'document.images[0].{size}.{side}') == pytest.approx(480, abs=1)
+        assert shown.evaluate("document.querySelector('.legend').closest('details').open") is False
+
+
 def test_results_have_the_confusion_matrix_that_the_scores_are_of(folder):
     path = folder / NAME / results.RESULTS
     written = json.loads(path.read_text())

@@ -144,7 +144,13 @@ def _picture(
         'truth': column(pictures.colourise(example['label'], colours) for example in chosen),
     }
     for name, run in scored.items():
-        predictor = predictions.load(run, evaluation, runs.parts(run)[evaluation])
+        try:
+            predictor = predictions.load(run, evaluation, runs.parts(run)[evaluation])
+        except (ValueError, OSError) as error:
+            LOG.warning('warning: %s is not in %s: %s', name, path.name, error)
+            continue
         found = (predictions.labels(predictor, example) for example in chosen)
         columns[name] = column(pictures.colourise(labels, colours) for labels in found)
+    if len(columns) == 2:
+        raise ValueError('no run has weights that can be read')
     pictures.write_grid(path, columns)

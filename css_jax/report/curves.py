@@ -11,7 +11,7 @@ from css_jax.report.runs import Run
 # Heading -> patterns of names; a name is of the first that fits. What none fits comes last.
 GROUPS = {
     'Scores on the validation split': ('eval_miou', 'eval_*'),
-    'Losses': ('loss', 'loss_*'),
+    'Losses': ('loss', 'loss_supervised*', 'loss_unsupervised', 'loss_contrastive', 'loss_*'),
     'Pseudo-labels': (
         'confident', 'confident_*', 'agreement', 'labelled', 'foreground', 'easiness*', 'threshold*'
     ),
@@ -39,7 +39,7 @@ def section(runs: Sequence[Run]) -> str:
     if once:
         body += page.note('Evaluated once, after training: the scores are at the top of the page.')
     for heading in (*GROUPS, _OTHER):
-        wanted = sorted(grouped.get(heading, ()), key=lambda name: (_place(name), name))
+        wanted = sorted(grouped.get(heading, ()), key=_place)
         drawn = ''.join(_chart(name, runs) for name in wanted)
         if drawn and heading in _FOLDED:
             body += page.folded(text(heading), f'<div class="charts">{drawn}</div>')

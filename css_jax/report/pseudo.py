@@ -67,9 +67,8 @@ def section(run: Run) -> str:
     columns = {title: images for title, images in columns.items() if title not in shown}
     if set(columns) - {'student, labelled', 'its mask'}:
         body += '<h4>What the student is trained on</h4>' + _table(columns)
-        body += page.note(
-            'White in labels is void or no label. Indicators and CAMs are black at 0, white at 1.'
-        )
+        if any('indicator' in title or 'CAM' in title for title in columns):
+            body += page.note('Indicators and CAMs are black at 0 and white at 1.')
     return f'<h3>{text(run.name)}</h3>{_legends(config)}{body}' if body else ''
 
 

@@ -133,7 +133,8 @@ def _picture(shares: np.ndarray) -> str:
     scale = max(1, page.SIDE // len(shares))
     drawn = coloured.repeat(scale, 0).repeat(scale, 1)
     alt = 'confusion matrix, true classes downwards, predicted ones to the right'
-    return f'<div class="matrix-picture">{page.image(drawn, alt)}</div>'
+    said = 'Classes in the order of their table, from the top left; dark is 0, yellow all of a row.'
+    return f'<div class="matrix-picture">{page.image(drawn, alt)}</div>{page.note(said)}'
 
 
 def _confused(shares: np.ndarray, names: Sequence[str]) -> str:
