@@ -1,5 +1,6 @@
 """All sections of the page, in their order."""
 
+import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
@@ -224,7 +225,11 @@ def _notes(
     items = ''
     for run in found:
         readable = any(run is one for one in with_weights)
-        without = embedded.without_prototype(run) if readable else None
+        without = None
+        if readable:
+            # A run that is trained meanwhile removes its older checkpoints.
+            with contextlib.suppress(ValueError, OSError):
+                without = embedded.without_prototype(run)
         notes = [  # of each evaluation; what the records say is said once
             note
             for numbers in measured.get(run.name, [diagnostics.Measured()])
