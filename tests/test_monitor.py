@@ -2,6 +2,8 @@
 
 import json
 
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
 from css_jax.evaluation import tables
 from css_jax.run import metrics, progress
 
@@ -16,6 +18,16 @@ def test_steps_after_the_restored_one_are_dropped(tmp_path):
     writer.close()
     assert [(r['step'], r['loss']) for r in metrics.read(tmp_path)] == [(1, 0.5), (2, 1), (3, 9)]
     assert len(list(tmp_path.glob('events.*'))) == 1
+
+
+def test_a_step_that_is_evaluated_again_is_shown_once(tmp_path):
+    for start in (0, 2):
+        writer = metrics.Writer(tmp_path, start)
+        writer.write(2, {'eval_miou': 0.5})
+        writer.close()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [(e.step, e.value) for e in events.Scalars('eval_miou')] == [(2, 0.5)]
+    assert len(metrics.read(tmp_path)) == 1
 
 
 def test_what_is_not_finite_is_written_as_json_null(tmp_path):

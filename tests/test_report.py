@@ -13,13 +13,25 @@ import numpy as np
 import pytest
 from absl import app
 from absl.testing import flagsaver
+from ml_collections import ConfigDict
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from css_jax import main, models, parallel, train
 from css_jax.evaluation import pictures, results
 from css_jax.modes import report
 from css_jax.ops import metrics as scoring
-from css_jax.report import charts, embedded, page, predictions, runs, scores, settings
+from css_jax.report import (
+    charts,
+    curves,
+    embedded,
+    images,
+    names,
+    page,
+    predictions,
+    runs,
+    scores,
+    settings,
+)
 from css_jax.report.runs import Part
 from css_jax.run import checkpoint, diagnostics, metrics
 from css_jax.run import folder as run_folder
@@ -140,6 +152,74 @@ def test_pictures_of_the_page_are_those_of_the_split(folder, text):
     np.testing.assert_array_equal(decoded[..., ::-1], pictures.colourise(label, colours))
 
 
+@pytest.mark.parametrize('lost', ['dataset', 'weights'])
+def test_scores_and_curves_are_shown_of_what_is_lost(folder, tmp_path, monkeypatch, lost):
+    shutil.copytree(folder / NAME, tmp_path / 'a')
+    if lost == 'weights':
+        shutil.rmtree(tmp_path / 'a' / checkpoint.FOLDER)
+    else:
+        gone = mock.Mock(side_effect=FileNotFoundError('it is gone'))
+        for name in ('load', 'class_names', 'palette'):
+            monkeypatch.setattr(predictions.sources, name, gone)
+    assert 'mIoU' in report.report(tmp_path)
+    read = Reader((tmp_path / report.PAGE).read_text())
+    ids = [attributes.get('id') for _, attributes in read.tags]
+    assert {'scores', 'confusion', 'curves', 'hardware', 'configuration'} <= set(ids)
+    assert read.of('img') == [] and not (tmp_path / report.PICTURE).exists()
+    said = {'dataset': 'it is gone', 'weights': 'no checkpoint in'}[lost]
+    assert said in ''.join(read.words)
+
+
+def test_pictures_end_where_the_image_does():
+    source = mock.Mock(ids=['i'], sizes=np.array([[3, 5]]), dataset='d', split='val')
+    source.__len__ = lambda self: 1
+    example = {'image': np.zeros((8, 8, 3), np.uint8), 'label': np.zeros((8, 8), np.uint8)}
+    sample = predictions.Sample(source, [0], 1, [example])
+    predicted = {'run': predictions.Predicted([np.zeros((8, 8), int)], [1.0], 1.0)}
+    made = images.section(sample, predicted, ['a'], np.zeros((1, 3), np.uint8))
+    assert [(i['width'], i['height']) for i in Reader(made).of('img')] == 3 * [('5', '3')]
+
+
+def test_numbers_are_said_in_words_and_shares_in_percent():
+    assert names.said('eval_cam_miou') == names.Said('mIoU of the CAMs', True)
+    assert names.said('loss_supervised_a').title == 'L_s, of masks: a'
+    assert names.said('loss_of_mine') == names.Said('loss_of_mine')
+    records = [{'step': i, 'agreement': i / 10, 'eval_miou': None} for i in (8, 10)]
+    run = runs.Run('r', None, None, {'miou': 0.5}, records, [], 10)
+    drawn = curves.section([run])
+    assert 'agree, %' in drawn and '<code>agreement</code>' in drawn and 'r 100<' in drawn
+    assert '>step</text>' in drawn and '>120</text>' not in drawn
+    # A score of one record is a point, and stands in the table.
+    once = run._replace(records=[{'step': 10, 'eval_miou': 0.5}])
+    assert '<svg' not in curves.section([once]) and 'Evaluated once' in curves.section([once])
+    assert '<svg' in curves.section([once._replace(results=None)])
+
+
+def test_keys_of_one_kind_of_run_are_folded_and_the_method_comes_first(folder):
+    found = runs.find([folder / NAME])[0]
+    config = found.config.to_dict() | {'method': 'x', 'of_one': 1, 'seed': 99}
+    other = found._replace(name='other', config=ConfigDict(config))
+    made = settings.differences([found, other])
+    assert made.index('>method<') < made.index('>seed<') < made.index('<details') < made.index(
+        '>of_one<'
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(browser.CHROMIUM is None, reason='Chromium is not installed')
+def test_a_matrix_of_many_classes_is_a_square_and_its_legend_is_folded(tmp_path):
+    counts = (1000 * np.eye(150, dtype=int)).tolist()
+    part = Part('d', 'val', tuple(f'class {i}' for i in range(150)), 'teacher', {
+        'confusion': counts
+    })  # fmt: skip
+    body = scores.matrices({'run': part}) + page.legend(part.names, np.zeros((150, 3), int))
+    (tmp_path / 'page.html').write_text(page.document('t', '', [page.Section('a', 'A', body)]))
+    with browser.opened(tmp_path / 'page.html') as shown:
+        size = 'getBoundingClientRect()'
+        for side in ('width', 'height'):
+            assert shown.evaluate(f'document.images[0].{size}.{side}') == pytest.approx(480, abs=1)
+        assert shown.evaluate("document.querySelector('.legend').closest('details').open") is False
+
+
 def test_results_have_the_confusion_matrix_that_the_scores_are_of(folder):
     path = folder / NAME / results.RESULTS
     written = json.loads(path.read_text())
@@ -174,12 +254,16 @@ def test_pictures_of_steps_that_are_undone_are_dropped_and_no_other(tmp_path):
     for step, image in with_step.items():
         writer.picture(step, 'a_b', image)
     writer.close()
-    metrics.Writer(tmp_path, 3).close()  # resumed
+    (tmp_path / metrics.SAMPLES / '9_of_mine.png').write_bytes(b'')
+    writer = metrics.Writer(tmp_path, 2)  # resumed, and evaluates again
+    writer.picture(2, 'a_b', with_step[2])
+    writer.close()
     events = EventAccumulator(str(tmp_path), {'images': 0}).Reload()
     (tag,) = events.Tags()['images']
     (event,) = events.Images(tag)
     assert (tag, event.step, event.width, event.height) == ('samples/a_b', 2, 6, 4)
-    assert len(list((tmp_path / metrics.SAMPLES).iterdir())) == 1
+    found = sorted(path.name for path in (tmp_path / metrics.SAMPLES).iterdir())
+    assert found == ['00000002_a_b.png', '9_of_mine.png']
 
 
 def test_folders_of_runs_and_runs(folder, tmp_path):

@@ -1,8 +1,9 @@
 """--mode report: runs side by side, as a table, a picture, and a page with all about them."""
 
+import logging
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from css_jax.run import files
 TABLE = 'report.md'
 PICTURE = 'report.png'
 PAGE = 'report.html'
+LOG = logging.getLogger('css_jax')
 
 
 def report(
@@ -104,12 +106,17 @@ def _table(folder: pathlib.Path, scored: Mapping[str, Run]) -> str:
 
 
 def _pictures(folder: pathlib.Path, scored: Mapping[str, Run], examples: int) -> list[pathlib.Path]:
-    """Draw a picture of each evaluation; return their paths."""
+    """Draw a picture of each evaluation; return the paths of those that could be drawn."""
     several = next(iter(scored.values())).results.get('evaluations', {})
     paths = {name: folder / f'report_{name}.png' for name in several} or {None: folder / PICTURE}
+    written = []
     for name, path in paths.items():
-        _picture(path, scored, name, examples)
-    return list(paths.values())
+        try:
+            _picture(path, scored, name, examples)
+            written.append(path)
+        except (ValueError, OSError) as error:  # the table needs neither dataset nor weights
+            LOG.warning('warning: %s is left out: %s', path.name, error)
+    return written
 
 
 def _picture(
@@ -119,22 +126,31 @@ def _picture(
     first = next(iter(scored.values()))
     part = runs.parts(first)[evaluation]
     source = sources.load(part.dataset, part.split, first.config.data.dir)
-    # What was padded to one size is shown so.
     size = predictions.static_size(first, source)
     places = np.unique(np.linspace(0, len(source) - 1, examples).round().astype(int))
     chosen = [batches.example(source, int(index), size) for index in places]
+    sizes = source.sizes[places].tolist()
     colours = pictures.palette(
         sources.palette(part.dataset, first.config.data.dir), len(part.names)
     )
 
-    def column(labels: list[np.ndarray]) -> np.ndarray:
-        return pictures.aligned([pictures.colourise(one, colours) for one in labels])
+    def column(images: Iterable[np.ndarray]) -> np.ndarray:
+        """Stack images without what was padded."""
+        pairs = zip(images, sizes, strict=True)
+        return pictures.aligned([image[:height, :width] for image, (height, width) in pairs])
 
     columns = {
-        'image': pictures.aligned([example['image'] for example in chosen]),
-        'truth': column([example['label'] for example in chosen]),
+        'image': column(example['image'] for example in chosen),
+        'truth': column(pictures.colourise(example['label'], colours) for example in chosen),
     }
     for name, run in scored.items():
-        predictor = predictions.load(run, evaluation, runs.parts(run)[evaluation])
-        columns[name] = column([predictions.labels(predictor, example) for example in chosen])
+        try:
+            predictor = predictions.load(run, evaluation, runs.parts(run)[evaluation])
+        except (ValueError, OSError) as error:
+            LOG.warning('warning: %s is not in %s: %s', name, path.name, error)
+            continue
+        found = (predictions.labels(predictor, example) for example in chosen)
+        columns[name] = column(pictures.colourise(labels, colours) for labels in found)
+    if len(columns) == 2:
+        raise ValueError('no run has weights that can be read')
     pictures.write_grid(path, columns)

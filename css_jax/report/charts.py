@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from css_jax.report.page import text
+from css_jax.report.page import named, text
 
 Points = Sequence[tuple[float, float | None]]
 _WIDTH, _HEIGHT = 320, 170
@@ -19,7 +19,13 @@ _FEW = 16  # points in a small drawing
 _LETTER, _LINE = 6.6, 13  # width of a letter of a name, and height of its line
 
 
-def lines(title: str, series: Mapping[str, Points], last_step: int) -> str:
+def lines(
+    title: str,
+    series: Mapping[str, Points],
+    last_step: int,
+    known_as: str = '',
+    bounds: tuple[float, float] | None = None,
+) -> str:
     """Return a figure with a line for each run, and its last value below.
 
     Args:
@@ -27,6 +33,8 @@ def lines(title: str, series: Mapping[str, Points], last_step: int) -> str:
         series: run -> (step, value), steps ascending; None breaks the line. A run that has no
             value keeps its colour.
         last_step: at the right end; all charts of a page have one scale of steps.
+        known_as: name of the values in metrics.jsonl, shown small where the title is another.
+        bounds: least and largest value that there can be; the axis ends there.
     """
     known = [p for points in series.values() for p in points if p[1] is not None]
     if not known:
@@ -34,6 +42,9 @@ def lines(title: str, series: Mapping[str, Points], last_step: int) -> str:
     values = np.array([value for _, value in known], float)
     left, right = 0, max(last_step, 1)
     marks = ticks(values.min(), values.max())
+    if bounds:
+        marks = [mark for mark in marks if bounds[0] <= mark <= bounds[1]]
+        marks = marks if len(marks) > 1 else list(bounds)
     low, high = marks[0], marks[-1]
 
     def x(step: float) -> float:
@@ -48,6 +59,7 @@ def lines(title: str, series: Mapping[str, Points], last_step: int) -> str:
         parts.append(_text(_LEFT - 5, y(mark) + 4, _short(mark), 'end'))
     for step, anchor in ((left, 'start'), (right, 'end')):
         parts.append(_text(x(step), _HEIGHT - 5, f'{step:g}', anchor))
+    parts.append(_text((x(left) + x(right)) / 2, _HEIGHT - 5, 'step', 'middle'))
     legend = []
     for place, (name, points) in enumerate(series.items()):
         colour = f'var(--run-{place % COLOURS})'
@@ -71,8 +83,8 @@ def lines(title: str, series: Mapping[str, Points], last_step: int) -> str:
         if points and points[-1][1] is not None
     )
     return (
-        f'<figure class="chart"><h4>{text(title)}</h4>{_svg(label, parts, _WIDTH, _HEIGHT)}'
-        f'<figcaption>{"".join(legend)}</figcaption></figure>'
+        f'<figure class="chart"><h4>{named(title, known_as)}</h4>'
+        f'{_svg(label, parts, _WIDTH, _HEIGHT)}<figcaption>{"".join(legend)}</figcaption></figure>'
     )
 
 

@@ -75,14 +75,18 @@ def _drawn(run: Run, what: str, points: _Points) -> str:
     title = f'{run.name}: {what}'
     figure = charts.points(title, places, *points[1:])
     return f'<div>{figure}' + page.note(
-        f'{len(places)} {text(what)} of unit length; the plane has {100 * share:.0f} % of their '
-        'variance.'
+        f'{len(places)} {text(what)} of unit length, in the plane of their two largest principal '
+        f'components, which has {100 * share:.0f} % of their variance: what is near there may be '
+        'apart in other directions.'
     ) + '</div>'  # fmt: skip
 
 
 def _names(run: Run) -> list[str]:
     stream = next(iter(run.config.data.streams.values()))
-    own = sources.class_names(stream.dataset, run.config.data.dir)
+    try:
+        own = sources.class_names(stream.dataset, run.config.data.dir)
+    except (ValueError, OSError):  # the dataset is not there any more
+        own = ()
     return [*own, *(f'class {i}' for i in range(len(own), run.config.num_classes))]
 
 

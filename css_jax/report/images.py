@@ -29,11 +29,7 @@ def section(
         return page.pictures_table(['image', 'truth', *predicted], found)
 
     whole, count = len(sample.source), len(sample.indices)
-    legend = ''.join(
-        f'<li>{page.chip(colour)}{text(name)}</li>'
-        for name, colour in zip(names, colours.tolist(), strict=True)
-    )
-    body = f'<ul class="legend">{legend}<li>{page.chip((255, 255, 255))}void</li></ul>'
+    body = page.legend(names, colours)
     body += '<h3>Evenly spread over the split</h3>' + rows(range(sample.spread))
     miou = np.array([p.miou for p in predicted.values()], float)  # [runs, images], NaN for None
     scored = np.flatnonzero(np.isfinite(miou).all(0))
@@ -44,9 +40,10 @@ def section(
     of = f'all {whole}' if count == whole else f'{count} of the {whole}'
     body += '<h3>Worst images</h3>' + rows(order[:most])
     body += '<h3>Best images</h3>' + rows(order[-most:][::-1])
+    mean = ', a mean over the runs' * (len(predicted) > 1)
     means = ', '.join(f'{text(n)} {page.percent(p.together)}' for n, p in predicted.items())
     return body + page.note(
-        f'Worst and best are by the mIoU of the image, a mean over the runs, of {of} images of '
+        f'Worst and best are by the mIoU of the image{mean}, of {of} images of '
         f'{text(sample.source.dataset)}, split {text(sample.source.split)}. Below each prediction '
         f'is its mIoU in %, over the classes of the image. mIoU of these images together: {means}.'
     )
@@ -56,14 +53,16 @@ def _row(
     sample: Sample, predicted: Mapping[str, Predicted], place: int, colours: np.ndarray
 ) -> list[str]:
     example, name = sample.examples[place], sample.source.ids[sample.indices[place]]
-    truth = pictures.colourise(example['label'], colours)
+    # Without what was padded.
+    height, width = sample.source.sizes[sample.indices[place]].tolist()
+    truth = pictures.colourise(example['label'][:height, :width], colours)
     cells = [
-        page.image(example['image'], f'image {name}', photograph=True)
+        page.image(example['image'][:height, :width], f'image {name}', photograph=True)
         + f'<small>{text(name)}</small>',
         page.image(truth, f'truth of {name}'),
     ]
     for run, found in predicted.items():
-        drawn = pictures.colourise(found.labels[place], colours)
+        drawn = pictures.colourise(found.labels[place][:height, :width], colours)
         score = page.percent(found.miou[place], 1)
         cells.append(page.image(drawn, f'{run} on {name}') + f'<small>mIoU {score}</small>')
     return cells

@@ -15,6 +15,7 @@ from css_jax.evaluation import pictures
 _FOLDER = pathlib.Path(__file__).parent
 SIDE = 256  # pixels of the longer side of a picture, at most
 _QUALITY = 82  # of photographs, as JPEG has it
+_NAMES = 30  # in a legend that is not folded
 _COARSE = 128  # pixels up to which a picture is shown enlarged, its pixels as squares
 
 
@@ -176,6 +177,25 @@ def image(picture: np.ndarray, alt: str, photograph: bool = False) -> str:
         f'<img{coarse} src="data:image/{kind};base64,{data}" width="{width}" height="{height}" '
         f'alt="{text(alt)}">'
     )
+
+
+def named(title: str, key: str) -> str:
+    """Return a title, and small beside it the name that it has in files, where it is another."""
+    small = f' <code>{text(key)}</code>' if key not in ('', title) else ''
+    return f'{text(title)}{small}'
+
+
+def legend(names: Sequence[str], colours: np.ndarray) -> str:
+    """Return names beside their colours, and void; folded where they are many.
+
+    Args:
+        names: of the classes, plain text.
+        colours: of the classes, uint8 [C, 3] RGB.
+    """
+    pairs = zip(names, colours.tolist(), strict=True)
+    items = ''.join(f'<li>{chip(colour)}{text(name)}</li>' for name, colour in pairs)
+    items = f'<ul class="legend">{items}<li>{chip((255, 255, 255))}void or no label</li></ul>'
+    return items if len(names) <= _NAMES else folded(f'Colours of {len(names)} classes', items)
 
 
 def chip(colour: Sequence[int]) -> str:

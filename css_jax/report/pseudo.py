@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from css_jax import methods, parallel, state
-from css_jax.data import splits, streams
+from css_jax.data import sources, splits, streams
 from css_jax.evaluation import pictures, targets
 from css_jax.methods import css, css_follow, teacher, views
 from css_jax.ops import pseudo_labels
@@ -49,27 +49,58 @@ def section(run: Run) -> str:
     body = ''
     if in_spaces:
         body += _both(config, batch, truths, spaces)
-    columns = targets.read(config, batch) | targets.made(config, batch, prepared)
+    columns = {}
+    for title, images in targets.read(config, batch).items():
+        columns[title] = images
+        stream = title.removesuffix(' crop')
+        if stream in truths:
+            of = '' if len(truths) == 1 else f' of {stream}'
+            columns[f'truth{of}, not trained on'] = truths[stream]
+    if len(batch) == 1:  # of which there is nothing to tell apart
+        columns = {title.replace(f'{next(iter(batch))} ', ''): x for title, x in columns.items()}
+    columns |= targets.made(config, batch, prepared)
     # What is shown already, or again as the student sees it.
     shown = ['labelled crop', 'labelled mask'] if 'student, labelled' in columns else []
-    shown += ['teacher, logit space', 'teacher, prototypes', 'unlabelled crop'] * in_spaces
+    if in_spaces:
+        shown += ['teacher, logit space', 'teacher, prototypes']
+        shown += ['unlabelled crop', 'truth, not trained on']
     columns = {title: images for title, images in columns.items() if title not in shown}
     if set(columns) - {'student, labelled', 'its mask'}:
         body += '<h4>What the student is trained on</h4>' + _table(columns)
-    return f'<h3>{text(run.name)}</h3>{body}' if body else ''
+        if any('indicator' in title or 'CAM' in title for title in columns):
+            body += page.note('Indicators and CAMs are black at 0 and white at 1.')
+    return f'<h3>{text(run.name)}</h3>{_legends(config)}{body}' if body else ''
+
+
+def _legends(config: ConfigDict) -> str:
+    """Return the colours of each dataset, below its streams where there are several datasets."""
+    of: dict[str, list[str]] = {}
+    for stream, own in config.data.streams.items():
+        of.setdefault(own.dataset, []).append(stream)
+    body = ''
+    for dataset, names in of.items():
+        if len(of) > 1:
+            body += page.note(f'{text(", ".join(names))}: {text(dataset)}')
+        classes = sources.class_names(dataset, config.data.dir)
+        body += page.legend(classes, sources.palette(dataset, config.data.dir))
+    return body
 
 
 def _batch(config: ConfigDict) -> tuple[dict, dict[str, np.ndarray]]:
-    """Return a batch, and the masks of streams that training reads without."""
-    data = ConfigDict(config.data.to_dict())
-    unread = [name for name, stream in data.streams.items() if stream.reads == 'none']
+    """Return a batch, and pictures of the masks of streams that training reads without."""
+    batch = next(streams.train_batches(config.data, seed=config.seed))
+    data, colours, truths = ConfigDict(config.data.to_dict()), targets.palettes(config), {}
+    unread = [name for name in batch if not data.streams[name].reads.startswith('mask')]
     for name in unread:
         data.streams[name].reads = 'mask'  # to be looked at; the crops are those of training
     try:
-        batch = next(streams.train_batches(data, seed=config.seed))
+        with_masks = next(streams.train_batches(data, seed=config.seed))
     except ValueError:  # of a split that has no masks
-        batch = next(streams.train_batches(config.data, seed=config.seed))
-    truths = {name: batch[name].pop('label') for name in unread if 'label' in batch[name]}
+        with_masks = {}
+    for name in unread:
+        labels = with_masks.get(name, {}).get('label')
+        if labels is not None and (labels != sources.VOID).any():
+            truths[name] = pictures.colourise(labels, colours[name])
     return batch, truths
 
 
@@ -86,12 +117,11 @@ def _spaces(current: state.TrainState, batch: dict, ctx: state.Context) -> tuple
 def _both(config: ConfigDict, batch: dict, truths: dict, spaces: tuple) -> str:
     y_lgt, j_lgt, y_rep, j_rep, mix = spaces
     colours = targets.palettes(config)['unlabelled']
-    truth = truths.get('unlabelled')
     c, agreed = config.unsupervised, mix >= 0
     kept = np.where(agreed & (j_lgt >= c.threshold), mix, -1)
     columns = {'unlabelled image': batch['unlabelled']['image']}
-    if truth is not None and (truth != 255).any():
-        columns['truth, not trained on'] = pictures.colourise(truth, colours)
+    if 'unlabelled' in truths:
+        columns['truth, not trained on'] = truths['unlabelled']
     columns |= {
         'logit space': pictures.colourise(y_lgt, colours),
         'its confidence': _heat(j_lgt),

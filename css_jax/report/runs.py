@@ -1,5 +1,6 @@
 """The runs of a report: what lies in their folders."""
 
+import contextlib
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -121,7 +122,8 @@ def _read(folder: pathlib.Path, name: str, file: str) -> Run:
     results = result_files.read(folder / file) if (folder / file).exists() else None
     step = results['step'] if results else None
     if step is None and checkpoint.exists(folder):
-        step = checkpoint.find(folder, 'last')
+        with contextlib.suppress(ValueError):  # all are damaged, which it has warned of
+            step = checkpoint.find(folder, 'last')
     config, records = run_folder.load(folder), metrics.read(folder)
     return Run(name, folder, config, results, records, run_folder.starts(folder), step)
 

@@ -8,6 +8,7 @@ import numpy as np
 from css_jax.evaluation import results as result_files
 from css_jax.evaluation import tables
 from css_jax.report import page
+from css_jax.report.names import said
 from css_jax.report.page import Cell, text
 from css_jax.report.runs import Part
 
@@ -36,9 +37,8 @@ def section(parts: Mapping[str, Part], colours: np.ndarray) -> str:
         for title, key in (('mIoU', 'miou'), ('pixel accuracy', 'accuracy'))
     ]
     where = f'{text(first.dataset)}, split {text(first.split)}'
-    body = page.table(
-        ['class', *map(text, parts)], rows, f'IoU in % on {where}; the best of a row is bold', foot
-    )
+    bold = '; the best of a row is bold' * (len(parts) > 1)
+    body = page.table(['class', *map(text, parts)], rows, f'IoU in % on {where}{bold}', foot)
     waiting = [name for name, part in parts.items() if part.scores is None]
     if waiting:
         body += page.note(f'Not evaluated yet: {text(", ".join(waiting))}.')
@@ -92,10 +92,13 @@ def _more(scored: Mapping[str, Mapping]) -> str:
     if not names:
         return ''
     rows = [
-        [Cell(text(n), n), *(Cell(tables.number(o.get(n)), o.get(n)) for o in more.values())]
+        [
+            Cell(page.named(said(n).title, n), n),
+            *(Cell(tables.number(o.get(n)), o.get(n)) for o in more.values()),
+        ]
         for n in names
     ]
-    caption = "Scores of the runs' methods beside; shares in %"
+    caption = "Further scores of the runs' methods; shares in %"
     return page.table(['score', *map(text, more)], rows, caption)
 
 
@@ -130,7 +133,8 @@ def _picture(shares: np.ndarray) -> str:
     scale = max(1, page.SIDE // len(shares))
     drawn = coloured.repeat(scale, 0).repeat(scale, 1)
     alt = 'confusion matrix, true classes downwards, predicted ones to the right'
-    return f'<div class="matrix-picture">{page.image(drawn, alt)}</div>'
+    said = 'Classes in the order of their table, from the top left; dark is 0, yellow all of a row.'
+    return f'<div class="matrix-picture">{page.image(drawn, alt)}</div>{page.note(said)}'
 
 
 def _confused(shares: np.ndarray, names: Sequence[str]) -> str:

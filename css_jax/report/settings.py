@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 from css_jax.report import page
 from css_jax.report.page import Cell, text
 from css_jax.report.runs import Run
-from css_jax.run import progress
+from css_jax.run import folder, progress
 
 
 def differences(runs: Sequence[Run]) -> str:
@@ -21,12 +21,16 @@ def differences(runs: Sequence[Run]) -> str:
     differ = [k for k in keys if len({repr(v.get(k, _ABSENT)) for v in flat.values()}) > 1]
     body = ''
     if len(runs) > 1 and differ:
-        rows = [
-            [Cell(text(key), key), *(_value(values, key) for values in flat.values())]
-            for key in differ
-        ]
-        caption = f'The {len(differ)} of {len(keys)} keys that differ; - where a run has none'
-        body = page.table(['key', *map(text, flat)], rows, caption, kind='values')
+        # What two runs have set in two ways says more than what only one kind of run has at all.
+        several = [k for k in differ if len({repr(v[k]) for v in flat.values() if k in v}) > 1]
+        some = [key for key in differ if key not in several]
+        if several:
+            caption = f'{len(several)} of {len(keys)} keys; - where a run has none'
+            body += _table(flat, sorted(several, key=lambda key: key != 'method'), caption)
+        if some:
+            caption = 'Keys that a run has or has not, and of one value'
+            title = f'{len(some)} keys that only some of the runs have'
+            body += page.folded(title, _table(flat, some, caption))
     elif len(runs) > 1:
         body = page.note('The configurations do not differ.')
     for name, values in flat.items():
@@ -52,9 +56,11 @@ def hardware(runs: Sequence[Run]) -> str:
             run, lambda s: ', '.join(s[name] for name in ('jax', 'flax', 'optax'))
         ),
     }
+    found = {title: [show(run) for run in runs] for title, show in rows.items()}
     table = [
-        [Cell(title, title), *(Cell(text(found), found) for found in map(show, runs))]
-        for title, show in rows.items()
+        [Cell(title, title), *(Cell(text(value), value) for value in values)]
+        for title, values in found.items()
+        if set(values) != {'-'}
     ]
     caption = (
         'Time is that between records, the first compilation and pauses between starts left out'
@@ -62,7 +68,7 @@ def hardware(runs: Sequence[Run]) -> str:
     headings = ['', *(text(run.name) for run in runs)]
     body = page.table(headings, table, caption, sortable=False, kind='values')
     if not all(run.starts for run in runs):
-        body += page.note('An older version has noted no devices: these are shown as -.')
+        body += page.note(f'Devices and versions are not noted of all runs, in {folder.STARTS}.')
     return body
 
 
@@ -74,6 +80,13 @@ def trained_seconds(records: Sequence[Mapping], starts: Sequence[Mapping]) -> fl
         for a, b in itertools.pairwise(records)
         if not any(a['time'] < start < b['time'] for start in begun)
     )
+
+
+def _table(flat: Mapping[str, Mapping], keys: Sequence[str], caption: str) -> str:
+    rows = [
+        [Cell(text(key), key), *(_value(values, key) for values in flat.values())] for key in keys
+    ]
+    return page.table(['key', *map(text, flat)], rows, caption, kind='values')
 
 
 class _Absent:

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import pathlib
+import re
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -71,12 +72,13 @@ class Writer:
             self._record = records[-1]
             self._place -= len(_line(self._record))
         self._samples = folder / SAMPLES
-        for path in sorted(self._samples.glob('[0-9]*_*.png')):
-            number, _, name = path.stem.partition('_')
-            if int(number) > step:
+        self._shown: set[pathlib.Path] = set()
+        for path in sorted(self._samples.glob('*.png')):
+            own = re.fullmatch(r'([0-9]{8,})_(.+)', path.stem)  # others are somebody's own
+            if own and int(own[1]) > step:
                 path.unlink()
-            else:
-                self._add_picture(int(number), name, path)
+            elif own:
+                self._add_picture(int(own[1]), own[2], path)
         self._events.flush()
         self._tracker = tracker
         if tracker is not None:
@@ -98,7 +100,11 @@ class Writer:
         if not self._active:
             return
         values = {name: _plain(value) for name, value in values.items()}
-        if self._record.get('step') == step:
+        known = self._record if self._record.get('step') == step else {}
+        values = {name: value for name, value in values.items() if known.get(name, ...) != value}
+        if known and not values:
+            return
+        if known:
             self._record |= values  # a longer line, which takes the place of the one before
         else:
             self._place = self._file.seek(0, os.SEEK_END)
@@ -135,6 +141,9 @@ class Writer:
             self._warned = True
 
     def _add_picture(self, step: int, name: str, path: pathlib.Path) -> None:
+        if path in self._shown:  # a resumed run evaluates a step again if its score is not saved
+            return
+        self._shown.add(path)
         image, time = cv2.imread(str(path)), path.stat().st_mtime
         if image is not None:  # else a damaged file
             rgb = image[..., ::-1]
