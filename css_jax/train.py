@@ -149,7 +149,7 @@ def _trained(
                 bar.step()
                 due = _due(done, config)
                 if done == config.steps or done % config.log_every == 0:
-                    with memory.training(config, needs):  # a step's error comes when it is asked for
+                    with memory.training(config, needs):  # where its error comes to light
                         values = _finite(pending, writer)
                     rates = {name: float(rate(t)) for name, rate in run.rates.items()}
                     speed = progress.update(done, sum(phase.sizes.values()))
