@@ -219,7 +219,6 @@ def test_the_size_is_that_of_the_evaluation(run, data_dir):
 @pytest.mark.parametrize(
     ('given', 'error', 'answer'),
     [
-        ({'target': None}, ValueError, 'expected --target=FILE'),
         ({'target': 'a.txt'}, ValueError, r"got '.*a.txt', expected a file ending in .onnx, .st"),
         ({'form': 'onnx'}, ValueError, r"a.npz', expected a file ending in .onnx with --format=o"),
         ({'target': 'there.npz'}, FileExistsError, 'there.npz is there already'),
@@ -236,7 +235,7 @@ def test_the_size_is_that_of_the_evaluation(run, data_dir):
 def test_what_cannot_be_exported_is_one_line(run, tmp_path, given, error, answer):
     (tmp_path / 'there.npz').write_text('mine')
     given = {'workdir': run, 'target': 'a.npz'} | given
-    given |= {key: tmp_path / given[key] for key in ('target', 'workdir') if given[key]}
+    given |= {key: tmp_path / given[key] for key in ('target', 'workdir')}
     with pytest.raises(error, match=answer) as raised:
         export.export(**given)
     assert '\n' not in str(raised.value)
