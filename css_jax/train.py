@@ -19,7 +19,7 @@ from css_jax.data import splits, streams
 from css_jax.evaluation import evaluator, pictures, results, tables
 from css_jax.parallel import cost
 from css_jax.prepare import Run, prepare
-from css_jax.run import checkpoint, diagnostics, metrics, signals, wandb_run
+from css_jax.run import checkpoint, diagnostics, memory, metrics, signals, wandb_run
 from css_jax.run import folder as run_folder
 from css_jax.run import progress as progresses
 
@@ -62,7 +62,9 @@ def _trained(
 ) -> dict[str, Any]:
     """Train a run that is prepared, see `train`; the lock is given back where training ends."""
     config, layout, every = run.config, run.layout, run.every
-    current = run.make(np.uint32(config.seed), run.given)
+    needs: dict[str, float | None] = {}  # of the step that was compiled last
+    with memory.training(config, needs):
+        current = run.make(np.uint32(config.seed), run.given)
     LOG.info('\n%s', parameter_overview.get_parameter_overview(current.student.params))
     for line in run.batches:
         LOG.info('%s', line)
@@ -95,7 +97,8 @@ def _trained(
         def score() -> dict[str, Any] | None:
             """Evaluate the state, which is saved already; None if that is broken off."""
             with progress.pause():
-                scores = evaluator.evaluate(every, current, broken_off)
+                with memory.evaluation(config):
+                    scores = evaluator.evaluate(every, current, broken_off)
                 if scores is not None:
                     writer.write(done, _evaluated(scores))
                     if primary:
@@ -124,16 +127,18 @@ def _trained(
                             config.data, config.seed, t, *parallel.process(), names=phase.sizes
                         )
                         batch = layout.place(next(batches))
-                        step = _compile(phase.program, current, batch)
+                        with memory.training(config, needs):
+                            step = _compile(phase.program, current, batch, needs)
                 else:
                     batch = layout.place(next(batches))
                 profile.before(t)
-                with jax.profiler.StepTraceAnnotation('train', step_num=t):
-                    current, pending[t + 1] = step(current, batch)
-                profile.after(t, pending[t + 1])
-                # The host is one step ahead, not fifty: those would hold their batches' memory, and
-                # be waited for when the run is to stop.
-                jax.block_until_ready(pending.get(t))
+                with memory.training(config, needs):
+                    with jax.profiler.StepTraceAnnotation('train', step_num=t):
+                        current, pending[t + 1] = step(current, batch)
+                    profile.after(t, pending[t + 1])
+                    # The host is one step ahead, not fifty: those would hold their batches' memory,
+                    # and be waited for when the run is to stop.
+                    jax.block_until_ready(pending.get(t))
 
                 done, scores = t + 1, None
                 due = _due(done, config)
@@ -236,12 +241,13 @@ def _warn_of_devices(
         )
 
 
-def _compile(program: Callable, current: Any, batch: Any) -> Any:
-    """Compile a step and say how long that took and what memory it asks for."""
+def _compile(program: Callable, current: Any, batch: Any, needs: dict[str, float | None]) -> Any:
+    """Compile a step, say how long that took and what memory it asks for, and note that."""
     began = time.perf_counter()
     program = program.lower(current, batch).compile()
     LOG.info('compiled the step in %.1f s', time.perf_counter() - began)
-    LOG.info('%s', cost.line(cost.cost(program)))
+    needs.update(cost.cost(program))
+    LOG.info('%s', cost.line(needs))
     return program
 
 

@@ -56,7 +56,9 @@ def _decoded(source: Source, index: int, record: Mapping[str, bytes], part: str)
     decode = {'image': geometry.decode_image, 'label': geometry.decode_label}[part]
     try:
         array = decode(record[part])
-    except (cv2.error, KeyError, TypeError):  # TFDS gives None for what a record lacks
+    except (cv2.error, KeyError, TypeError) as error:  # TFDS gives None for what a record lacks
+        if getattr(error, 'code', None) == cv2.Error.STS_NO_MEM:
+            raise MemoryError(f'no room for {part} {source.ids[index]!r}') from error
         array = None
     if array is None:
         raise damaged(source, index, f'its {part} cannot be decoded')

@@ -7,6 +7,7 @@ and 'loss' are means, the classes in 'iou' are named 'EVALUATION/CLASS'.
 """
 
 import json
+import logging
 import pathlib
 import re
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from css_jax.evaluation import protocols, tables
 from css_jax.evaluation.evaluator import Evaluator
 from css_jax.run import files
 
+LOG = logging.getLogger('css_jax')
 RESULTS = 'results.json'
 _NUMBERS = re.compile(r'\[[-+\w.,\s]*\]')
 
@@ -120,7 +122,6 @@ def report(
     if not parallel.primary():
         return results
     path = pathlib.Path(workdir) / file
-    files.write(path, _text(results))
     for name, part in parts.items():
         shown = f', {name}' if len(parts) > 1 else ''
         print(f'{config.method}, step {step}, {part["split"]}{shown}\n{part["protocol"]}')
@@ -134,7 +135,11 @@ def report(
         print(f'mean mIoU of {", ".join(parts)}: {_percent(results["miou"])}')
     if best:
         print(f'best evaluated: step {best[0]}, mIoU {100 * best[1]:.2f}')
-    print(f'written: {path}')
+    try:
+        files.write(path, _text(results))
+        print(f'written: {path}')
+    except OSError as error:  # a full disk, or a folder that is only to be read
+        LOG.warning('warning: %s is not written: %s', path, error.strerror or error)
     return results
 
 

@@ -11,7 +11,7 @@ from css_jax import config as configs
 from css_jax import methods, parallel, state
 from css_jax.data import splits
 from css_jax.evaluation import evaluator, protocols, results
-from css_jax.run import checkpoint
+from css_jax.run import checkpoint, memory
 from css_jax.run import folder as run_folder
 
 LOG = logging.getLogger('css_jax')
@@ -61,6 +61,7 @@ def evaluate(
         name: checkpoint.restore_network(workdir, step, layout.replicas(like[name]), name)
         for name in sorted({one.network for one in every.values()})
     }
-    scores = evaluator.evaluate(every, networks)
+    with memory.evaluation(config):
+        scores = evaluator.evaluate(every, networks)
     file = results.file_name(config, trained, which)
     return results.report(workdir, config, every, scores, step, meta, best, file)

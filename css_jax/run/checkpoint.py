@@ -8,6 +8,7 @@ array format notices much of it too, but may read zeros in the middle of a file 
 import functools
 import json
 import pathlib
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -87,12 +88,14 @@ class Checkpoints:
 
         Raises:
             RuntimeError: the step exists already.
+            OSError: the disk has no room for it, or the step before could not be written.
         """
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(jax.tree.map(_on_one_device_each, state)),
             meta=ocp.args.JsonSave(dict(meta)),
         )
-        self._manager.wait_until_finished()
+        self._wait()
+        parallel.on_primary(_check_room, self._folder, step, state)
         self._saving = step
         if not self._manager.save(step, args=items):
             raise RuntimeError(f'checkpoint of step {step} was not saved: it exists already')
@@ -164,13 +167,34 @@ class Checkpoints:
             self._manager.close()
 
     def _wait(self) -> None:
-        if self._manager:
+        if not self._manager:
+            return
+        try:
             self._manager.wait_until_finished()
+        except Exception as error:  # of Orbax's threads, whatever the disk has answered
+            said = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise OSError(
+                f'{self._folder}: step {self._saving} could not be written ({said}); those before '
+                'it are kept, and the same command resumes from the last one'
+            ) from error
 
     def _sum_up(self) -> None:
         # Nothing but its name is missing now, and the name follows.
         for folder in self._folder.glob(f'{self._saving}.*'):
             checksums.sum_up(folder, _CHANGES)
+
+
+def _check_room(folder: pathlib.Path, step: int, state: TrainState) -> None:
+    """Raise OSError where the disk has no room for a state."""
+    needed = sum(array.nbytes for array in jax.tree.leaves(state))
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        mib = 2**20
+        raise OSError(
+            f'{folder}: {free / mib:.1f} MiB are free, expected {needed / mib:.1f} MiB for step '
+            f'{step}, which is not saved; those before it are kept, and the same command resumes '
+            'from the last one'
+        )
 
 
 def find(workdir: str | pathlib.Path, which: str) -> int:

@@ -141,8 +141,28 @@ def claim(config: ConfigDict, workdir: str | pathlib.Path) -> None:
         )
     with lock(workdir):
         if (workdir / FILE).exists():
-            match(config, workdir)
+            _take(config, workdir)
         save(config, workdir)
+
+
+def _take(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Make sure that a run's folder is this run's; one that has nothing to lose is taken over.
+
+    A start that was refused or has failed leaves a configuration, and no checkpoint.
+    """
+    if any([*workdir.glob('checkpoints/[0-9]*'), *workdir.glob('results*.json')]):
+        match(config, workdir)
+        return
+    if wrong := _wrong(config, workdir, FREE):
+        LOG.info(
+            '%s had another configuration (%s) and no checkpoint: it is replaced',
+            workdir,
+            _listed(wrong),
+        )
+        for pattern in TRACES:
+            for path in workdir.glob(pattern):
+                if path.is_file():
+                    path.unlink()
 
 
 def match(config: ConfigDict, workdir: str | pathlib.Path, free: tuple[str, ...] = FREE) -> None:
@@ -157,18 +177,26 @@ def match(config: ConfigDict, workdir: str | pathlib.Path, free: tuple[str, ...]
         ValueError: the run was trained with other values; names them.
         FileNotFoundError: DIR is not a run's folder.
     """
-    wrong = [d for d in diff(load(workdir), config) if not d[0].startswith(free)]
-    if wrong:
+    if wrong := _wrong(config, workdir, free):
         other = all(key.startswith('eval.') for key, _, _ in wrong)
         hint = ' --mode evaluate scores it in another way.' if other else ''
         if any(key == 'steps' for key, _, _ in wrong):
             # Not resumed: its learning rate has come to its end, and would jump up.
             hint = f' To train longer, start from it: --config.init_from={workdir}.'
-        listed = ', '.join(f'{key}: {old!r} there, {new!r} now' for key, old, new in wrong)
         raise ValueError(
-            f'{workdir} has a run with another configuration ({listed}). Take another --workdir, '
-            f'or give the same values.{hint}'
+            f'{workdir} has a run with another configuration ({_listed(wrong)}). Take another '
+            f'--workdir, or give the same values.{hint}'
         )
+
+
+def _wrong(
+    config: ConfigDict, workdir: str | pathlib.Path, free: tuple[str, ...]
+) -> list[tuple[str, Any, Any]]:
+    return [d for d in diff(load(workdir), config) if not d[0].startswith(free)]
+
+
+def _listed(wrong: Sequence[tuple[str, Any, Any]]) -> str:
+    return ', '.join(f'{key}: {old!r} there, {new!r} now' for key, old, new in wrong)
 
 
 def diff(old: ConfigDict, new: ConfigDict) -> list[tuple[str, Any, Any]]:

@@ -1,18 +1,21 @@
 """The record of a run while it trains: metrics.jsonl, TensorBoard events, a profile."""
 
+import contextlib
 import json
 import logging
 import math
 import os
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import cv2
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
 
 from css_jax.run import files, wandb_run
 
@@ -28,6 +31,9 @@ class Writer:
     killed has written steps that the restored checkpoint does not know: opening drops those, and
     makes the event files anew, so that every step is there once however often the run was killed.
     Pictures are likewise made from DIR/samples/STEP_NAME.png.
+
+    What cannot be written, as on a full disk, is named once, and training continues without it: the
+    weights are worth more than their record.
     """
 
     def __init__(
@@ -53,8 +59,10 @@ class Writer:
         files.write(folder / METRICS, ''.join(_line(record) for record in records))
         for old in folder.glob('events.out.tfevents.*'):
             old.unlink()
-        self._events = SummaryWriter(str(folder), flush_secs=5)
-        self._file = (folder / METRICS).open('r+')
+        # Without the thread of a SummaryWriter, which would end, and be waited for, on a full disk.
+        self._events = EventsWriter(str(folder / 'events'))
+        self._path, self._warned = folder / METRICS, False
+        self._file = self._path.open('r+')
         self._record: dict = {}
         self._place = self._file.seek(0, os.SEEK_END)  # of the last line, once there is one
         for record in records:
@@ -78,11 +86,12 @@ class Writer:
         """Keep a picture of `step`, uint8 RGB [H, W, 3]; one of the same step takes its place."""
         if not self._active:
             return
-        self._samples.mkdir(exist_ok=True)
         path = self._samples / f'{step:08d}_{name}.png'
-        files.write(path, cv2.imencode('.png', image[..., ::-1])[1].tobytes())
-        self._add_picture(step, name, path)
-        self._events.flush()
+        with self._kept(path):
+            self._samples.mkdir(exist_ok=True)
+            files.write(path, cv2.imencode('.png', image[..., ::-1])[1].tobytes())
+            self._add_picture(step, name, path)
+            self._events.flush()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Add numbers of `step`, to its line if it has one; what is written survives a kill."""
@@ -94,11 +103,12 @@ class Writer:
         else:
             self._place = self._file.seek(0, os.SEEK_END)
             self._record = {'step': step, 'time': round(time.time(), 3), **values}
-        self._file.seek(self._place)
-        self._file.write(_line(self._record))
-        self._file.flush()
-        self._add_events(self._record, values)
-        self._events.flush()
+        with self._kept(self._path):
+            self._file.seek(self._place)
+            self._file.write(_line(self._record))
+            self._file.flush()
+            self._add_events(self._record, values)
+            self._events.flush()
         if self._tracker is not None:
             self._tracker.write(step, values)
 
@@ -106,19 +116,37 @@ class Writer:
         """Close the files."""
         if not self._active:
             return
-        self._file.close()
-        self._events.close()
+        with self._kept(self._path):
+            self._file.close()
+            self._events.close()
+
+    @contextlib.contextmanager
+    def _kept(self, path: pathlib.Path) -> Iterator[None]:
+        """Warn, once, where a file cannot be written."""
+        try:
+            yield
+        except OSError as error:
+            if not self._warned:
+                LOG.warning(
+                    'warning: %s cannot be written (%s): training continues without it',
+                    path,
+                    error.strerror or error,
+                )
+            self._warned = True
 
     def _add_picture(self, step: int, name: str, path: pathlib.Path) -> None:
         image, time = cv2.imread(str(path)), path.stat().st_mtime
         if image is not None:  # else a damaged file
             rgb = image[..., ::-1]
-            self._events.add_image(f'{SAMPLES}/{name}', rgb, step, time, dataformats='HWC')
+            made = summary.image(f'{SAMPLES}/{name}', rgb, dataformats='HWC')
+            self._events.write_event(Event(wall_time=time, step=step, summary=made))
 
     def _add_events(self, record: Mapping[str, float], values: Mapping[str, float]) -> None:
         for name, value in values.items():
             if name not in ('step', 'time') and value is not None:
-                self._events.add_scalar(name, value, record['step'], walltime=record['time'])
+                made = summary.scalar(name, value)
+                event = Event(wall_time=record['time'], step=record['step'], summary=made)
+                self._events.write_event(event)
 
 
 def _line(record: Mapping[str, float]) -> str:
