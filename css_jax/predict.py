@@ -8,7 +8,7 @@ import functools
 import logging
 import pathlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import jax
@@ -21,6 +21,7 @@ from css_jax import methods, parallel, state
 from css_jax.data import geometry, sources
 from css_jax.evaluation import outputs, pictures, protocols
 from css_jax.evaluation import sizes as size_rules
+from css_jax.evaluation.outputs import Maps
 from css_jax.methods import views
 from css_jax.ops import inference
 from css_jax.run import checkpoint, progress
@@ -28,21 +29,6 @@ from css_jax.run import folder as run_folder
 
 LOG = logging.getLogger('css_jax')
 _MAPS = ('labels', 'confidence', 'similarity')
-
-
-class Maps(NamedTuple):
-    """What is predicted of one image.
-
-    Attributes:
-        labels: int32 [H, W] in [0, num_classes).
-        confidence: float32 [H, W], the largest of the probabilities.
-        similarity: float32 [H, W] in [0, 1], to the nearest prototype, see
-            `css_jax.methods.method.Method`; None for methods without prototypes.
-    """
-
-    labels: np.ndarray
-    confidence: np.ndarray
-    similarity: np.ndarray | None
 
 
 class Predictor:

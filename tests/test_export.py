@@ -18,9 +18,12 @@ from configs import cosa, usss
 from css_jax import config as configs
 from css_jax import methods, models, state
 from css_jax.evaluation import protocols
+from css_jax.export import onnx as export_onnx
+from css_jax.export import program as export_program
+from css_jax.export import stablehlo as export_stablehlo
 from css_jax.methods import views
 from css_jax.models import resnet
-from css_jax.modes import convert, export, export_onnx, export_program, export_stablehlo
+from css_jax.modes import convert, export
 from css_jax.run import checkpoint
 from css_jax.run import folder as run_folder
 from css_jax.weights import drn, files, imas, state_dicts, timm

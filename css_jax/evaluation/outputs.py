@@ -1,11 +1,27 @@
 """What is read of a prediction: labels, probabilities, confidence and similarity, by name."""
 
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+
+class Maps(NamedTuple):
+    """What is predicted of one image.
+
+    Attributes:
+        labels: int32 [H, W] in [0, num_classes).
+        confidence: float32 [H, W], the largest of the probabilities.
+        similarity: float32 [H, W] in [0, 1], to the nearest prototype, see
+            `css_jax.methods.method.Method`; None for methods without prototypes.
+    """
+
+    labels: np.ndarray
+    confidence: np.ndarray
+    similarity: np.ndarray | None
 
 
 def asked(

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from css_jax.data.inputs import Input
-from css_jax.predict import Maps
+from css_jax.evaluation.outputs import Maps
 from css_jax.run import files
 from data_prep.folder import labelme
 from data_prep.images import encode_png

@@ -1,6 +1,6 @@
 """--mode export: a run's network in a file for other programs: ONNX, StableHLO or torch.
 
-ONNX and StableHLO are the network with its preprocessing, see `css_jax.modes.export_program`. For
+ONNX and StableHLO are the network with its preprocessing, see `css_jax.export.program`. For
 torch it is the arrays alone, by the names of a program that has the same network; `--mode convert
 --target` writes both networks and the prototypes, as a checkpoint of CSS's program has them.
 """
@@ -11,7 +11,9 @@ import tempfile
 
 from flax.traverse_util import unflatten_dict
 
-from css_jax.modes import export_onnx, export_program, export_stablehlo
+from css_jax.export import onnx as export_onnx
+from css_jax.export import program as export_program
+from css_jax.export import stablehlo as export_stablehlo
 from css_jax.run import checkpoint, files
 from css_jax.run import folder as run_folder
 from css_jax.weights import files as weight_files

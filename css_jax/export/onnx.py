@@ -8,7 +8,7 @@ import types
 import jax
 import jax.numpy as jnp
 
-from css_jax.modes.export_program import INPUT, OUTPUTS, Program
+from css_jax.export.program import INPUT, OUTPUTS, Program
 
 # jax2onnx pins an older orbax-checkpoint than ours, and asks for more than it reads here.
 INSTALL = (

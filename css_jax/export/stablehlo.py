@@ -10,7 +10,8 @@ import zipfile
 import jax
 import jax.numpy as jnp
 
-from css_jax.modes.export_program import Program
+from css_jax import parallel
+from css_jax.export.program import Program
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 PROGRAM, ABOUT = 'program', 'about.json'
@@ -41,7 +42,7 @@ def to_bytes(program: Program) -> tuple[bytes, str]:
 
     (batch,) = export.symbolic_shape('batch')
     images = jax.ShapeDtypeStruct((batch, *program.size, 3), jnp.uint8)
-    exported = export.export(jax.jit(program.function), platforms=PLATFORMS)(images)
+    exported = export.export(parallel.compile(program.function), platforms=PLATFORMS)(images)
     about = {**program.about, 'platforms': list(PLATFORMS), 'jax': jax.__version__}
     file = io.BytesIO()
     with zipfile.ZipFile(file, 'w', zipfile.ZIP_DEFLATED) as archive:
