@@ -106,7 +106,7 @@ READ_BY = {
 
 def main(argv: list[str]) -> None:
     """Run one mode; a mistake of the user is one line, not a traceback."""
-    from css_jax.run import signals
+    from css_jax.run import progress, signals
 
     argv, changes = command_line.split(argv)
     # A shell gives the files of a glob after --source, of which the first is the flag's.
@@ -115,7 +115,8 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f'unexpected arguments {argv[1:]}; flags start with --')
     # Orbax warns at every checkpoint that was not evaluated; what fails, it raises.
     absl_logging.set_verbosity(absl_logging.ERROR)
-    logging.basicConfig(format='%(message)s', stream=sys.stdout, force=True)
+    lines = progress.Lines(sys.stdout)
+    logging.basicConfig(format='%(message)s', handlers=[lines], force=True)
     logging.getLogger('css_jax').setLevel(logging.INFO)
     goes_on = '; the same command resumes from the last checkpoint'
     try:

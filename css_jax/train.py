@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from css_jax import parallel
@@ -24,6 +23,7 @@ from css_jax.run import folder as run_folder
 from css_jax.run import progress as progresses
 
 LOG = logging.getLogger('css_jax')
+_COMPILING = 0.002  # seconds that a CPU of 2 cores takes for a line of a program, about
 
 
 def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
@@ -65,7 +65,10 @@ def _trained(
     needs: dict[str, float | None] = {}  # of the step that was compiled last
     with memory.training(config, needs):
         current = run.make(np.uint32(config.seed), run.given)
-    LOG.info('\n%s', parameter_overview.get_parameter_overview(current.student.params))
+    arrays = jax.tree.leaves(current.student.params)
+    size = sum(array.nbytes for array in arrays) / 2**20
+    LOG.info('network: %s parameters, %.1f MiB (--mode preview lists them)',
+             f'{sum(array.size for array in arrays):,}', size)  # fmt: skip
     for line in run.batches:
         LOG.info('%s', line)
 
@@ -113,6 +116,7 @@ def _trained(
         with (
             contextlib.closing(metrics.Writer(workdir, start, primary, tracker)) as writer,
             contextlib.closing(metrics.Profile(workdir, config.profile, primary)) as profile,
+            contextlib.closing(progresses.Bar(start, config.steps, primary)) as bar,
         ):
             pending: dict[int, Mapping] = {}  # step -> metrics, still on the device
             # One that was broken off, or has failed, left its step saved but without a score.
@@ -141,6 +145,7 @@ def _trained(
                     jax.block_until_ready(pending.get(t))
 
                 done, scores = t + 1, None
+                bar.step()
                 due = _due(done, config)
                 if done == config.steps or done % config.log_every == 0:
                     values = _finite(pending, writer)
@@ -149,6 +154,8 @@ def _trained(
                     record = {**values, **rates, **speed}
                     LOG.info(progresses.line(done, config.steps, record))
                     writer.write(done, record)
+                    to_go = progresses.duration(record['seconds_to_go'])
+                    bar.say(to_go=to_go, loss=f'{record["loss"]:.3f}')
                 stop = parallel.stops(2 * done, asked() > 0)
                 # Saved before it is scored: an evaluation that fails loses no step.
                 kept = due or stop or done % config.checkpoint_every == 0
@@ -156,6 +163,8 @@ def _trained(
                     save()
                 if due and not stop:  # after which seconds may be left
                     scores = score()
+                    if scores and (miou := results.mean(scores)) is not None:
+                        bar.say(mIoU=f'{100 * miou:.2f}')
                 stop = parallel.stops(2 * done + 1, asked() > 0) or stop
                 if stop:
                     if not kept:
@@ -244,7 +253,12 @@ def _warn_of_devices(
 def _compile(program: Callable, current: Any, batch: Any, needs: dict[str, float | None]) -> Any:
     """Compile a step, say how long that took and what memory it asks for, and note that."""
     began = time.perf_counter()
-    program = program.lower(current, batch).compile()
+    lowered = program.lower(current, batch)
+    wait = 'a minute or more'
+    if jax.default_backend() == 'cpu':
+        wait = f'about {max(1, round(_COMPILING * lowered.as_text().count(chr(10))))} s'
+    LOG.info('compiling the step, %s where no earlier run has', wait)
+    program = lowered.compile()
     LOG.info('compiled the step in %.1f s', time.perf_counter() - began)
     needs.update(cost.cost(program))
     LOG.info('%s', cost.line(needs))

@@ -238,7 +238,7 @@ def test_the_size_is_that_of_the_evaluation(run, data_dir):
 def test_what_cannot_be_exported_is_one_line(run, tmp_path, given, error, answer):
     (tmp_path / 'there.npz').write_text('mine')
     given = {'workdir': run, 'target': 'a.npz'} | given
-    given |= {key: tmp_path / given[key] for key in ('target', 'workdir')}
+    given |= {key: tmp_path / given[key] for key in ('target', 'workdir') if given[key]}
     with pytest.raises(error, match=answer) as raised:
         export.export(**given)
     assert '\n' not in str(raised.value)

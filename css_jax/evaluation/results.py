@@ -121,7 +121,11 @@ def report(
         results['evaluations'] = parts
     if not parallel.primary():
         return results
-    path = pathlib.Path(workdir) / file
+    path, unwritten = pathlib.Path(workdir) / file, None
+    try:
+        files.write(path, _text(results))
+    except OSError as error:  # a full disk, or a folder that is only to be read
+        unwritten = error.strerror or error
     for name, part in parts.items():
         shown = f', {name}' if len(parts) > 1 else ''
         print(f'{config.method}, step {step}, {part["split"]}{shown}\n{part["protocol"]}')
@@ -135,11 +139,10 @@ def report(
         print(f'mean mIoU of {", ".join(parts)}: {_percent(results["miou"])}')
     if best:
         print(f'best evaluated: step {best[0]}, mIoU {100 * best[1]:.2f}')
-    try:
-        files.write(path, _text(results))
+    if unwritten:
+        LOG.warning('warning: %s is not written: %s', path, unwritten)
+    else:
         print(f'written: {path}')
-    except OSError as error:  # a full disk, or a folder that is only to be read
-        LOG.warning('warning: %s is not written: %s', path, error.strerror or error)
     return results
 
 

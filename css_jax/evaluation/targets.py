@@ -68,8 +68,16 @@ def made(config: ConfigDict, batch: Mapping, prepared: Any) -> dict[str, np.ndar
             'from segmentation', lambda x: colours(pictures.enlarge(x.argmax(-1), size))
         ),
     }  # fmt: skip
+    if not _any(prepared, 'weak_label_rep'):  # white everywhere, which would need saying
+        shown['weak_label_rep'] = ('no prototypes yet', colours)
     found = prepared._asdict() if hasattr(prepared, '_asdict') else {}
     for key in ('label', 'indicator'):  # L_c's are often those of L_u
         if f'{key}_c' in found and np.array_equal(found[key], found[f'{key}_c']):
             del found[f'{key}_c']
     return {title: show(found[key]) for key, (title, show) in shown.items() if key in found}
+
+
+def _any(prepared: Any, name: str) -> bool:
+    """Say whether a map of labels has any, if it is there."""
+    labels = getattr(prepared, name, None)
+    return labels is None or bool((np.asarray(labels) >= 0).any())

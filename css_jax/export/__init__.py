@@ -1,1 +1,1 @@
-"""Networks of runs as files for other programs: what they compute, and a module a format."""
+"""Networks of runs as files for other programs: the program, and a module for each format."""

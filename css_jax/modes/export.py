@@ -1,6 +1,6 @@
 """--mode export: a run's network in a file for other programs: ONNX, StableHLO or torch.
 
-ONNX and StableHLO are the network with its preprocessing, see `css_jax.export.program`. For
+ONNX and StableHLO are the network with its preprocessing, see `css_jax.export`. For
 torch it is the arrays alone, by the names of a program that has the same network; `--mode convert
 --target` writes both networks and the prototypes, as a checkpoint of CSS's program has them.
 """
@@ -11,9 +11,8 @@ import tempfile
 
 from flax.traverse_util import unflatten_dict
 
-from css_jax.export import onnx as export_onnx
-from css_jax.export import program as export_program
-from css_jax.export import stablehlo as export_stablehlo
+from css_jax.export import onnx, stablehlo
+from css_jax.export import program as programs
 from css_jax.run import checkpoint, files
 from css_jax.run import folder as run_folder
 from css_jax.weights import files as weight_files
@@ -46,7 +45,7 @@ def export(
         form: one of `FORMATS`; None: by the ending of `target`.
         which: 'last', 'best' or a step.
         evaluation: of a method with several, whose classes to predict; None: the first one's.
-        size: 'HEIGHT,WIDTH' of the images; None: see `export_program.load`.
+        size: 'HEIGHT,WIDTH' of the images; None: see `programs.load`.
 
     Returns:
         The file.
@@ -63,15 +62,15 @@ def export(
         raise ValueError(f'--export_size={size}: expected with --format=onnx, stablehlo, got torch')
     _check_target(target, form)
     config = run_folder.load(workdir)
-    evaluated = export_program.chosen(config, evaluation)
+    evaluated = programs.chosen(config, evaluation)
     step = checkpoint.find(workdir, which)
     if form == 'torch':
         return _to_torch(workdir, target, config.model, step, evaluated.network)
 
-    changes = export_onnx.CHANGES if form == 'onnx' else {}
-    program = export_program.load(workdir, config, step, evaluated, pair, changes)
+    changes = onnx.CHANGES if form == 'onnx' else {}
+    program = programs.load(workdir, config, step, evaluated, pair, changes)
     LOG.info('%s, step %d: converting to %s, which takes a minute or so', workdir, step, form)
-    make = {'onnx': export_onnx, 'stablehlo': export_stablehlo}[form]
+    make = {'onnx': onnx, 'stablehlo': stablehlo}[form]
     data, told = make.to_bytes(program)
     target.parent.mkdir(parents=True, exist_ok=True)
     files.write(target, data)
@@ -131,7 +130,7 @@ def _check_target(target: pathlib.Path, form: str) -> None:
     if form == 'torch':
         weight_files.check_format(target, '--target')
     else:
-        {'onnx': export_onnx, 'stablehlo': export_stablehlo}[form].check()
+        {'onnx': onnx, 'stablehlo': stablehlo}[form].check()
 
 
 def _to_torch(

@@ -5,8 +5,12 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import TypeVar
 
+from tqdm import tqdm
+
 LOG = logging.getLogger('css_jax')
 _QUIET = 10.0  # seconds between lines
+# Of the numbers that methods log, those that tell whether pseudo-labels are any good.
+SHARES = ('confident', 'valid', 'agreement', 'labelled')
 Item = TypeVar('Item')
 
 
@@ -94,7 +98,63 @@ def duration(seconds: float) -> str:
 
 
 def line(step: int, steps: int, values: Mapping[str, float]) -> str:
-    """Format the log line of one step: every number, and the time to go."""
-    numbers = [f'{name} {value:.4g}' for name, value in values.items() if name != 'seconds_to_go']
-    share = f'step {step}/{steps} ({100 * step // steps}%)'
-    return ' · '.join([share, *numbers, f'to go {duration(values["seconds_to_go"])}'])
+    """Format the log line of one step: the losses, what passes a threshold, speed, time to go.
+
+    The record of the run, metrics.jsonl, has every number.
+    """
+    terms = sorted(name for name in values if name.startswith('loss_'))
+    shown = {name.removeprefix('loss_'): values[name] for name in ('loss', *terms)}
+    shown |= {name: values[name] for name in SHARES if name in values}
+    numbers = [f'{name} {value:6.3f}' for name, value in shown.items()]
+    share = f'step {step:{len(str(steps))}}/{steps} {100 * step // steps:3}%'
+    speed = f'{values["images_per_second"]:.1f} img/s'
+    return '  '.join([share, *numbers, speed, f'to go {duration(values["seconds_to_go"])}'])
+
+
+class Lines(logging.StreamHandler):
+    """Writes log lines above a bar that is shown, and as they are where there is none."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record."""
+        try:
+            tqdm.write(self.format(record), file=self.stream)
+        except BrokenPipeError:  # nobody reads any more, as behind `| head`
+            pass
+        except Exception:
+            self.handleError(record)
+
+
+class Bar:
+    """A bar with the share of the steps, the time to go, the loss and the last mIoU.
+
+    It is there in a terminal alone; a file gets the lines of `line`.
+    """
+
+    def __init__(self, step: int, steps: int, shown: bool = True):
+        """Show the bar.
+
+        Args:
+            step: iterations done.
+            steps: of the run.
+            shown: False shows none, as in all processes of a run but one.
+        """
+        form = '{percentage:3.0f}%|{bar}| step {n_fmt}/{total_fmt} {desc}'
+        self._bar = tqdm(
+            total=steps, initial=step, bar_format=form, leave=False, dynamic_ncols=True,
+            disable=None if shown else True,
+        )  # fmt: skip
+        self._words: dict[str, str] = {}
+
+    def step(self) -> None:
+        """Count a step."""
+        self._bar.update()
+
+    def say(self, **words: str) -> None:
+        """Show words behind the steps, in place of those of the same names before."""
+        self._words |= words
+        shown = [f'{name.replace("_", " ")} {word}' for name, word in self._words.items()]
+        self._bar.set_description_str(', '.join(shown))
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._bar.close()
