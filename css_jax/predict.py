@@ -5,6 +5,7 @@ see `css_jax.evaluation.sizes`.
 """
 
 import functools
+import logging
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -26,6 +27,7 @@ from css_jax.ops import inference
 from css_jax.run import checkpoint, progress
 from css_jax.run import folder as run_folder
 
+LOG = logging.getLogger('css_jax')
 _MAPS = ('labels', 'confidence', 'similarity')
 
 
@@ -49,7 +51,7 @@ class Predictor:
     def __init__(
         self,
         workdir: str | pathlib.Path,
-        which: str = 'last',
+        which: str | int = 'last',
         network: str | None = None,
         evaluation: str | None = None,
         max_side: int | None = None,
@@ -78,7 +80,7 @@ class Predictor:
             raise ValueError(f'network: got {network!r}, expected one of {there}')
         self.has_similarity = method.similarity is not None
         self.step, *self._arrays = _restore(
-            workdir, which, like[network], network, self.has_similarity
+            workdir, str(which), like[network], network, self.has_similarity
         )
         self._arrays = jax.device_put(self._arrays)
         self.sizes = size_rules.sizes(self.config, self._chosen, max_side)
@@ -251,7 +253,7 @@ class Predictor:
 
 def load(
     workdir: str | pathlib.Path,
-    which: str = 'last',
+    which: str | int = 'last',
     network: str | None = None,
     evaluation: str | None = None,
     max_side: int | None = None,
@@ -285,7 +287,7 @@ def _listed(images: Any) -> list[np.ndarray]:
     listed = [np.asarray(image) for image in (images if several else [images])]
     for i, image in enumerate(listed):
         good = image.ndim == 3 or (image.ndim == 4 and not several)
-        if not good or image.shape[-1] != 3 or image.dtype != np.uint8 or 0 in image.shape[-3:]:
+        if not good or image.shape[-1] != 3 or image.dtype != np.uint8 or 0 in image.shape:
             name = f'images[{i}]' if several else 'images'
             expected = '[H, W, 3]' if several else '[H, W, 3], [B, H, W, 3] or a list of [H, W, 3]'
             raise ValueError(
@@ -295,10 +297,18 @@ def _listed(images: Any) -> list[np.ndarray]:
 
 
 def _class_names(dataset: str, data_dir: str, count: int) -> tuple[str, ...]:
-    """Return a dataset's class names; 'class i' of others, and of a dataset that is not there."""
+    """Return a dataset's class names; 'class i' of others.
+
+    So are all of a dataset that is not there, with a warning.
+    """
     try:
         names = sources.class_names(dataset, data_dir)
     except FileNotFoundError:
+        LOG.warning(
+            'warning: %s is not there: its classes are class 0, class 1 and so on, and images keep '
+            'their size; config.data.dir says where it is',
+            dataset,
+        )
         names = ()
     return (*names, *(f'class {i}' for i in range(len(names), count)))
 

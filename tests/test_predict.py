@@ -189,6 +189,8 @@ def test_images_of_other_kinds_are_refused(predictor):
         predictor.maps([np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4), np.uint8)])
     with pytest.raises(ValueError, match=r'images: got uint8 \(0, 4, 3\)'):
         predictor.predict(np.zeros((0, 4, 3), np.uint8))
+    with pytest.raises(ValueError, match=r'images: got uint8 \(0, 4, 4, 3\)'):
+        predictor.predict(np.zeros((0, 4, 4, 3), np.uint8))
 
 
 def test_a_run_that_is_trained_meanwhile_is_read(run, monkeypatch):
@@ -214,10 +216,12 @@ def test_without_its_images_a_run_predicts_and_says_how(run, tmp_path, caplog):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sources, 'load', missing)
-        lone = predict.load(run, config=config)
+        lone = predict.load(run, 3, config=config)
     assert lone.sizes.static == (0, 0)
     assert 'padded to multiples of 64 pixels' in caplog.text and 'not prepared' in caplog.text
     assert lone.sizes.of(40, 50) == (64, 64)
+    assert predict._class_names('folder/gone', str(tmp_path), 2) == ('class 0', 'class 1')
+    assert 'folder/gone is not there: its classes are class 0' in caplog.text
     with pytest.raises(ValueError, match=r'seed: 0 there, 7 now'):
         config.seed = 7
         predict.load(run, config=config)

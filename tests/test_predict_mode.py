@@ -1,8 +1,10 @@
 """--mode predict: what is written of images and videos, what is refused, and the way back."""
 
 import csv
+import errno
 import json
 import logging
+import pathlib
 from unittest import mock
 
 import cv2
@@ -149,6 +151,34 @@ def test_what_cannot_be_predicted_is_one_line_and_writes_nothing(
     with pytest.raises((ValueError, OSError), match=answer):
         predict(None, run, [f'{tmp_path}/{one}' for one in given], tmp_path / target)
     assert sorted(tmp_path.rglob('*')) == before
+
+
+def test_a_file_in_the_place_of_a_folder_of_pictures_is_named_first(run, photos, tmp_path):
+    put(tmp_path / 'out' / 'overlay', 'mine')
+    with pytest.raises(ValueError, match=r'out/overlay is a file, expected a folder'):
+        predict(None, run, [str(photos / 'grey.bmp')], tmp_path / 'out')
+    assert [file.name for file in (tmp_path / 'out').iterdir()] == ['overlay']
+
+
+def test_a_full_disk_is_named_and_leaves_no_draft(run, photos, tmp_path, monkeypatch):
+    out, write = tmp_path / 'out', pathlib.Path.write_bytes
+
+    def full(path, content):
+        write(path, content[:9])
+        if path.name.startswith('grey'):
+            raise OSError(errno.ENOSPC, 'No space left on device')  # a full disk names no file
+        return write(path, content)
+
+    monkeypatch.setattr(pathlib.Path, 'write_bytes', full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*out/grey\.png'"):
+        predict(None, run, [str(photos / 'grey.bmp')], out)
+    assert sorted(file.name for file in out.iterdir()) == ['classes.csv', predictions.FILE]
+
+
+def test_a_folder_of_videos_says_how_they_are_given(tmp_path):
+    put(tmp_path / 'clips' / 'film.mp4', 'x')
+    with pytest.raises(FileNotFoundError, match=r'no images there.*videos as files, .*clips/\*'):
+        inputs.find([str(tmp_path / 'clips')])
 
 
 def test_files_folders_and_globs_are_images_once(photos):

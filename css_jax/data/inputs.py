@@ -98,8 +98,9 @@ def _files(source: str) -> Iterator[pathlib.Path]:
 def _some(files: Sequence[pathlib.Path], source: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yield the files, of which there must be one."""
     if not files:
+        videos = f', or videos as files, as in {source}/*.mp4' if source.is_dir() else ''
         raise FileNotFoundError(
-            f'--source={source}: no images there; expected {", ".join(images.ENDINGS)}'
+            f'--source={source}: no images there; expected {", ".join(images.ENDINGS)}{videos}'
         )
     yield from files
 

@@ -80,12 +80,15 @@ class Folder(NamedTuple):
         if given := [one.path for one in inputs if one.path.resolve() in own]:
             raise ValueError(f'--target={self.path}: {given[0]} is an input, and would be replaced')
         content = {**about, 'files': sorted({*noted, *wanted})}
+        folders = {(self.path / name).parent for name in wanted}
+        if blocked := [path for path in sorted(folders) if path.exists() and not path.is_dir()]:
+            raise ValueError(f'--target={self.path}: {blocked[0]} is a file, expected a folder')
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             files.write(self.path / FILE, json.dumps(content, indent=1))
+            self._write_classes()
         except OSError as error:
             raise OSError(f'--target={self.path} cannot be written: {error.strerror}') from error
-        self._write_classes()
 
     def write_image(self, one: Input, image: np.ndarray, found: Maps) -> None:
         """Write what is predicted of an image, uint8 RGB [H, W, 3]."""

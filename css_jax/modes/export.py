@@ -6,8 +6,8 @@ torch it is the arrays alone, by the names of a program that has the same networ
 """
 
 import logging
-import os
 import pathlib
+import tempfile
 
 from flax.traverse_util import unflatten_dict
 
@@ -120,8 +120,13 @@ def _check_target(target: pathlib.Path, form: str) -> None:
     if target.exists():
         raise FileExistsError(f'--target: {target} is there already: expected a new file')
     there = next(path for path in target.absolute().parents if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise PermissionError(f'--target: {there} is no folder that can be written to')
+    if not there.is_dir():
+        raise NotADirectoryError(f'--target={target}: {there} is a file, expected a folder')
+    try:  # what the system calls writable may be a read-only disk, or take no files, as /proc
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise OSError(f'--target={target}: {there} cannot be written: {error.strerror}') from error
     if form == 'torch':
         weight_files.check_format(target, '--target')
     else:

@@ -122,7 +122,7 @@ def _pictures(folder: pathlib.Path, scored: Mapping[str, Run], examples: int) ->
 def _picture(
     path: pathlib.Path, scored: Mapping[str, Run], evaluation: str | None, examples: int
 ) -> None:
-    """Draw the predictions of the weights that the table is about, each on the whole image."""
+    """Draw the predictions of the weights that the table is about, seen as each run was scored."""
     first = next(iter(scored.values()))
     part = runs.parts(first)[evaluation]
     source = sources.load(part.dataset, part.split, first.config.data.dir)
