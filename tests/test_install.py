@@ -95,3 +95,22 @@ def test_a_configuration_is_found_by_its_name_from_any_folder(tmp_path, monkeypa
     (tmp_path / 'voc').write_text('x = 1')  # what is there comes first
     with pytest.raises(ValueError, match='expected a file of Python'):
         command_line.load('voc')
+
+
+@pytest.mark.soak
+def test_an_empty_environment_gets_all_it_needs(tmp_path):
+    """From the package index, which has to be reachable."""
+    subprocess.run([sys.executable, '-m', 'venv', tmp_path / 'env'], check=True, timeout=300)
+    python = tmp_path / 'env' / 'bin' / 'python'
+    subprocess.run([python, '-m', 'pip', 'install', '-q', ROOT], check=True, timeout=900)
+    environment = {**os.environ, 'TFDS_DATA_DIR': str(tmp_path / 'data')}
+    environment.pop('PYTHONPATH', None)
+    command = [
+        tmp_path / 'env' / 'bin' / 'css-jax', 'train', '--config=quickstart:supervised',
+        '--workdir=run', *TINY,
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert 'written: run/results.json' in done.stdout
