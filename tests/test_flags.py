@@ -106,6 +106,9 @@ class TracedStep:
     def lower(self, state, batch):
         return self
 
+    def as_text(self):
+        return ''
+
     def compile(self):
         def run(state, batch):
             _, metrics = self._step(state, batch)
@@ -125,6 +128,7 @@ def test_every_key_is_read(monkeypatch, tmp_path, data_dir, shallow):
     monkeypatch.setattr(parallel, 'compile', lambda function, sharding=None: traced(function))
     monkeypatch.setattr(parallel.Layout, 'program', lambda *given: TracedStep(*given))
     monkeypatch.setattr(parallel.Layout, 'compile_sums', traced_sums)
+    monkeypatch.setattr(parallel, 'rank', lambda axis: 0)
     monkeypatch.setattr(cost, 'cost', lambda program: {'bytes_total': None})
     # What is read only to be shown or compared is not in use.
     for module, name, answer in (

@@ -116,12 +116,13 @@ def test_a_key_of_a_stream_that_is_set_stays_and_is_named():
 
 
 def test_a_stream_s_crop_and_batch_are_of_its_own_dataset():
-    config = resolved('camvid/half', eval__dataset='cityscapes', num_classes=19)
+    other = {'eval__by_number': True, 'num_classes': 19}
+    config = resolved('camvid/half', eval__dataset='cityscapes', **other)
     for stream in config.data.streams.values():
         assert (stream.crop, stream.batch_size) == ((512, 512), 16)
     assert config.data.streams.labelled.resize == (0.5, 1.5)
     assert config.eval.protocol == 'sliding' and config.steps == 80_000  # of the evaluation
-    config = resolved('cityscapes', eval__dataset='camvid/half', num_classes=19)
+    config = resolved('cityscapes', eval__dataset='camvid/half', **other)
     assert config.data.streams.labelled.crop == (768, 768)
     assert config.eval.protocol == 'whole' and config.steps == 40_000
 
