@@ -16,7 +16,8 @@ SILENT_RECORDS = 5
 LITTLE_AGREEMENT = 0.1
 # Less than one pixel in a hundred is trained on: L_u is the loss of a few odd pixels.
 FEW_CONFIDENT = 0.01
-# Class 0 alone, but for one confident pixel in a hundred. No dataset has so little else.
+# Class 0 alone, but for one confident pixel in a hundred. Masks can show as little else, as of
+# defects: what to expect is said.
 FEW_FOREGROUND = 0.01
 # Cross-entropies of images that were trained on (augmented, which makes theirs larger) and not. A
 # run with all labels has a ratio near 1; one that has learned eight images by heart 7 and more.
@@ -142,7 +143,8 @@ def _background_only(records: Sequence[Mapping]) -> str | None:
                 return None
             return (
                 f'the confident pixels are of class 0 only: {_percent(foreground)} of them are of '
-                f'another class, and {_percent(share)} of all pixels are confident'
+                f'another class (expected: about as in the masks), and {_percent(share)} of all '
+                'pixels are confident'
             )
     return None
 
