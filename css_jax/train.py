@@ -23,7 +23,7 @@ from css_jax.run import folder as run_folder
 from css_jax.run import progress as progresses
 
 LOG = logging.getLogger('css_jax')
-_COMPILING = 0.002  # seconds that a CPU of 2 cores takes for a line of a program, about
+_COMPILING = 0.001  # seconds that a CPU of 2 cores takes for a line of a program, about
 
 
 def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
