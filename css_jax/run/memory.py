@@ -13,9 +13,17 @@ _GIB = 2**30
 _USABLE = 0.9  # of a device: the rest is the runtime's, and lost between arrays
 
 
+# Modes -> what needs less there; training and evaluating name their own.
+_LESS = {
+    'predict': 'a smaller --max_side',
+    'export': 'a smaller --export_size',
+    'preview': 'a smaller data.streams.*.batch_size or data.streams.*.crop',
+}
+
+
 @contextlib.contextmanager
 def training(config: ConfigDict, needs: Mapping[str, float | None]) -> Iterator[None]:
-    """Answer where a step, or the state, has no room.
+    """Answer where a step, or its batch, has no room.
 
     Args:
         config: finalised.
@@ -34,14 +42,45 @@ def training(config: ConfigDict, needs: Mapping[str, float | None]) -> Iterator[
 
 
 @contextlib.contextmanager
+def start() -> Iterator[None]:
+    """Answer where the first state has no room, which no batch changes.
+
+    Raises:
+        ValueError: there was no room; says what there is, and what needs less.
+    """
+    with _told(
+        f'weights and optimiser; {_asked({})}less is needed with another model.backbone or a '
+        'smaller model.width'
+    ):
+        yield
+
+
+@contextlib.contextmanager
 def evaluation(config: ConfigDict) -> Iterator[None]:
     """Answer where an evaluation has no room.
 
     Raises:
-        ValueError: there was no room; says what needs less.
+        ValueError: there was no room; says what there is, and what needs less.
     """
-    size = f'a smaller eval.batch_size ({config.eval.batch_size})'
-    with _told(f'in the evaluation; less is needed with {size} or eval.protocol=sliding'):
+    less = f'a smaller eval.batch_size ({config.eval.batch_size}) or eval.protocol=sliding'
+    if config.eval.protocol.startswith('sliding'):  # one image at a time already
+        less = 'a smaller eval.window'
+    with _told(f'in the evaluation; {_asked({})}less is needed with {less}'):
+        yield
+
+
+@contextlib.contextmanager
+def mode(name: str) -> Iterator[None]:
+    """Answer where a mode has no room, and nothing in it has said so.
+
+    Args:
+        name: of the mode.
+
+    Raises:
+        ValueError: there was no room; says what there is, and what needs less.
+    """
+    less = f'; less is needed with {_LESS[name]}' if name in _LESS else ''
+    with _told(f'in --mode {name}; {_asked({})}'.removesuffix('; ') + less):
         yield
 
 
@@ -53,8 +92,17 @@ def _told(line: str) -> Iterator[None]:
         if not isinstance(error, MemoryError) and 'RESOURCE_EXHAUSTED' not in str(error):
             raise
         wanted = re.search(r'[Aa]llocat\w* (?:of )?([\d.]+ ?\w*)', str(error))
-        wanted = f' for {wanted[1].strip()}' if wanted else ''
+        wanted = f' for {_amount(wanted[1].strip())}' if wanted else ''
         raise ValueError(f'out of memory{wanted}: {line}') from error
+
+
+def _amount(said: str) -> str:
+    """Return an amount as it is said, bytes as MiB or GiB."""
+    number, _, unit = said.partition(' ')
+    if not number.isdigit() or unit not in ('', 'bytes', 'byte'):
+        return said
+    size = int(number)
+    return f'{size / _GIB:.1f} GiB' if size >= _GIB else f'{size / 2**20:.1f} MiB'
 
 
 def _asked(needs: Mapping[str, float | None]) -> str:
