@@ -4,7 +4,7 @@ import contextlib
 import os
 import re
 import resource
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 from ml_collections import ConfigDict
@@ -37,7 +37,8 @@ def training(config: ConfigDict, needs: Mapping[str, float | None]) -> Iterator[
     keys += [f'more accumulate_steps ({config.accumulate_steps})']
     if jax.default_backend() != 'cpu':  # where it saves nothing
         keys += ['model.remat']
-    with _told(f'{_asked(needs)}less is needed with {", ".join(keys)}{_fitting(config, needs)}'):
+    less = f'less is needed with {", ".join(keys)}'
+    with _told(lambda: f'{_asked(needs)}{less}{_fitting(config, needs)}'):
         yield
 
 
@@ -48,10 +49,8 @@ def start() -> Iterator[None]:
     Raises:
         ValueError: there was no room; says what there is, and what needs less.
     """
-    with _told(
-        f'weights and optimiser; {_asked({})}less is needed with another model.backbone or a '
-        'smaller model.width'
-    ):
+    less = 'less is needed with another model.backbone or a smaller model.width'
+    with _told(lambda: f'weights and optimiser; {_asked({})}{less}'):
         yield
 
 
@@ -65,7 +64,7 @@ def evaluation(config: ConfigDict) -> Iterator[None]:
     less = f'a smaller eval.batch_size ({config.eval.batch_size}) or eval.protocol=sliding'
     if config.eval.protocol.startswith('sliding'):  # one image at a time already
         less = 'a smaller eval.window'
-    with _told(f'in the evaluation; {_asked({})}less is needed with {less}'):
+    with _told(lambda: f'in the evaluation; {_asked({})}less is needed with {less}'):
         yield
 
 
@@ -80,12 +79,13 @@ def mode(name: str) -> Iterator[None]:
         ValueError: there was no room; says what there is, and what needs less.
     """
     less = f'; less is needed with {_LESS[name]}' if name in _LESS else ''
-    with _told(f'in --mode {name}; {_asked({})}'.removesuffix('; ') + less):
+    # Processes join inside, before which no device may be asked.
+    with _told(lambda: f'in --mode {name}; {_asked({})}'.removesuffix('; ') + less):
         yield
 
 
 @contextlib.contextmanager
-def _told(line: str) -> Iterator[None]:
+def _told(line: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
@@ -93,7 +93,7 @@ def _told(line: str) -> Iterator[None]:
             raise
         wanted = re.search(r'[Aa]llocat\w* (?:of )?([\d.]+ ?\w*)', str(error))
         wanted = f' for {_amount(wanted[1].strip())}' if wanted else ''
-        raise ValueError(f'out of memory{wanted}: {line}') from error
+        raise ValueError(f'out of memory{wanted}: {line()}') from error
 
 
 def _amount(said: str) -> str:
