@@ -96,6 +96,15 @@ def class_names(dataset: str, data_dir: str = '') -> tuple[str, ...]:
     return module.CLASS_NAMES
 
 
+def renamed(names: Sequence[str], others: Sequence[str]) -> int | None:
+    """Return the first class that has another name in the other list; None if none has.
+
+    One list may be longer: a dataset may have fewer classes than what is learned.
+    """
+    pairs = enumerate(zip(names, others, strict=False))
+    return next((i for i, (name, other) in pairs if name.lower() != other.lower()), None)
+
+
 def palette(dataset: str, data_dir: str = '') -> np.ndarray:
     """Return the colours of a dataset's classes, uint8 [C, 3] RGB; VOC's where it has none.
 
