@@ -243,7 +243,7 @@ def test_layers_of_classes_with_other_names_are_fresh_and_so_are_prototypes(
     config = config_of(init_from=str(workdir), eval__dataset='shapes/64', **changes)
     with caplog.at_level(logging.INFO, 'css_jax'):
         given = load(config)
-    line = "or other classes (class 1 is 'disc' there, 'square' here), so fresh: head_logits/out, mem"
+    line = "or other classes (class 1 is 'disc' there, 'square' here), so fresh: head_logits/out"
     assert line in caplog.text
     fresh = state.flat(last.student).keys() - given['student'].keys()
     assert fresh == {'params/head_logits/out/kernel', 'params/head_logits/out/bias'}
