@@ -106,7 +106,7 @@ READ_BY = {
 
 def main(argv: list[str]) -> None:
     """Run one mode; a mistake of the user is one line, not a traceback."""
-    from css_jax.run import progress, signals
+    from css_jax.run import memory, progress, signals
 
     argv, changes = command_line.split(argv)
     # A shell gives the files of a glob after --source, of which the first is the flag's.
@@ -120,7 +120,8 @@ def main(argv: list[str]) -> None:
     logging.getLogger('css_jax').setLevel(logging.INFO)
     goes_on = '; the same command resumes from the last checkpoint'
     try:
-        _run(changes, argv[1:])
+        with memory.mode(_MODE.value):
+            _run(changes, argv[1:])
     except signals.Stopped as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(128 + stopped.number)

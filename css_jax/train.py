@@ -63,7 +63,7 @@ def _trained(
     """Train a run that is prepared, see `train`; the lock is given back where training ends."""
     config, layout, every = run.config, run.layout, run.every
     needs: dict[str, float | None] = {}  # of the step that was compiled last
-    with memory.training(config, needs):
+    with memory.start():
         current = run.make(np.uint32(config.seed), run.given)
     arrays = jax.tree.leaves(current.student.params)
     size = sum(array.nbytes for array in arrays) / 2**20
@@ -131,11 +131,12 @@ def _trained(
                         batches = streams.train_batches(
                             config.data, config.seed, t, *parallel.process(), names=phase.sizes
                         )
-                        batch = layout.place(next(batches))
                         with memory.training(config, needs):
+                            batch = layout.place(next(batches))
                             step = _compile(phase.program, current, batch, needs)
                 else:
-                    batch = layout.place(next(batches))
+                    with memory.training(config, needs):
+                        batch = layout.place(next(batches))
                 profile.before(t)
                 with memory.training(config, needs):
                     with jax.profiler.StepTraceAnnotation('train', step_num=t):
@@ -178,7 +179,8 @@ def _trained(
         raise signals.Stopped(done, asked() or signal.SIGTERM)
     if scores is None:
         LOG.info('%s is trained to its last step %d already', workdir, start)
-        scores = evaluator.evaluate(every, current)
+        with memory.evaluation(config):
+            scores = evaluator.evaluate(every, current)
     found = results.report(workdir, config, every, scores, done, run.split, best)
     if primary:
         for note in diagnostics.notes(config, metrics.read(workdir), found):

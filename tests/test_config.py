@@ -187,3 +187,18 @@ def test_a_damaged_configuration_of_a_run_is_named(text, tmp_path):
     (tmp_path / run_folder.FILE).write_text(text)
     with pytest.raises(ValueError, match=r'config\.json is not the configuration of a run'):
         stored.read(tmp_path)
+
+
+def test_a_run_of_an_older_version_that_was_scored_by_number_is_read(tmp_path):
+    config = quickstart.get_config('supervised')
+    config.update_from_flattened_dict({'eval.dataset': 'figures', 'num_classes': 11})
+    config.eval.by_number = True
+    old = configs.finalise(config).to_dict()
+    del old['eval']['by_number']
+    (tmp_path / 'config.json').write_text(json.dumps(old))
+    assert run_folder.load(tmp_path).eval.dataset == 'figures'
+    run_folder.match(configs.finalise(config), tmp_path)
+    # One that was scored on what it learned asks before it is scored on another dataset.
+    old['eval']['dataset'] = old['data']['streams']['labelled']['dataset']
+    (tmp_path / 'config.json').write_text(json.dumps(old))
+    assert not run_folder.load(tmp_path).eval.by_number

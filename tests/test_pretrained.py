@@ -15,6 +15,7 @@ from ml_collections import FrozenConfigDict
 from css_jax import config as configs
 from css_jax import evaluate, methods, models, prepare, state, train
 from css_jax.config import pixels
+from css_jax.data import sources
 from css_jax.models import layers
 from css_jax.models.backbones import IMAGENET
 from css_jax.modes import preview, sweep
@@ -223,6 +224,36 @@ def test_heads_and_memory_that_the_source_lacks_are_fresh(run, tmp_path, caplog)
 def test_a_run_of_another_network_is_refused(run, changes, message):
     with pytest.raises(ValueError, match=f'init_from=.*{message}'):
         load(config_of(init_from=str(run[0]), **changes))
+
+
+def test_layers_of_classes_with_other_names_are_fresh_and_so_are_prototypes(
+    run, caplog, monkeypatch
+):
+    workdir, last = run
+    names = sources.class_names
+    # The dataset of the run here has as many classes as that there, two of them in another order.
+    there = run_folder.load(workdir).data.streams.labelled.dataset
+    swapped = [names(there)[i] for i in (0, 2, 1, 3, 4, 5, 6)]
+    monkeypatch.setattr(
+        sources, 'class_names', lambda name, at='': swapped if '64' in name else names(name, at)
+    )
+    changes = {
+        f'data__streams__{name}__dataset': 'shapes/64' for name in ('labelled', 'unlabelled')
+    }
+    config = config_of(init_from=str(workdir), eval__dataset='shapes/64', **changes)
+    with caplog.at_level(logging.INFO, 'css_jax'):
+        given = load(config)
+    line = "or other classes (class 1 is 'disc' there, 'square' here), so fresh: head_logits/out"
+    assert line in caplog.text
+    fresh = state.flat(last.student).keys() - given['student'].keys()
+    assert fresh == {'params/head_logits/out/kernel', 'params/head_logits/out/bias'}
+    assert list(given) == ['student', 'teacher']
+
+
+def test_prototypes_of_another_representation_are_fresh(run, caplog):
+    with caplog.at_level(logging.INFO, 'css_jax'):
+        given = load(config_of(init_from=str(run[0]), model__head_convs=2))
+    assert 'memory' not in given and 'head_representation/' in caplog.text
 
 
 def test_class_layers_of_another_task_are_fresh_and_named(run, caplog):

@@ -1,6 +1,7 @@
 """What has no room: memory, disks, folders that are only to be read, and a folder taken over."""
 
 import errno
+import io
 import json
 import logging
 import types
@@ -41,7 +42,7 @@ def test_a_step_without_room_names_what_it_takes_and_which_keys_need_less(data_d
     needs = {'bytes_total': 17 * GIB, 'bytes_temporary': 16 * GIB, 'bytes_arguments': GIB}
     size = config.data.streams.labelled.batch_size
     fits = int((0.9 * 8 - 1) / 16 * size)
-    message = r'^out of memory for 4294967296 bytes: '
+    message = r'^out of memory for 4\.0 GiB: '
     with pytest.raises(ValueError, match=message) as caught, memory.training(config, needs):
         exhausted()
     line = str(caught.value)
@@ -55,6 +56,19 @@ def test_a_step_without_room_names_what_it_takes_and_which_keys_need_less(data_d
     scoring = pytest.raises(ValueError, match=r'memory.*: in the evaluation; .* eval\.batch_size')
     with scoring, memory.evaluation(config):
         exhausted()
+    config = configs.finalise(config_of(data_dir, **{'eval.protocol': 'sliding'}))
+    windows = pytest.raises(ValueError, match=r'has 8\.0 GiB; less is needed with .* eval\.window$')
+    with windows, memory.evaluation(config):
+        exhausted()
+    state = pytest.raises(ValueError, match=r'weights and optimiser; .* model\.backbone')
+    with state, memory.start():
+        exhausted()
+    other = pytest.raises(ValueError, match=r'in --mode predict; the .*8\.0 GiB; .* --max_side$')
+    with other, memory.mode('predict'):
+        exhausted()
+    numpys = pytest.raises(ValueError, match=r'^out of memory for 2\.5 GiB: in --mode report; the')
+    with numpys, memory.mode('report'):
+        raise MemoryError('Unable to allocate 2.5 GiB for an array')
     # What is no lack of room stays what it is.
     with pytest.raises(jax.errors.JaxRuntimeError, match='INTERNAL'), memory.evaluation(config):
         raise jax.errors.JaxRuntimeError('INTERNAL: other')
@@ -114,6 +128,30 @@ def test_training_continues_without_a_record_that_cannot_be_written(tmp_path, mo
     assert [record['step'] for record in metrics.read(tmp_path)] == [1, 2, 3]
 
 
+def test_a_disk_that_stays_full_costs_its_lines_and_no_more(tmp_path, monkeypatch, caplog):
+    writer = metrics.Writer(tmp_path, 0)
+    writer.write(1, {'loss': 1.0})
+
+    class Full(io.FileIO):
+        room = 9
+
+        def write(self, data):
+            if not self.room:
+                full()
+            written, self.room = super().write(data[: self.room]), 0
+            return written
+
+    file, writer._file = writer._file, Full(tmp_path / metrics.METRICS, 'r+')
+    for step in (2, 3):
+        writer.write(step, {'loss': 1.0})
+        writer.write(step, {'eval_miou': 1.0})
+    assert [record.getMessage().count('No space left') for record in caplog.records] == [1]
+    writer._file = file  # there is room again
+    writer.write(4, {'loss': 1.0})
+    writer.close()
+    assert [record['step'] for record in metrics.read(tmp_path)] == [1, 4]
+
+
 def test_scores_are_printed_where_they_cannot_be_written(data_dir, tmp_path, monkeypatch, capsys):
     config = configs.finalise(config_of(data_dir))
     every = evaluator.evaluators(config)
@@ -136,6 +174,8 @@ def test_a_folder_without_a_checkpoint_is_taken_by_another_configuration(
     first = configs.finalise(config_of(data_dir, steps=6))
     run_folder.claim(first, tmp_path)
     metrics.Writer(tmp_path, 0).write(1, {'loss': 1.0})
+    (tmp_path / 'wandb.json').write_text('{"id": "of the other"}')
+    (tmp_path / 'checkpoints' / '2.orbax-checkpoint-tmp-1').mkdir(parents=True)  # a broken save
     (tmp_path / 'notes.txt').write_text('mine')
     other = configs.finalise(config_of(data_dir, steps=8))
     with caplog.at_level(logging.INFO, 'css_jax'):
@@ -147,6 +187,7 @@ def test_a_folder_without_a_checkpoint_is_taken_by_another_configuration(
     )
     assert run_folder.load(tmp_path).steps == 8 and not metrics.read(tmp_path)
     assert (tmp_path / 'notes.txt').exists() and not list(tmp_path.glob('events*'))
+    assert not (tmp_path / 'wandb.json').exists()
     # What is no run's stays.
     (tmp_path / run_folder.FILE).write_text(json.dumps({'model': 'of something else'}))
     with pytest.raises(ValueError, match='is not the configuration of a run'):
@@ -156,3 +197,5 @@ def test_a_folder_without_a_checkpoint_is_taken_by_another_configuration(
     (tmp_path / 'results.json').write_text('{}')
     with pytest.raises(ValueError, match=r'another configuration .*init_from='):
         run_folder.claim(other, tmp_path)
+    with pytest.raises(ValueError, match=r'another configuration .* the same values\.$'):
+        run_folder.claim(configs.finalise(config_of(data_dir, steps=4)), tmp_path)

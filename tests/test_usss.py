@@ -258,6 +258,7 @@ def test_the_methods_are_points_of_one_loss():
         ('quickstart', {'data__streams__labelled_a__crop': (36, 32)}, 'multiples of 8'),
         ('quickstart', {'data__streams__unlabelled_a__batch_size': 6}, 'a multiple of 4'),
         ('quickstart', {'accumulate_steps': 2}, 'expected 1: every'),
+        ('quickstart', {'eval.dataset': 'voc'}, "eval.dataset: got 'voc', expected one of shapes"),
     ],
 )
 def test_streams_that_do_not_go_together_are_refused(argument, changes, message):

@@ -47,6 +47,9 @@ def read(workdir: str | pathlib.Path) -> ConfigDict:
                 (at(config, place) if place else config)[leaf] = at(stored, path)
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f'{_path(workdir)} is not the configuration of a run: {error!r}') from None
+    scored = {config.eval.dataset} - {stream.dataset for stream in config.data.streams.values()}
+    if scored and 'by_number' not in found.get('eval', {}):
+        config.eval.by_number = True  # as all datasets were scored when it was written
     if gone:
         shown = ', '.join(f'{path}={at(stored, path)!r}' for path in gone)
         _tell(f'{_path(workdir)}: nothing reads these keys any more: {shown}')

@@ -177,11 +177,10 @@ def _check_names(config: ConfigDict, every: _Classes) -> None:
     if config.eval.by_number or len(_label_sets(labelled)) != 1 or 'eval' not in every:
         return
     learned, scored = next(iter(labelled.values()))[0], every['eval'][0]
-    pairs = zip(*(sources.class_names(d, config.data.dir) for d in (learned, scored)), strict=False)
-    for number, (name, other) in enumerate(pairs):
-        if name.lower() != other.lower():
-            raise ValueError(
-                f'eval.dataset: {scored} has other classes than {learned}, which is learned: class '
-                f'{number} is {other!r} in the first and {name!r} in the second; expected the same '
-                'names in the same order, or eval.by_number=True to score them by their numbers'
-            )
+    names, others = (sources.class_names(d, config.data.dir) for d in (learned, scored))
+    if (i := sources.renamed(names, others)) is not None:
+        raise ValueError(
+            f'eval.dataset: {scored} has other classes than {learned}, which is learned: class '
+            f'{i} is {others[i]!r} in the first and {names[i]!r} in the second; expected the same '
+            'names in the same order, or eval.by_number=True to score them by their numbers'
+        )

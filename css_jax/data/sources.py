@@ -92,8 +92,17 @@ def class_names(dataset: str, data_dir: str = '') -> tuple[str, ...]:
     """
     module, config = _find(dataset, data_dir)
     if _is_own(module):
-        return tuple(_builder(module, config, data_dir).info.metadata['class_names'])
+        return tuple(_noted(module, config, data_dir)['class_names'])
     return module.CLASS_NAMES
+
+
+def renamed(names: Sequence[str], others: Sequence[str]) -> int | None:
+    """Return the first class that has another name in the other list; None if none has.
+
+    One list may be longer: a dataset may have fewer classes than what is learned.
+    """
+    pairs = enumerate(zip(names, others, strict=False))
+    return next((i for i, (name, other) in pairs if name.lower() != other.lower()), None)
 
 
 def palette(dataset: str, data_dir: str = '') -> np.ndarray:
@@ -104,7 +113,7 @@ def palette(dataset: str, data_dir: str = '') -> np.ndarray:
     module, config = _find(dataset, data_dir)
     own = getattr(module, 'PALETTE', ())
     if _is_own(module):
-        own = _builder(module, config, data_dir).info.metadata.get('palette', ())
+        own = _noted(module, config, data_dir).get('palette', ())
     if not len(own):
         return default(len(class_names(dataset, data_dir)))
     return np.array(own, np.uint8)
@@ -135,7 +144,7 @@ def preparation(dataset: str, data_dir: str = '') -> Preparation:
         return Preparation()
     if not _is_own(module):
         return Preparation()
-    noted = _builder(module, config, data_dir).info.metadata['made_from'] or {}
+    noted = _noted(module, config, data_dir).get('made_from') or {}
     depth = noted.get('depth')
     return Preparation(noted.get('settings', [0])[-1], tuple(depth) if depth else None)
 
@@ -242,6 +251,21 @@ def _builder(module: types.ModuleType, config: str, data_dir: str) -> tfds.core.
         dataset = f'{name}/{config}'
         again = _how_to_repair(dataset, data_dir, place)
         raise ValueError(f'dataset {dataset!r}: {said(error)}; {again}') from error
+
+
+def _noted(module: types.ModuleType, config: str, data_dir: str) -> dict:
+    """Return what was noted with the records of a dataset of the user.
+
+    Raises:
+        ValueError: it is gone.
+    """
+    builder = _builder(module, config, data_dir)
+    noted = builder.info.metadata or {}
+    if not noted.get('class_names'):
+        dataset = f'{builder.name}/{config}'
+        again = _how_to_repair(dataset, data_dir, builder.data_dir)
+        raise ValueError(f'dataset {dataset!r}: metadata.json has no class names; {again}')
+    return noted
 
 
 def _is_own(module: types.ModuleType) -> bool:

@@ -141,6 +141,12 @@ def check(config: ConfigDict, single: bool = False) -> None:
         )
     if len(set(titles)) < len(titles):
         raise ValueError(f'data.streams: got the datasets {", ".join(titles)}, expected each once')
+    scored = dict.fromkeys(stream.dataset for stream in streams.values())
+    if config.eval.dataset not in scored:  # which nothing else reads
+        raise ValueError(
+            f'eval.dataset: got {config.eval.dataset!r}, expected one of {", ".join(scored)}: '
+            'every dataset is evaluated by its own decoder'
+        )
     if config.accumulate_steps > 1:
         raise ValueError(
             f'accumulate_steps: got {config.accumulate_steps}, expected 1: every labelled and '

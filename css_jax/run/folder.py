@@ -17,14 +17,17 @@ from ml_collections import ConfigDict
 
 from css_jax import config as configs
 from css_jax.config import file
-from css_jax.run import files
+from css_jax.run import checksums, files
 
 LOG = logging.getLogger('css_jax')
 FILE = file.NAME
 LOCK = '.lock'
 STARTS = 'run.json'
 # What a run leaves in its folder and would be lost if another one took it.
-TRACES = ('checkpoints', 'metrics.jsonl', 'results*.json', 'events.out.tfevents.*')
+TRACES = (
+    *('checkpoints', 'metrics.jsonl', 'results*.json', 'events.out.tfevents.*'),
+    *(STARTS, 'wandb.json'),
+)
 # Keys that may differ between the processes of a run, and between one time and another.
 HOST = ('data.dir', 'data.threads', 'data.prefetch')
 # Keys that may differ where a run resumes: none changes what is trained, or how it is scored.
@@ -38,6 +41,7 @@ FREE = (
     'checkpoint_every',
     'eval.every',
     'eval.batch_size',
+    'eval.by_number',
     *HOST,
 )
 
@@ -150,7 +154,7 @@ def _take(config: ConfigDict, workdir: pathlib.Path) -> None:
 
     A start that was refused or has failed leaves a configuration, and no checkpoint.
     """
-    if any([*workdir.glob('checkpoints/[0-9]*'), *workdir.glob('results*.json')]):
+    if checksums.steps(workdir / 'checkpoints') or any(workdir.glob('results*.json')):
         match(config, workdir)
         return
     if wrong := _wrong(config, workdir, FREE):
@@ -180,7 +184,7 @@ def match(config: ConfigDict, workdir: str | pathlib.Path, free: tuple[str, ...]
     if wrong := _wrong(config, workdir, free):
         other = all(key.startswith('eval.') for key, _, _ in wrong)
         hint = ' --mode evaluate scores it in another way.' if other else ''
-        if any(key == 'steps' for key, _, _ in wrong):
+        if any(key == 'steps' and new > old for key, old, new in wrong):
             # Not resumed: its learning rate has come to its end, and would jump up.
             hint = f' To train longer, start from it: --config.init_from={workdir}.'
         raise ValueError(

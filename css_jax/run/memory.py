@@ -4,7 +4,7 @@ import contextlib
 import os
 import re
 import resource
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 from ml_collections import ConfigDict
@@ -13,9 +13,17 @@ _GIB = 2**30
 _USABLE = 0.9  # of a device: the rest is the runtime's, and lost between arrays
 
 
+# Modes -> what needs less there; training and evaluating name their own.
+_LESS = {
+    'predict': 'a smaller --max_side',
+    'export': 'a smaller --export_size',
+    'preview': 'a smaller data.streams.*.batch_size or data.streams.*.crop',
+}
+
+
 @contextlib.contextmanager
 def training(config: ConfigDict, needs: Mapping[str, float | None]) -> Iterator[None]:
-    """Answer where a step, or the state, has no room.
+    """Answer where a step, or its batch, has no room.
 
     Args:
         config: finalised.
@@ -29,7 +37,20 @@ def training(config: ConfigDict, needs: Mapping[str, float | None]) -> Iterator[
     keys += [f'more accumulate_steps ({config.accumulate_steps})']
     if jax.default_backend() != 'cpu':  # where it saves nothing
         keys += ['model.remat']
-    with _told(f'{_asked(needs)}less is needed with {", ".join(keys)}{_fitting(config, needs)}'):
+    less = f'less is needed with {", ".join(keys)}'
+    with _told(lambda: f'{_asked(needs)}{less}{_fitting(config, needs)}'):
+        yield
+
+
+@contextlib.contextmanager
+def start() -> Iterator[None]:
+    """Answer where the first state has no room, which no batch changes.
+
+    Raises:
+        ValueError: there was no room; says what there is, and what needs less.
+    """
+    less = 'less is needed with another model.backbone or a smaller model.width'
+    with _told(lambda: f'weights and optimiser; {_asked({})}{less}'):
         yield
 
 
@@ -38,23 +59,50 @@ def evaluation(config: ConfigDict) -> Iterator[None]:
     """Answer where an evaluation has no room.
 
     Raises:
-        ValueError: there was no room; says what needs less.
+        ValueError: there was no room; says what there is, and what needs less.
     """
-    size = f'a smaller eval.batch_size ({config.eval.batch_size})'
-    with _told(f'in the evaluation; less is needed with {size} or eval.protocol=sliding'):
+    less = f'a smaller eval.batch_size ({config.eval.batch_size}) or eval.protocol=sliding'
+    if config.eval.protocol.startswith('sliding'):  # one image at a time already
+        less = 'a smaller eval.window'
+    with _told(lambda: f'in the evaluation; {_asked({})}less is needed with {less}'):
         yield
 
 
 @contextlib.contextmanager
-def _told(line: str) -> Iterator[None]:
+def mode(name: str) -> Iterator[None]:
+    """Answer where a mode has no room, and nothing in it has said so.
+
+    Args:
+        name: of the mode.
+
+    Raises:
+        ValueError: there was no room; says what there is, and what needs less.
+    """
+    less = f'; less is needed with {_LESS[name]}' if name in _LESS else ''
+    # Processes join inside, before which no device may be asked.
+    with _told(lambda: f'in --mode {name}; {_asked({})}'.removesuffix('; ') + less):
+        yield
+
+
+@contextlib.contextmanager
+def _told(line: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if not isinstance(error, MemoryError) and 'RESOURCE_EXHAUSTED' not in str(error):
             raise
         wanted = re.search(r'[Aa]llocat\w* (?:of )?([\d.]+ ?\w*)', str(error))
-        wanted = f' for {wanted[1].strip()}' if wanted else ''
-        raise ValueError(f'out of memory{wanted}: {line}') from error
+        wanted = f' for {_amount(wanted[1].strip())}' if wanted else ''
+        raise ValueError(f'out of memory{wanted}: {line()}') from error
+
+
+def _amount(said: str) -> str:
+    """Return an amount as it is said, bytes as MiB or GiB."""
+    number, _, unit = said.partition(' ')
+    if not number.isdigit() or unit not in ('', 'bytes', 'byte'):
+        return said
+    size = int(number)
+    return f'{size / _GIB:.1f} GiB' if size >= _GIB else f'{size / 2**20:.1f} MiB'
 
 
 def _asked(needs: Mapping[str, float | None]) -> str:

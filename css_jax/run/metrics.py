@@ -1,6 +1,7 @@
 """The record of a run while it trains: metrics.jsonl, TensorBoard events, a profile."""
 
 import contextlib
+import errno
 import json
 import logging
 import math
@@ -63,7 +64,8 @@ class Writer:
         # Without the thread of a SummaryWriter, which would end, and be waited for, on a full disk.
         self._events = EventsWriter(str(folder / 'events'))
         self._path, self._warned = folder / METRICS, False
-        self._file = self._path.open('r+')
+        # Unbuffered: what a full disk has refused is gone, and is not tried again at the next line.
+        self._file = self._path.open('r+b', buffering=0)
         self._record: dict = {}
         self._place = self._file.seek(0, os.SEEK_END)  # of the last line, once there is one
         for record in records:
@@ -110,13 +112,18 @@ class Writer:
             self._place = self._file.seek(0, os.SEEK_END)
             self._record = {'step': step, 'time': round(time.time(), 3), **values}
         with self._kept(self._path):
-            self._file.seek(self._place)
-            self._file.write(_line(self._record))
-            self._file.flush()
+            self._put(_line(self._record).encode())
             self._add_events(self._record, values)
             self._events.flush()
         if self._tracker is not None:
             self._tracker.write(step, values)
+
+    def _put(self, line: bytes) -> None:
+        """Write a line at its place, whole or not at all."""
+        self._file.seek(self._place)
+        if self._file.write(line) < len(line):
+            self._file.truncate(self._place)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def close(self) -> None:
         """Close the files."""

@@ -6,6 +6,7 @@ Both are read before a fresh run writes anything; one that resumes from a checkp
 (but is given the same names: these are part of what it was trained with).
 """
 
+import contextlib
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +15,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from css_jax import state
+from css_jax import methods, state
+from css_jax.data import sources
 from css_jax.methods import Method
 from css_jax.methods.method import computing
 from css_jax.models import published
@@ -25,6 +27,7 @@ from css_jax.state import Context
 from css_jax.weights import files, layouts, named, reference
 
 LOG = logging.getLogger('css_jax')
+_COPY = 'teacher (a copy of the student)'
 Arrays = dict[str, np.ndarray]
 
 
@@ -141,7 +144,9 @@ def _from_file(config: ConfigDict, ctx: Context) -> dict[str, Arrays]:
 def _from_run(config: ConfigDict, method: Method, ctx: Context) -> dict[str, Arrays]:
     """Take the backbone of a run, and what else of it fits: another task has other class layers.
 
-    A layer is taken as a whole, or is fresh. See `load` for the arguments and what is raised.
+    A layer is taken as a whole, or is fresh; so is one of as many classes with other names. The
+    memory is of what the networks say, and is taken with all of their layers alone. See `load` for
+    the arguments and what is raised.
     """
     workdir, source = config.init_from, run_folder.load(config.init_from)
     if not _same(Pixels(source.data.mean, source.data.std), config):
@@ -153,15 +158,17 @@ def _from_run(config: ConfigDict, method: Method, ctx: Context) -> dict[str, Arr
     step = checkpoint.find(workdir, 'last')
     saved = checkpoint.restore_arrays(workdir, step, ('student', 'teacher', 'memory'))
     given, fresh = {}, set()
+    others, renamed = _renamed(source, config, method, ctx)
     for part, like in state.networks(method, ctx).items():
         shapes, arrays = state.flat(like), saved[part]
         if not arrays and part == 'teacher':
-            fresh.add('teacher (a copy of the student)')
+            fresh |= {_COPY} if shapes else set()
             continue
         there = {_module(path) for path in arrays}
         absent = {m for path in shapes if (m := _module(path)) not in there and m[:5] == 'head_'}
         shapes = {path: leaf for path, leaf in shapes.items() if _module(path) not in absent}
         other = {_layer(path) for path, leaf in shapes.items() if not _fits(arrays, path, leaf)}
+        other |= {_layer(path) for path in shapes} & renamed
         if any(layer.startswith('backbone/') for layer in other):
             wrong = differences(arrays, shapes)
             raise ValueError(
@@ -171,14 +178,54 @@ def _from_run(config: ConfigDict, method: Method, ctx: Context) -> dict[str, Arr
         given[part] = {path: arrays[path] for path in shapes if _layer(path) not in other}
         fresh |= absent | other
     memory = state.flat(jax.eval_shape(lambda: method.init_memory(config)))
-    if memory and _shapes(memory) == _shapes(saved['memory']):
+    taken = not fresh - {_COPY}
+    if memory and taken and _shapes(memory) == _shapes(saved['memory']):
         given['memory'] = saved['memory']
     elif memory:
         fresh.add('memory')
     LOG.info('starting from %s, step %d: %s', workdir, step, ', '.join(given))
     if fresh:
-        LOG.info('  not in it, or of another shape, so fresh: %s', ', '.join(sorted(fresh)))
+        LOG.info('  not in it, or of %s, so fresh: %s', others, ', '.join(sorted(fresh)))
     return given
+
+
+def _renamed(
+    source: ConfigDict, config: ConfigDict, method: Method, ctx: Context
+) -> tuple[str, set[str]]:
+    """Return what others are said to be, and the layers of classes that have other names there.
+
+    Streams with a label set each have heads that are named after them; any other layer of classes
+    is one that grows with their number.
+    """
+    there, here = (_classes(c) for c in (source, config))
+    pairs = {name: (there[name], here[name]) for name in there.keys() & here.keys()}
+    if not pairs and there and here:  # methods may name their streams otherwise
+        pairs = {'': (next(iter(there.values())), next(iter(here.values())))}
+    moved = {name: i for name, pair in pairs.items() if (i := sources.renamed(*pair)) is not None}
+    if not moved:
+        return 'another shape', set()
+    more = ConfigDict(config.to_dict())
+    more.num_classes += 1
+    grown = state.networks(method, methods.context(more, ctx.axis))
+    layers, ends = set(), tuple(f'_{name.rpartition("_")[2]}' for name in moved)
+    for part, like in state.networks(method, ctx).items():
+        wider = state.flat(grown[part])
+        for path, leaf in state.flat(like).items():
+            if leaf.shape != wider[path].shape or _module(path).endswith(ends):
+                layers.add(_layer(path))
+    name, i = next(iter(moved.items()))
+    old, new = (names[i] for names in pairs[name])
+    return f'another shape or other classes (class {i} is {old!r} there, {new!r} here)', layers
+
+
+def _classes(config: ConfigDict) -> dict[str, tuple[str, ...]]:
+    """Return the names of the classes of each stream with labels, where they can be read."""
+    found = {}
+    for name, stream in config.data.streams.items():
+        with contextlib.suppress(OSError, ValueError):  # of records that are gone
+            if not stream.reads.startswith('none'):
+                found[name] = sources.class_names(stream.dataset, config.data.dir)
+    return found
 
 
 def _shapes(arrays: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

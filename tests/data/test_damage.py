@@ -9,6 +9,7 @@ import pytest
 from css_jax.data import evaluation, reading, sources
 from data_prep import records
 from data_prep.shapes import builder as shapes
+from tests import folders
 
 SHARD = 'shapes-train.array_record-00000-of-00001'
 
@@ -92,3 +93,13 @@ def test_what_is_in_a_record_is_checked(whole, change, message):
     assert reading.read(source, 0)['label'].shape == (64, 64)
     with pytest.raises(ValueError, match=rf"^shapes/64:val, image 'val_00001': .*{message}"):
         reading.read(source, 1)
+
+
+@pytest.mark.parametrize('text', ['{}', None])
+def test_a_dataset_of_the_user_whose_class_names_are_gone_is_damaged(tmp_path, text):
+    data_dir = folders.prepare(tmp_path, 'own', train=2)
+    (file,) = tmp_path.rglob('metadata.json')
+    file.write_text(text) if text else file.unlink()
+    for read in (sources.class_names, sources.palette, sources.preparation):
+        with pytest.raises(ValueError, match=r"^dataset 'folder/.*no class names; .* are damaged"):
+            read('folder', data_dir)
