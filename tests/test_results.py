@@ -12,6 +12,7 @@ from css_jax import config as configs
 from css_jax import evaluate, methods, predict, state, train
 from css_jax.config import file as stored
 from css_jax.data import geometry, sources
+from css_jax.evaluation import tables
 from css_jax.evaluation.results import RESULTS
 from css_jax.modes import report
 from css_jax.ops import metrics
@@ -174,3 +175,8 @@ def test_weights_from_elsewhere_are_not_trained_in_place(data_dir, tmp_path):
     checkpoints.close()
     with pytest.raises(ValueError, match=r'trained elsewhere: expected --mode evaluate, or .*init'):
         train.train(config, tmp_path)
+
+
+def test_a_name_with_a_bar_stays_in_its_cell():
+    lines = tables.markdown([['class', 'a|b\nc'], ['x', '1']]).splitlines()
+    assert lines == ['| class | a\\|b c |', '|-------|-------:|', '| x     |      1 |']

@@ -57,6 +57,8 @@ def more_table(columns: Mapping[str, Mapping[str, float | None]]) -> str:
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
     """Format rows of text as a Markdown table, the first row its heading."""
+    # Names are the user's: neither a bar nor a line break in one ends a cell.
+    rows = [[' '.join(cell.split()).replace('|', '\\|') for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         '| ' + ' | '.join([r[0].ljust(widths[0]), *map(str.rjust, r[1:], widths[1:])]) + ' |'
