@@ -1,4 +1,4 @@
-"""What the names of logged numbers and scores mean, in words."""
+"""Titles of the numbers that are logged and scored, and which of them are shares."""
 
 import re
 from typing import NamedTuple
@@ -8,7 +8,7 @@ class Said(NamedTuple):
     """A number's meaning.
 
     Attributes:
-        title: in words; the name itself where nobody has said more.
+        title: for people; the name itself where none is known.
         percent: whether it is a share, which is shown in %.
     """
 
