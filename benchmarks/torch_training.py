@@ -7,8 +7,8 @@ r"""A training of ours in PyTorch: its mIoU and its seconds a step, beside those
 It takes a configuration as `css_jax.main` does, and from us what comes before a step: the labelled
 images, the first weights, the batches of uint8 crops. The rest is PyTorch in eager mode: the views,
 with its own random numbers (torch_views.py), the network (torch_network.py), pseudo-labels, loss,
-SGD and EMA (torch_step.py). Teacher and student are scored on the evaluated split, whole images,
-with its predictions; the counting of pixels is ours (css_jax.ops.metrics).
+SGD and EMA (torch_step.py). Teacher and student are scored by PyTorch's predictions for the whole
+images of the evaluated split; the counting of pixels is ours (css_jax.ops.metrics).
 
 A step is timed from its crops to the teacher's update. Crops are made between the steps, in no
 thread beside them, and are timed as 'data'. Our run makes its crops while it trains, so that its
