@@ -7,6 +7,7 @@ kinds of block, kernel sizes and widths are read from them; strides and rates ar
 
 import re
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,25 +20,46 @@ MOMENTUM = 0.1
 STRIDED = {'mobilenet_v1': (2, 4, 6, 12), 'efficientnet_lite0': (1, 3, 5, 11)}
 
 
-def forward(entries: Entries, images: Tensor, backbone: str, output_stride: int) -> dict:
-    """Apply the network (ResNets: 7x7 stem) in training mode; running statistics move in place.
+class Network(NamedTuple):
+    """A network as its parts take it.
+
+    Attributes:
+        entries: its arrays.
+        train: BatchNorm normalises by the batch and moves its running statistics, in place.
+    """
+
+    entries: Entries
+    train: bool
+
+
+def forward(
+    entries: Entries, images: Tensor, backbone: str, output_stride: int, train: bool = True
+) -> dict:
+    """Apply the network (ResNets: 7x7 stem).
 
     Args:
         entries: of the network.
         images: [B, 3, H, W] float32, normalised.
         backbone: a key of STRIDED, or a ResNet.
         output_stride: 8 or 16.
+        train: see `Network`.
 
     Returns:
-        Head -> [B, channels, h, w] at a quarter of the images' size, rounded up.
+        Head, of those that the entries have -> [B, channels, h, w] at a quarter of the images'
+        size, rounded up.
     """
+    net = Network(entries, train)
     run = _mobile if backbone in STRIDED else _resnet
-    low_level, x = run(entries, images, backbone, output_stride)
-    x = _aspp(entries, x, 96 // output_stride)
+    low_level, x = run(net, images, backbone, output_stride)
+    x = _aspp(net, x, 96 // output_stride)
     x = F.interpolate(x, low_level.shape[2:], mode='bilinear', align_corners=True)
-    low_level = _conv(entries, 'low_level_conv', low_level)
-    x = torch.cat([F.relu_(_norm(entries, 'low_level_bn', low_level)), x], 1)
-    return {head: _head(entries, f'head_{head}', x) for head in HEADS}
+    low_level = _conv(net, 'low_level_conv', low_level)
+    x = torch.cat([F.relu_(_norm(net, 'low_level_bn', low_level)), x], 1)
+    return {
+        head: _head(net, f'head_{head}', x)
+        for head in HEADS
+        if f'params/head_{head}/out/kernel' in entries
+    }
 
 
 def parameters(entries: Entries) -> Entries:
@@ -45,61 +67,59 @@ def parameters(entries: Entries) -> Entries:
     return {path: value for path, value in entries.items() if path.startswith('params/')}
 
 
-def _conv(entries: Entries, name: str, x: Tensor, stride: int = 1, dilation: int = 1) -> Tensor:
-    kernel = entries[f'params/{name}/kernel']
+def _conv(net: Network, name: str, x: Tensor, stride: int = 1, dilation: int = 1) -> Tensor:
+    kernel = net.entries[f'params/{name}/kernel']
     padding = dilation * (kernel.shape[-1] // 2)
-    return F.conv2d(x, kernel, entries.get(f'params/{name}/bias'), stride, padding, dilation)
+    return F.conv2d(x, kernel, net.entries.get(f'params/{name}/bias'), stride, padding, dilation)
 
 
-def _norm(entries: Entries, name: str, x: Tensor, eps: float = 1e-5) -> Tensor:
-    mean, var = (entries[f'batch_stats/{name}/{part}'] for part in ('mean', 'var'))
-    scale, bias = (entries[f'params/{name}/{part}'] for part in ('scale', 'bias'))
-    return F.batch_norm(x, mean, var, scale, bias, training=True, momentum=MOMENTUM, eps=eps)
+def _norm(net: Network, name: str, x: Tensor, eps: float = 1e-5) -> Tensor:
+    mean, var = (net.entries[f'batch_stats/{name}/{part}'] for part in ('mean', 'var'))
+    scale, bias = (net.entries[f'params/{name}/{part}'] for part in ('scale', 'bias'))
+    return F.batch_norm(x, mean, var, scale, bias, net.train, MOMENTUM, eps)
 
 
 def _resnet(
-    entries: Entries, images: Tensor, backbone: str, output_stride: int
+    net: Network, images: Tensor, backbone: str, output_stride: int
 ) -> tuple[Tensor, Tensor]:
     """Return layer1's and layer4's outputs."""
     del backbone  # the blocks' names say all
-    x = _conv(entries, 'backbone/conv1', images, stride=2)
-    x = F.max_pool2d(F.relu_(_norm(entries, 'backbone/bn1', x)), 3, 2, 1)
+    x = _conv(net, 'backbone/conv1', images, stride=2)
+    x = F.max_pool2d(F.relu_(_norm(net, 'backbone/bn1', x)), 3, 2, 1)
     strides, firsts, others = {
         8: ((1, 2, 1, 1), (1, 1, 1, 2), (1, 1, 2, 4)),
         16: ((1, 2, 2, 1), (1, 1, 1, 1), (1, 1, 1, 2)),
     }[output_stride]
     low_level = x
     for k in range(4):
-        for i in range(_count(entries, rf'/layer{k + 1}_(\d+)/')):
+        for i in range(_count(net, rf'/layer{k + 1}_(\d+)/')):
             stride, first = (strides[k], firsts[k]) if i == 0 else (1, others[k])
             name = f'backbone/layer{k + 1}_{i}'
-            x = _residual(entries, name, x, stride, (first, others[k]))
+            x = _residual(net, name, x, stride, (first, others[k]))
         low_level = x if k == 0 else low_level
     return low_level, x
 
 
-def _count(entries: Entries, pattern: str) -> int:
-    return len({found[1] for path in entries if (found := re.search(pattern, path))})
+def _count(net: Network, pattern: str) -> int:
+    return len({found[1] for path in net.entries if (found := re.search(pattern, path))})
 
 
 def _residual(
-    entries: Entries, name: str, x: Tensor, stride: int, dilations: tuple[int, int]
+    net: Network, name: str, x: Tensor, stride: int, dilations: tuple[int, int]
 ) -> Tensor:
     """Bottleneck where there is a conv3, else basic block; see `css_jax.models.resnet`."""
 
     def part(n: int, x: Tensor, stride: int = 1, dilation: int = 1) -> Tensor:
-        return _norm(
-            entries, f'{name}/bn{n}', _conv(entries, f'{name}/conv{n}', x, stride, dilation)
-        )
+        return _norm(net, f'{name}/bn{n}', _conv(net, f'{name}/conv{n}', x, stride, dilation))
 
-    if f'params/{name}/conv3/kernel' in entries:
+    if f'params/{name}/conv3/kernel' in net.entries:
         y = F.relu_(part(1, x))
         y = part(3, F.relu_(part(2, y, stride, dilations[0])))
     else:
         y = part(2, F.relu_(part(1, x, stride, dilations[0])), 1, dilations[1])
-    if f'params/{name}/downsample_conv/kernel' in entries:
-        x = _conv(entries, f'{name}/downsample_conv', x, stride)
-        x = _norm(entries, f'{name}/downsample_bn', x)
+    if f'params/{name}/downsample_conv/kernel' in net.entries:
+        x = _conv(net, f'{name}/downsample_conv', x, stride)
+        x = _norm(net, f'{name}/downsample_bn', x)
     return F.relu_(y + x)
 
 
@@ -108,39 +128,37 @@ def _relu6(x: Tensor) -> Tensor:
 
 
 def _mobile(
-    entries: Entries, images: Tensor, backbone: str, output_stride: int
+    net: Network, images: Tensor, backbone: str, output_stride: int
 ) -> tuple[Tensor, Tensor]:
     """Return the outputs at stride 4 and of the last block."""
     strided = STRIDED[backbone]
     first = 1 if backbone == 'mobilenet_v1' else 0
-    x = _same(entries, 'backbone/conv1' if first else 'backbone/conv_stem', images, 2, 1)
+    x = _same(net, 'backbone/conv1' if first else 'backbone/conv_stem', images, 2, 1)
     reached, dilation, low_level = 2, 1, x
-    for i in range(first, first + _count(entries, r'/block(\d+)/')):
+    for i in range(first, first + _count(net, r'/block(\d+)/')):
         stride = 2 if i in strided else 1
         keeps = reached < output_stride
         if stride == 2 and reached == 4:
             low_level = x  # what comes before the next stride, kept or given up
-        x = _block(entries, f'backbone/block{i}', x, stride, keeps, dilation)
+        x = _block(net, f'backbone/block{i}', x, stride, keeps, dilation)
         reached, dilation = (reached * stride, 1) if keeps else (reached, dilation * stride)
     return low_level, x
 
 
-def _block(
-    entries: Entries, name: str, x: Tensor, stride: int, keeps: bool, dilation: int
-) -> Tensor:
+def _block(net: Network, name: str, x: Tensor, stride: int, keeps: bool, dilation: int) -> Tensor:
     """MobileNet v1's block, or EfficientNet-Lite's where there is a 'project'."""
     y = x
-    if f'params/{name}/expand/kernel' in entries:
-        y = _same(entries, f'{name}/expand', y, 1, 1)
-    y = _same(entries, f'{name}/depthwise', y, stride if keeps else 1, dilation)
-    if f'params/{name}/pointwise/kernel' in entries:
-        return _same(entries, f'{name}/pointwise', y, 1, 1)
-    y = _same(entries, f'{name}/project', y, 1, 1, activation=lambda y: y)
+    if f'params/{name}/expand/kernel' in net.entries:
+        y = _same(net, f'{name}/expand', y, 1, 1)
+    y = _same(net, f'{name}/depthwise', y, stride if keeps else 1, dilation)
+    if f'params/{name}/pointwise/kernel' in net.entries:
+        return _same(net, f'{name}/pointwise', y, 1, 1)
+    y = _same(net, f'{name}/project', y, 1, 1, activation=lambda y: y)
     return x + y if stride == 1 and x.shape == y.shape else y
 
 
 def _same(
-    entries: Entries,
+    net: Network,
     name: str,
     x: Tensor,
     stride: int,
@@ -148,7 +166,7 @@ def _same(
     activation: Callable[[Tensor], Tensor] = _relu6,
 ) -> Tensor:
     """Convolve with TensorFlow's padding, which is torch's unless there is a stride; normalise."""
-    kernel = entries[f'params/{name}/kernel']
+    kernel = net.entries[f'params/{name}/kernel']
     groups = x.shape[1] // kernel.shape[1]
     reach, padding = (kernel.shape[-1] - 1) * dilation, (kernel.shape[-1] - 1) * dilation // 2
     if stride > 1:
@@ -159,13 +177,13 @@ def _same(
         ]
         x, padding = F.pad(x, (*pads[0], *pads[1])), 0
     x = F.conv2d(x, kernel, None, stride, padding, dilation, groups)
-    return activation(_norm(entries, f'{name}/bn', x, eps=1e-3))
+    return activation(_norm(net, f'{name}/bn', x, eps=1e-3))
 
 
-def _aspp(entries: Entries, x: Tensor, rate: int) -> Tensor:
+def _aspp(net: Network, x: Tensor, rate: int) -> Tensor:
     def branch(conv: str, norm: str, x: Tensor, dilation: int = 1) -> Tensor:
-        y = _conv(entries, f'aspp/{conv}', x, dilation=dilation)
-        return F.relu_(_norm(entries, f'aspp/{norm}', y))
+        y = _conv(net, f'aspp/{conv}', x, dilation=dilation)
+        return F.relu_(_norm(net, f'aspp/{norm}', y))
 
     branches = [branch(f'conv{i}', f'bn{i}', x, max(1, i * rate)) for i in range(4)]
     pooled = branch('pool_conv', 'pool_bn', x.mean((2, 3), keepdim=True))
@@ -173,6 +191,6 @@ def _aspp(entries: Entries, x: Tensor, rate: int) -> Tensor:
     return branch('project_conv', 'project_bn', torch.cat(branches, 1))
 
 
-def _head(entries: Entries, name: str, x: Tensor) -> Tensor:
-    x = F.relu_(_norm(entries, f'{name}/bn', _conv(entries, f'{name}/conv', x)))
-    return _conv(entries, f'{name}/out', x)
+def _head(net: Network, name: str, x: Tensor) -> Tensor:
+    x = F.relu_(_norm(net, f'{name}/bn', _conv(net, f'{name}/conv', x)))
+    return _conv(net, f'{name}/out', x)
