@@ -15,6 +15,8 @@ from css_jax.weights import timm
 GOLDEN = Path(__file__).parent / 'fixtures' / 'unimatch_network.npz'
 VIT = {'embed_dim': 32, 'depth': 4, 'heads': 4, 'grid': 5, 'taps': (0, 1, 2, 3)}
 TINY = {'embed_dim': 24, 'depth': 2, 'heads': 3, 'grid': 3, 'taps': (1,)}
+# Stands for dinov2_small where its depth does not matter.
+SHALLOW = dinov2.Size(6, 2, (0, 0, 1, 1))
 SIZE = dpt.Size(16, (8, 12, 16, 20))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from css_jax.models.dinov2 import SIZES
 from css_jax.weights import reference, timm
 
 # Hugging Face's name, as the end of an entry or in front of one -> Meta's.
@@ -160,6 +161,11 @@ def to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
         for name, array in arrays.items()
         if name.startswith(used)
     }
+
+
+def named(model: Any) -> bool:
+    """Return whether `to_torch` has names for the network of `model`, which is config.model."""
+    return model.family == 'dpt' and model.backbone in SIZES
 
 
 def _behind(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
