@@ -140,9 +140,7 @@ DEFAULTS = {
 
 def optimizer(config: ConfigDict) -> optimizers.Optimizer:
     """Return SGD with a rate for the backbone and one for all else."""
-    factor = config.imas.head_rate
-    heads = optimizers.Group('heads', '^(?!backbone/)', rate=factor)
-    return optimizers.sgd(config, [heads] if factor != 1 else [])
+    return optimizers.sgd(config, optimizers.heads(config.imas.head_rate))
 
 
 def check(config: ConfigDict) -> None:
