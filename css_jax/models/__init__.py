@@ -10,8 +10,9 @@ from css_jax.keys import Key
 from css_jax.models import backbones, deeplab, fcn, largefov
 from css_jax.models.backbones import BACKBONES
 from css_jax.models.layers import check_choice
+from css_jax.models.scaled import channels as scaled_channels
 
-__all__ = ['BACKBONES', 'FAMILIES', 'KEYS', 'Family', 'build']
+__all__ = ['BACKBONES', 'FAMILIES', 'KEYS', 'Family', 'build', 'scaled_channels']
 
 
 class Family(NamedTuple):
@@ -22,15 +23,18 @@ class Family(NamedTuple):
         build: (config.model, outputs, axis_name) -> module, (images [B, H, W, 3] float32
             normalised, train) -> head name -> [B, h, w, channels] float32.
         plain: it works on the backbones of `backbones.PLAIN` too.
+        scaled: features of the backbone that a method may multiply: the module takes
+            channel_scale, name -> [B, C].
     """
 
     keys: Mapping[str, Key]
     build: Callable[[Any, Mapping[str, int], str | None], nn.Module]
     plain: bool = False
+    scaled: tuple[str, ...] = ()
 
 
 FAMILIES = {
-    'deeplab': Family(deeplab.KEYS, deeplab.build),
+    'deeplab': Family(deeplab.KEYS, deeplab.build, scaled=deeplab.SCALED),
     'fcn': Family(fcn.KEYS, fcn.build),
     'largefov': Family(largefov.KEYS, largefov.build, plain=True),
 }

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from css_jax.models.backbones import PLAIN
-from css_jax.weights import drn, imas, reference, timm
+from css_jax.weights import drn, imas, reference, timm, unimatch
 
 
 def convert(
@@ -30,6 +30,10 @@ def convert(
         whose, arrays = "USSS's authors", drn.to_torch(variables)
     elif model.family == 'largefov' and model.backbone in PLAIN:
         whose, arrays = "CoSA's authors", timm.to_torch(variables)
+    elif (
+        model.family == 'deeplab' and resnet and model.head_convs == 2 and not model.low_level_bias
+    ):
+        whose, arrays = "UniMatch's authors", unimatch.to_torch(variables)
     elif model.family == 'deeplab' and resnet and model.head_convs == 2:
         whose, arrays = "iMAS's authors", imas.to_torch(variables)
     elif model.family == 'deeplab' and resnet:
