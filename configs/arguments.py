@@ -84,7 +84,8 @@ def epochs(method: str, labelled: int, unlabelled: int) -> dict[str, int]:
     """
     learns = 'unlabelled' in methods.METHODS[method].streams
     counted = unlabelled if learns else labelled
-    return of_method(method, {'imas.images': max(1, counted)})  # none is an error of the streams
+    keys = ('imas.images', 'unimatch.images')
+    return of_method(method, dict.fromkeys(keys, max(1, counted)))  # none: an error of the streams
 
 
 def finish(

@@ -42,6 +42,15 @@ class Group(NamedTuple):
     frozen: bool = False
 
 
+def heads(rate: float) -> list[Group]:
+    """Return the group of all parameters but the backbone's, none where their factor is 1.
+
+    Args:
+        rate: factor of the learning rate.
+    """
+    return [Group('heads', '^(?!backbone/)', rate=rate)] if rate != 1 else []
+
+
 def learning_rate(config: ConfigDict) -> optax.Schedule:
     """Return the learning rate by step, from `config.optimizer` and `config.steps`."""
     c = config.optimizer
@@ -76,6 +85,7 @@ def adamw(
     config: ConfigDict,
     groups: Sequence[Group] = (),
     *,
+    head_factor: float = 1.0,
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
@@ -88,6 +98,7 @@ def adamw(
     Args:
         config: the rate and weight decay of `config.optimizer` are of parameters of no group.
         groups: see `Group`.
+        head_factor: of the learning rate of all that is of no group and not the backbone's.
         b1: decay of the first moment.
         b2: decay of the second moment.
         eps: added to the root of the second moment.
@@ -102,6 +113,7 @@ def adamw(
             optax.scale_by_learning_rate(_times(rate, factor)),
         )
 
+    groups = [*groups, *heads(head_factor)]
     return _grouped(transformation, rate, config.optimizer.weight_decay, groups)
 
 

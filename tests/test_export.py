@@ -26,7 +26,7 @@ from css_jax.models import resnet
 from css_jax.modes import convert, export
 from css_jax.run import checkpoint
 from css_jax.run import folder as run_folder
-from css_jax.weights import drn, files, imas, state_dicts, timm
+from css_jax.weights import drn, files, imas, state_dicts, timm, unimatch
 from tests import program, small, tiny
 from tests.conftest import ROOT
 
@@ -299,6 +299,11 @@ NETWORKS = {
         {'stem': 'deep', 'head_convs': 2, 'low_level_bias': True, 'backbone': 'tiny'},
         {'logits': 3, 'auxiliary': 3},
         imas.from_torch,
+    ),
+    "UniMatch's authors": (
+        {'stem': 'deep', 'head_convs': 2, 'backbone': 'tiny'},
+        {'logits': 3},
+        unimatch.from_torch,
     ),
 }
 

@@ -266,6 +266,7 @@ HOST = {
     'data.streams.*.ids_file': 'list.txt',
     'data.streams.*.exclude': '',
     'data.streams.*.resize': (0.7, 0.8),
+    'data.streams.*.resize_law': 'long_side',
     'data.streams.*.long_side': (24, 96),
     'data.streams.*.flip_prob': 0.5,
     'data.streams.*.pad': 'constant',

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -9,9 +10,12 @@ import pytest
 
 from css_jax import config as configs
 from css_jax import optimizer
+from css_jax.methods import teacher
 from css_jax.ops import schedules
 
-GOLDEN = np.load(Path(__file__).parent / 'fixtures' / 'reference_small.npz')
+FIXTURES = Path(__file__).parent / 'fixtures'
+GOLDEN = np.load(FIXTURES / 'reference_small.npz')
+UNIMATCH = np.load(FIXTURES / 'unimatch_ops.npz')
 
 
 def test_sgd_walks_as_torch_does():
@@ -106,6 +110,42 @@ def test_adamw_is_torch_s():
         w = w - 0.1 * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
     found = walk(optimizer.adamw(configuration())[0])['backbone']['w']
     np.testing.assert_allclose(found, w, rtol=1e-5)
+
+
+def test_adamw_with_a_factor_of_the_heads_and_the_teacher_are_unimatch_s():
+    """The decay is on all parameters; a head's is scaled by its own rate."""
+    base, factor, epochs, per_epoch = UNIMATCH['adamw_settings'].tolist()
+    steps = int(epochs * per_epoch)
+    config = configuration(learning_rate=base, steps=steps, power=0.9)
+    tx, rates = optimizer.adamw(
+        config, head_factor=factor, rate=schedules.poly(base, steps, 0.9, lag=1)
+    )
+    assert list(rates) == ['learning_rate', 'learning_rate_heads']
+
+    def tree(kind, *index):
+        found = {name: {} for name in ('backbone', 'head')}
+        for path in [n for n in UNIMATCH if n.startswith(f'adamw_{kind}/')]:
+            module, leaf = path.partition('/')[2].split('.')
+            found[module][leaf] = jnp.asarray(UNIMATCH[path][index])
+        return found
+
+    @jax.jit
+    def moved(params, state, ema, grads, step):
+        updates, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        return params, state, teacher.follow(ema, params, schedules.ema_decay(step, 0.996))
+
+    params = ema = tree('before')
+    state = tx.init(params)
+    for t in range(steps):
+        assert schedules.ema_decay(t, 0.996) == pytest.approx(UNIMATCH['adamw_ema_ratio'][t])
+        params, state, ema = moved(params, state, ema, tree('grads', t), t)
+        for ours, kind in ((params, 'after'), (ema, 'ema')):
+            jax.tree.map(
+                lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4 * np.abs(y).max()),
+                ours,
+                tree(kind, t),
+            )
 
 
 @pytest.mark.parametrize('names', [('a', 'a'), ('',)])

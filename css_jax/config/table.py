@@ -69,6 +69,10 @@ STREAM = {
     'resize': Key(
         (0.5, 1.5), 'range of the random scale before the crop; 1,1: none', expected=ascending
     ),
+    'resize_law': Key(
+        'factor', 'factor (of both sides, rounded down) | long_side (the long side is a whole '
+        'number, each as likely; the short one is rounded)', choices=('factor', 'long_side'),
+    ),
     'long_side': Key(
         (0, 0), 'instead of `resize`: range of the long side in pixels, whatever the image has; '
         '0,0: none', like=(250, 1000), expected=_expected_side,
@@ -79,8 +83,9 @@ STREAM = {
     ),
     'pad': Key(
         'constant', 'of images smaller than the crop: constant (mean colour) | constant_floor '
-        '(rounded down) | reflect | black (on all sides, the image anywhere)',
-        choices=('constant', 'constant_floor', 'reflect', 'black'),
+        '(rounded down) | reflect | black (on all sides, the image anywhere) | black_corner (right '
+        'and below or, of a mirrored image, left and below)',
+        choices=('constant', 'constant_floor', 'reflect', 'black', 'black_corner'),
     ),
 }  # fmt: skip
 KEYS = {

@@ -10,8 +10,9 @@ from css_jax.keys import Key
 from css_jax.models import backbones, deeplab, dinov2, dpt, fcn, largefov
 from css_jax.models.backbones import BACKBONES
 from css_jax.models.layers import check_choice
+from css_jax.models.scaled import channels as scaled_channels
 
-__all__ = ['BACKBONES', 'FAMILIES', 'KEYS', 'Family', 'build']
+__all__ = ['BACKBONES', 'FAMILIES', 'KEYS', 'Family', 'build', 'scaled_channels']
 
 
 class Family(NamedTuple):
@@ -22,8 +23,8 @@ class Family(NamedTuple):
         build: (config.model, outputs, axis_name) -> module, (images [B, H, W, 3] float32
             normalised, train) -> head name -> [B, h, w, channels] float32.
         takes: backbone -> whether the family works on it; by default on all but `PLAIN`.
-        scaled: the backbone's features whose channels may be multiplied before the heads, by
-            `channel_scale` of the module.
+        scaled: features of the backbone that a method may multiply before the heads: the module
+            takes channel_scale, name -> [B, C].
     """
 
     keys: Mapping[str, Key]
@@ -33,7 +34,7 @@ class Family(NamedTuple):
 
 
 FAMILIES = {
-    'deeplab': Family(deeplab.KEYS, deeplab.build),
+    'deeplab': Family(deeplab.KEYS, deeplab.build, scaled=deeplab.SCALED),
     'fcn': Family(fcn.KEYS, fcn.build),
     'largefov': Family(largefov.KEYS, largefov.build, lambda name: name not in dinov2.SIZES),
     'dpt': Family({}, dpt.build, dpt.SIZES.__contains__, scaled=dpt.TAPS),

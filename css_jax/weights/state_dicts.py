@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from css_jax.models.backbones import PLAIN
-from css_jax.weights import dinov2, drn, imas, reference, timm
+from css_jax.weights import dinov2, drn, imas, reference, timm, unimatch
 
 
 def convert(
@@ -32,6 +32,10 @@ def convert(
         whose, arrays = "CoSA's authors", timm.to_torch(variables)
     elif dinov2.named(model):
         whose, arrays = "UniMatch V2's authors", dinov2.to_torch(variables)
+    elif (
+        model.family == 'deeplab' and resnet and model.head_convs == 2 and not model.low_level_bias
+    ):
+        whose, arrays = "UniMatch's authors", unimatch.to_torch(variables)
     elif model.family == 'deeplab' and resnet and model.head_convs == 2:
         whose, arrays = "iMAS's authors", imas.to_torch(variables)
     elif model.family == 'deeplab' and resnet:
