@@ -168,6 +168,11 @@ def chosen(labels: int, split: str, folder: str, file: str, layout: str = 'u2pl'
         return {'count': labels}
     dataset = folder.rpartition('/')[2]
     folders = lists.folders(dataset, layout)
+    if not folders:
+        raise ValueError(
+            f'{file}: layout: got {layout}, which has no lists of {dataset}, expected '
+            f'{next(name for name in lists.LAYOUTS if lists.folders(dataset, name))}'
+        )
     if labels not in folders:
         listed = ', '.join(map(str, folders))
         raise ValueError(

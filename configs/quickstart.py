@@ -57,6 +57,7 @@ METHODS = {
     'unimatch': {**_UNIMATCH, 'teacher.decay': 0.99},
     'unimatch_v1': _UNIMATCH,
     'fixmatch': {**_UNIMATCH, 'teacher.decay': 0.99},
+    'unimatch_supervised': {'model.head_convs': 1, 'optimizer.nesterov': True},
 }
 IMAGES = 500
 DEFAULTS = {'method': 'css_mix', 'labels': 0, 'seed': 0, 'pretrained': None}

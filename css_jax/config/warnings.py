@@ -10,7 +10,7 @@ from css_jax import methods
 from css_jax.config import defaults, table
 from css_jax.keys import at
 from css_jax.methods.method import computing
-from css_jax.models import published
+from css_jax.models import backbones, published
 
 
 def warnings(given: ConfigDict, config: ConfigDict, images: Mapping[str, int]) -> list[str]:
@@ -39,7 +39,7 @@ def warnings(given: ConfigDict, config: ConfigDict, images: Mapping[str, int]) -
 
 def _random_weights(config: ConfigDict) -> Iterator[str]:
     dataset = config.eval.dataset.partition('/')[0]
-    from_weights = dataset in ('voc', 'cityscapes', 'coco')
+    from_weights = dataset in ('voc', 'cityscapes', 'coco', 'ade20k')
     if from_weights and not (config.model.pretrained or config.init_from):
         yield (
             "model.pretrained is empty: this run starts from random weights, the paper's from "
@@ -51,7 +51,8 @@ def _other_stem(config: ConfigDict) -> Iterator[str]:
     dataset = config.eval.dataset.partition('/')[0]
     splits = {stream.split for name, stream in config.data.streams.items() if name == 'labelled'}
     deep = dataset == 'cityscapes' or (dataset == 'voc' and 'trainaug' in splits)
-    if deep and config.model.get('stem') == 'conv7':
+    has_stem = config.model.backbone not in backbones.PLAIN
+    if deep and has_stem and config.model.get('stem') == 'conv7':
         yield (
             "model.stem=conv7: the paper's network has a deep stem here, for which no weights have "
             'a name; `pretrained=FILE` behind the colon of --config takes them'

@@ -30,7 +30,7 @@ def _expected_share(value: tuple[float, ...]) -> str:
     return '' if good else '(low, high) with 0 < low <= high <= 1'
 
 
-def _by_optimizer(adamw: Any, sgd: Any) -> Callable[[Any], Any]:
+def by_optimizer(adamw: Any, sgd: Any) -> Callable[[Any], Any]:
     """Return a default that depends on the optimiser: a value of each, or a function that gives it.
 
     None leaves it to the dataset.
@@ -88,7 +88,7 @@ _COMMON = {
         'adamw | sgd; that of transformers is adamw', like='sgd', choices=('adamw', 'sgd'),
     ),
     'unimatch.head_rate': Key(
-        _by_optimizer(40.0, of_dataset(1.0, voc=10.0, coco=10.0)),
+        by_optimizer(40.0, of_dataset(1.0, voc=10.0, coco=10.0)),
         'factor of the learning rate of all that is not the backbone', like=1.0, range=(0, 1e3),
     ),
     'unsupervised.weight': views.UNSUPERVISED['unsupervised.weight']._replace(
@@ -127,8 +127,12 @@ V1_KEYS = {
 
 
 def steps_per_epoch(config: Any) -> int:
-    """Return S, at least 1."""
-    images, batch_size = config.unimatch.images, config.data.streams.unlabelled.batch_size
+    """Return S of the unlabelled images."""
+    return loader_steps(config.unimatch.images, config.data.streams.unlabelled.batch_size)
+
+
+def loader_steps(images: int, batch_size: int) -> int:
+    """Return S of so many images, at least 1."""
     gpus = math.gcd(_GPUS, batch_size)
     return max(1, -(-images // gpus) // (batch_size // gpus))
 
@@ -146,10 +150,8 @@ def _stem(c: Any) -> str | None:
 
 DEFAULTS = {
     'steps': epochs.steps('unimatch', steps_per_epoch),
-    'optimizer.learning_rate': _by_optimizer(
-        5e-6, of_dataset(voc=1e-3, cityscapes=5e-3, coco=4e-3)
-    ),
-    'optimizer.weight_decay': _by_optimizer(0.01, of_dataset(voc=1e-4, cityscapes=1e-4, coco=1e-4)),
+    'optimizer.learning_rate': by_optimizer(5e-6, of_dataset(voc=1e-3, cityscapes=5e-3, coco=4e-3)),
+    'optimizer.weight_decay': by_optimizer(0.01, of_dataset(voc=1e-4, cityscapes=1e-4, coco=1e-4)),
     'supervised.loss': of_dataset(cityscapes='ohem'),
     'supervised.ohem_kept': 100_000,
     'model.output_stride': _cnn(16),

@@ -186,7 +186,7 @@ def burning_in(method: Method) -> Method:
     """Return a method with a burn-in: L = L_x, of the same images, and the same teacher."""
     by_labels = method._replace(
         streams={'labelled': 'mask'},
-        targets=_by_labels,
+        targets=labels_alone,
         loss=supervised.loss,
         weights=no_weights,
     )
@@ -197,7 +197,7 @@ def burning_in(method: Method) -> Method:
     return method._replace(phases=phases)
 
 
-def _by_labels(
+def labels_alone(
     state: TrainState, batch: dict, keys: parallel.Keys, ctx: Context
 ) -> tuple[supervised.Targets, Any]:
     """Take the labelled images as they are."""
