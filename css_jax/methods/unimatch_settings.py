@@ -156,7 +156,7 @@ DEFAULTS = {
     'supervised.ohem_kept': 100_000,
     'model.output_stride': _cnn(16),
     'model.stem': _stem,
-    'model.first_dilation': 'previous',
+    'model.first_dilation': _cnn('previous'),
     'model.head_convs': 2,
     'data.streams.*.batch_size': of_dataset(voc=16, cityscapes=8, ade20k=8, coco=16),
     'data.streams.*.crop': of_dataset(
