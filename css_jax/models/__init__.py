@@ -22,8 +22,8 @@ class Family(NamedTuple):
         build: (config.model, outputs, axis_name) -> module, (images [B, H, W, 3] float32
             normalised, train) -> head name -> [B, h, w, channels] float32.
         takes: backbone -> whether the family works on it; by default on all but `PLAIN`.
-        scaled: the backbone's features whose channels may be multiplied before the heads, by
-            `channel_scale` of the module.
+        scaled: features of the backbone that a method may multiply: the module takes
+            channel_scale, name -> [B, C].
     """
 
     keys: Mapping[str, Key]
