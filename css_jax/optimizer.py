@@ -5,7 +5,7 @@ name under which the loop logs them.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +20,7 @@ NOT_OF_ADAMW = {
     'optimizer.momentum': Key(0.9, 'of SGD', range=(0, 1), only=lambda c: False),
     'optimizer.nesterov': Key(True, 'of SGD', only=lambda c: False),
 }
+_FROZEN = 'frozen'  # of the parameters that `split` leaves out; no group is called so
 Optimizer = tuple[optax.GradientTransformation, dict[str, optax.Schedule]]
 
 
@@ -51,6 +52,19 @@ def heads(rate: float) -> list[Group]:
     return [Group('heads', '^(?!backbone/)', rate=rate)] if rate != 1 else []
 
 
+def split(params: Mapping[str, Any], config: ConfigDict) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the parameters that are trained and those that are not, by their first name.
+
+    The gradient is taken of the first alone: with `model.frozen_backbone` nothing of the backbone
+    is kept for a backward pass, and there is none.
+    """
+    frozen = {'backbone'} if config.model.frozen_backbone else set()
+    return (
+        {name: tree for name, tree in params.items() if name not in frozen},
+        {name: tree for name, tree in params.items() if name in frozen},
+    )
+
+
 def learning_rate(config: ConfigDict) -> optax.Schedule:
     """Return the learning rate by step, from `config.optimizer` and `config.steps`."""
     c = config.optimizer
@@ -78,7 +92,7 @@ def sgd(
             optax.scale_by_learning_rate(_times(rate, factor)),
         )
 
-    return _grouped(transformation, rate, c.weight_decay, groups)
+    return _grouped(transformation, rate, config, groups)
 
 
 def adamw(
@@ -114,23 +128,25 @@ def adamw(
         )
 
     groups = [*groups, *heads(head_factor)]
-    return _grouped(transformation, rate, config.optimizer.weight_decay, groups)
+    return _grouped(transformation, rate, config, groups)
 
 
 def _grouped(
     transformation: Callable[[float, float], optax.GradientTransformation],
     rate: optax.Schedule,
-    weight_decay: float,
+    config: ConfigDict,
     groups: Sequence[Group],
 ) -> Optimizer:
     """Apply a transformation of (factor of the rate, weight decay) to each group."""
-    rates = {'learning_rate': rate}
-    if not groups:
+    rates, weight_decay = {'learning_rate': rate}, config.optimizer.weight_decay
+    if not groups and not config.model.frozen_backbone:
         return transformation(1.0, weight_decay), rates
     names = [group.name for group in groups]
-    if '' in names or len(set(names)) < len(names):
+    if {'', _FROZEN} & set(names) or len(set(names)) < len(names):
         raise ValueError(f'optimiser groups: got the names {names}, expected different ones')
     by_name = {'': transformation(1.0, weight_decay)}
+    if config.model.frozen_backbone:
+        by_name[_FROZEN] = optax.set_to_zero()
     for group in groups:
         if group.frozen:
             by_name[group.name] = optax.set_to_zero()
@@ -149,7 +165,10 @@ def _grouped(
                 f'optimiser groups {sorted(unused)} have no parameter; their patterns are searched '
                 f'for in paths such as {jax.tree.leaves(paths)[0]!r}'
             )
-        return names
+        frozen = {
+            top: jax.tree.map(lambda _: _FROZEN, names[top]) for top in split(names, config)[1]
+        }
+        return {**names, **frozen}
 
     return optax.partition(by_name, labels), rates
 

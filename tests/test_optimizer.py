@@ -1,5 +1,7 @@
 """The optimiser and schedules against the reference program's numbers."""
 
+import functools
+import itertools
 from pathlib import Path
 
 import jax
@@ -7,11 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import Mesh, PartitionSpec
 
+from benchmarks import count
 from css_jax import config as configs
-from css_jax import optimizer
+from css_jax import methods, optimizer, state
+from css_jax import step as steps
+from css_jax.data import streams
 from css_jax.methods import teacher
+from css_jax.models import dinov2
 from css_jax.ops import schedules
+from tests import dinov2_small, tiny
 
 FIXTURES = Path(__file__).parent / 'fixtures'
 GOLDEN = np.load(FIXTURES / 'reference_small.npz')
@@ -153,3 +161,62 @@ def test_groups_of_one_name_are_refused(names):
     groups = [optimizer.Group(name, 'w') for name in names]
     with pytest.raises(ValueError, match='optimiser groups: got the names'):
         optimizer.sgd(configuration(), groups)
+
+
+def test_a_frozen_backbone_has_no_update_and_no_moments_whatever_the_groups():
+    config = configuration()
+    config.model.frozen_backbone = True
+    groups = [optimizer.Group('backbone', '^backbone/', rate=0.1)]
+    for make, given in itertools.product((optimizer.sgd, optimizer.adamw), ((), groups)):
+        tx, _ = make(config, given)
+        found = walk(tx)
+        np.testing.assert_array_equal(found['backbone']['w'], PARAMS['backbone']['w'])
+        config.model.frozen_backbone = False
+        expected = walk(make(config, given)[0])
+        config.model.frozen_backbone = True
+        np.testing.assert_array_equal(found['head_a']['w'], expected['head_a']['w'])
+        paths = [
+            jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(tx.init(PARAMS))
+        ]
+        assert any('head_a' in path for path in paths) and not any(
+            'backbone' in p for p in paths if "'w'" in p
+        )
+
+
+@pytest.mark.parametrize('axis', [None, 'data'])
+def test_a_frozen_backbone_has_no_backward_pass(monkeypatch, axis):
+    """A step saves what is twice a forward pass of the backbone, but for its first layers.
+
+    Of the images and of the places in the table there is no gradient anyway.
+    """
+    monkeypatch.setitem(dinov2.SIZES, 'dinov2_small', dinov2_small.SHALLOW)
+
+    def step(frozen):
+        config = tiny.get_config('supervised')
+        config.model.update(family='dpt', backbone='dinov2_small', frozen_backbone=frozen)
+        config.data.streams.labelled.crop = (28, 28)
+        config = configs.finalise(config)
+        method, ctx = methods.METHODS['supervised'], methods.context(config, axis)
+        tx, _ = method.optimizer(config)
+        start = jax.eval_shape(lambda: state.create(method, tx, methods.context(config)))
+        batch = streams.batch_shapes(config.data, ['labelled'])
+        run = functools.partial(steps.train_step, method=method, optimizer=tx, ctx=ctx)
+        if axis:
+            mesh, whole = Mesh(np.array(jax.devices()[:2]), (axis,)), PartitionSpec()
+            run = jax.shard_map(
+                run, mesh=mesh, in_specs=(whole, PartitionSpec(axis)), out_specs=(whole, whole)
+            )
+        traced = jax.make_jaxpr(run)(start, batch)
+        return traced, ctx, start, batch
+
+    whole, ctx, start, batch = step(False)
+    less, _, frozen, _ = step(True)
+    paths = state.flat(frozen.opt_state)
+    assert paths and not any('backbone/' in path for path in paths)
+    saved = count.totals(count.kernels(whole))['flops'] - count.totals(count.kernels(less))['flops']
+    each = len(batch['labelled']['image']) // (2 if axis else 1)
+    images = jax.ShapeDtypeStruct((each, 28, 28, 3), np.float32)
+    params = {'params': start.student.params['backbone']}
+    backbone = jax.make_jaxpr(ctx.module.backbone.apply)(params, images)
+    once = count.totals(count.kernels(backbone))['flops']
+    assert 1.5 * once < saved < 2 * once

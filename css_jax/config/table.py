@@ -146,6 +146,11 @@ KEYS = {
         (0, 0), "height, width of all but whole and whole_exact; 0,0: a training crop's",
         expected=size_or_none,
     ),
+    'eval.multiple': Key(
+        lambda c: backbones.MULTIPLES.get(c.model.backbone, 1),
+        'what the network sees is resized to sides that are the nearest multiples of this, and its '
+        'logits back; 1: nothing is', like=1, range=(1, 1024),
+    ),
     'eval.flip': Key(False, 'average with the mirrored image'),
     'eval.scales': Key(
         (1.0,), 'average over the image at these scales', any_length=True,

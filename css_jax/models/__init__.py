@@ -23,8 +23,8 @@ class Family(NamedTuple):
         build: (config.model, outputs, axis_name) -> module, (images [B, H, W, 3] float32
             normalised, train) -> head name -> [B, h, w, channels] float32.
         takes: backbone -> whether the family works on it; by default on all but `PLAIN`.
-        scaled: features of the backbone that a method may multiply before the heads: the module
-            takes channel_scale, name -> [B, C].
+        scaled: features of the backbone that a method may multiply: the module takes
+            channel_scale, name -> [B, C].
     """
 
     keys: Mapping[str, Key]

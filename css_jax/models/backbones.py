@@ -86,6 +86,10 @@ KEYS = {
         'attention of all pairs of tokens; auto: cudnn where it can be had',
         choices=ATTENTIONS, only=lambda c: c.model.backbone in PLAIN,
     ),
+    'model.frozen_backbone': Key(
+        False, 'the backbone keeps its first weights: no gradient, no moments of the optimiser; '
+        'statistics of BatchNorm, which have no gradient, are not frozen',
+    ),
     'model.atrous': Key(
         'auto', 'dilated | space_to_batch, the same sums; auto: see docs/speed.md',
         choices=('auto', *atrous.FORMS),

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from css_jax.models import backbones, dinov2, heads, largefov, remat
+from css_jax.models import backbones, dinov2, heads, largefov, remat, scaled
 from css_jax.models.layers import Conv, Train, channels, check_images
 from css_jax.ops import resize
 
@@ -211,19 +211,20 @@ class DPT(nn.Module):
             images: [B, H, W, 3] float, normalised.
             train: has no effect, as there is neither BatchNorm nor dropout.
             image_weights: likewise.
-            channel_scale: name of `TAPS` -> [B, D], what the channels of the backbone's features
-                are multiplied by before the head; None: nothing is.
+            channel_scale: name of `TAPS` -> factors of the feature's channels, [k B, D]: the head
+                runs on k B images, see `css_jax.models.scaled.scale`; None: none.
 
         Returns:
-            Head name -> [B, 8 h, 8 w, channels] float32.
+            Head name -> [B, 8 h, 8 w, channels] float32, or [k B, ...].
 
         Raises:
             ValueError: images of another rank, of integers, or of a size that the backbone does not
-                take; a factor for a feature that the head does not read.
+                take; factors of a feature that the head does not read, or of another shape.
         """
         del image_weights
         check_images(images)
-        found = heads.scaled(self.backbone(images, train), TAPS, channel_scale)
+        found = self.backbone(images, train)
+        found = scaled.scale({name: found[name] for name in TAPS}, channel_scale)
 
         def decode(module: nn.Module, taps: Sequence[jax.Array]) -> dict[str, jax.Array]:
             return Head(*module.size, module.outputs, module.dtype, name='head')(taps)

@@ -1,4 +1,4 @@
-"""Which features the heads of a network read, and what these are multiplied by."""
+"""Which features the heads of a network read."""
 
 from collections.abc import Mapping, Sequence
 
@@ -28,29 +28,3 @@ def read(
                 f'one of {", ".join(features)}'
             )
     return {name: features[feature] for name, feature in names.items()}
-
-
-def scaled(
-    features: Mapping[str, jax.Array],
-    names: Sequence[str],
-    scale: Mapping[str, jax.Array] | None,
-) -> dict[str, jax.Array]:
-    """Return features whose channels are multiplied by factors of each image.
-
-    Args:
-        features: name -> [B, h, w, C].
-        names: of the features that may be multiplied.
-        scale: name -> factors [B, C]; None: there are none.
-
-    Raises:
-        ValueError: factors of another feature.
-    """
-    if unknown := set(scale or {}) - set(names):
-        raise ValueError(
-            f'channel_scale has {", ".join(sorted(unknown))}; expected features out of '
-            f'{", ".join(names)}'
-        )
-    return dict(features) | {
-        name: features[name] * factors[:, None, None].astype(features[name].dtype)
-        for name, factors in (scale or {}).items()
-    }

@@ -198,7 +198,7 @@ def test_what_it_does_not_have_is_refused_in_one_line(change, outputs, message):
 def test_factors_of_another_feature_are_refused():
     module, variables = network()
     run = partial(module.apply, variables, jnp.zeros((1, 14, 14, 3)))
-    message = '^channel_scale has last; expected features out of tap1, tap2, tap3, tap4'
+    message = r"^channel_scale: got \['last'\], expected features out of tap1, tap2, tap3, tap4"
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(lambda: run(channel_scale={'last': jnp.ones((1, 32))}))
 
