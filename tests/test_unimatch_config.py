@@ -47,10 +47,10 @@ V2 = {
     'blender': {662: 620, 1323: 578, 2646: 496},
     'cityscapes': {186: 349, 372: 325, 744: 279, 1488: 186},
     'ade20k': {316: 2487, 631: 2447, 1263: 2368, 2526: 2210, 5052: 1895},
-    'coco': {232: 7378, 3697: 7161},
+    'coco': {232: 7378, 3697: 7162},
 }
 V1 = {
-    'voc': {92: 1311, 183: 1300, 366: 1277, 732: 1231, 1464: 1139},
+    'voc': {92: 1311, 183: 1300, 366: 1277, 732: 1231, 1464: 1140},
     'blender': {662: 1240, 1323: 1157, 2646: 992},
     'cityscapes': V2['cityscapes'],
     'coco': {232: 14_757},
@@ -97,7 +97,7 @@ SGD = {
     'unimatch.optimizer': 'sgd', 'optimizer.momentum': 0.9, 'optimizer.nesterov': False,
     'optimizer.weight_decay': 1e-4, 'model.family': 'deeplab', 'model.output_stride': 16,
     'model.head_convs': 2, 'model.low_level_bias': False, 'model.first_dilation': 'previous',
-    'model.multi_grid': (1, 1, 1), 'model.stem_ceil_mode': False, 'eval.multiple': 1,
+    'model.multi_grid': (), 'model.stem_ceil_mode': False, 'eval.multiple': 1,
 }  # fmt: skip
 SGD_RATES = {'voc': (1e-3, 10.0), 'cityscapes': (5e-3, 1.0), 'coco': (4e-3, 10.0)}
 STREAM = {
