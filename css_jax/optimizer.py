@@ -20,7 +20,7 @@ NOT_OF_ADAMW = {
     'optimizer.momentum': Key(0.9, 'of SGD', range=(0, 1), only=lambda c: False),
     'optimizer.nesterov': Key(True, 'of SGD', only=lambda c: False),
 }
-_FROZEN = 'frozen'  # of the parameters that `split` leaves out; no group is called so
+_FROZEN = 'frozen'  # the label of `frozen` parameters; no group is called so
 Optimizer = tuple[optax.GradientTransformation, dict[str, optax.Schedule]]
 
 
@@ -52,17 +52,22 @@ def heads(rate: float) -> list[Group]:
     return [Group('heads', '^(?!backbone/)', rate=rate)] if rate != 1 else []
 
 
-def split(params: Mapping[str, Any], config: ConfigDict) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the parameters that are trained and those that are not, by their first name.
+def frozen(config: ConfigDict) -> tuple[str, ...]:
+    """Return the first names of the parameters that keep their first values.
 
-    The gradient is taken of the first alone: with `model.frozen_backbone` nothing of the backbone
-    is kept for a backward pass, and there is none.
+    With `model.frozen_backbone` they are the backbone's. A table without a network freezes none.
     """
-    frozen = {'backbone'} if config.model.frozen_backbone else set()
-    return (
-        {name: tree for name, tree in params.items() if name not in frozen},
-        {name: tree for name, tree in params.items() if name in frozen},
-    )
+    return ('backbone',) if config.get('model', {}).get('frozen_backbone') else ()
+
+
+def split(params: Mapping[str, Any], config: ConfigDict) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the parameters that are trained, and those that are `frozen`.
+
+    The gradient is taken of the first alone, so that nothing of what is frozen is kept for a
+    backward pass, and there is none.
+    """
+    still = {name: params[name] for name in frozen(config)}
+    return {name: tree for name, tree in params.items() if name not in still}, still
 
 
 def learning_rate(config: ConfigDict) -> optax.Schedule:
@@ -139,13 +144,14 @@ def _grouped(
 ) -> Optimizer:
     """Apply a transformation of (factor of the rate, weight decay) to each group."""
     rates, weight_decay = {'learning_rate': rate}, config.optimizer.weight_decay
-    if not groups and not config.model.frozen_backbone:
+    still = frozen(config)
+    if not groups and not still:
         return transformation(1.0, weight_decay), rates
     names = [group.name for group in groups]
     if {'', _FROZEN} & set(names) or len(set(names)) < len(names):
         raise ValueError(f'optimiser groups: got the names {names}, expected different ones')
     by_name = {'': transformation(1.0, weight_decay)}
-    if config.model.frozen_backbone:
+    if still:
         by_name[_FROZEN] = optax.set_to_zero()
     for group in groups:
         if group.frozen:
@@ -165,10 +171,7 @@ def _grouped(
                 f'optimiser groups {sorted(unused)} have no parameter; their patterns are searched '
                 f'for in paths such as {jax.tree.leaves(paths)[0]!r}'
             )
-        frozen = {
-            top: jax.tree.map(lambda _: _FROZEN, names[top]) for top in split(names, config)[1]
-        }
-        return {**names, **frozen}
+        return {**names, **{top: jax.tree.map(lambda _: _FROZEN, names[top]) for top in still}}
 
     return optax.partition(by_name, labels), rates
 

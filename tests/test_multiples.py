@@ -120,9 +120,7 @@ def test_every_protocol_takes_images_of_any_size(run, protocol):
     ctx = methods.context(config)
     (evaluated,) = methods.METHODS[config.method].evaluations(config).values()
     predict_images = protocols.prediction(config, ctx, evaluated.predict, (20, 30))
-    variables = jax.eval_shape(
-        lambda: ctx.module.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
-    )
+    variables = jax.eval_shape(lambda: ctx.module.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3))))
     shapes = methods.method.Variables(variables['params'], variables['batch_stats'])
     images = jax.ShapeDtypeStruct((1, 45, 61, 3), np.uint8)
     assert jax.eval_shape(predict_images, shapes, images).shape == (1, 45, 61, 7)

@@ -16,6 +16,7 @@ from css_jax import optimizer as optimizers
 from css_jax.keys import Key, ascending, of_dataset
 from css_jax.methods import epochs, views
 from css_jax.models import published
+from css_jax.models.backbones import PLAIN
 
 _MANY = 10**9
 _DEEP = ('resnet50', 'resnet101')  # the authors' networks
@@ -110,7 +111,7 @@ SUPERVISED_DEFAULTS = {
     'model.output_stride': 16,
     'model.stem': _stem,
     'model.stem_ceil_mode': True,
-    'model.first_dilation': 'previous',
+    'model.first_dilation': lambda c: None if c.model.backbone in PLAIN else 'previous',
     'model.head_convs': 2,
     'model.low_level_bias': True,
     'eval.network': 'student',
