@@ -15,12 +15,15 @@ from css_jax.models.layers import BatchNorm, Conv
 shallow = functools.partial(resnet.build, resnet.BasicBlock, (1, 1, 1, 1))
 
 
+FEATURES = ('stride4', 'last', 'tap1', 'tap2', 'tap3', 'tap4')
+
+
 class Named(nn.Module):
     """Stands for the backbone of `Small` where its channels are counted."""
 
     @nn.compact
     def __call__(self, x, train):
-        return {name: jnp.zeros((len(x), 1, 1, 8)) for name in ('stride4', 'last')}
+        return {name: jnp.zeros((len(x), 1, 1, 8)) for name in FEATURES}
 
 
 class Small(nn.Module):

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import cityscapes, voc
+from configs import cityscapes, unimatch, voc
 from css_jax import config as configs
 from css_jax import methods, models, state, train
 from css_jax import step as steps
@@ -18,6 +18,7 @@ from css_jax.methods.method import streams as streams_of
 from css_jax.models import dinov2
 from css_jax.run import metrics
 from data_prep import records
+from data_prep.ade20k import builder as ade20k
 from data_prep.cityscapes.builder import Builder as Cityscapes
 from data_prep.voc import builder as voc_builder
 from tests import fakes
@@ -184,3 +185,31 @@ def test_any_method_is_traced_on_any_family_or_refused(method, family, data_dir,
         predict = protocols.prediction(config, ctx, one.predict, window)
         logits = jax.eval_shape(predict, getattr(start, one.network), images)
         assert logits.shape == (2, 50, 61, config.num_classes)
+
+
+def test_ade20k_with_unimatch_v2(tmp_path):
+    """Images of 13x15 to 14x16 pixels, each evaluated at its own size by way of 14x14."""
+    source = tmp_path / 'source'
+    source.mkdir()
+    (source / ade20k.ARCHIVE).write_bytes(fakes.zipped(fakes.ade20k_members()))
+    place = {'splits': fakes.ADE20K_SPLITS, 'data_dir': tmp_path / 'prepared'}
+    records.prepare(ade20k.Builder(source=str(source), **place))
+    path = tmp_path / 'splits' / 'ade20k' / '1_64' / 'labeled.txt'
+    path.parent.mkdir(parents=True)
+    image = 'ADE_train_00020210'
+    path.write_text(f'images/training/{image}.jpg annotations/training/{image}.png')
+    config = unimatch.get_config('ade20k,1,split=random,pretrained=')
+    config.data.streams.labelled.update(count=0, ids_file=str(path))
+    config.update_from_flattened_dict(SMALL | {'augment.grey_prob': 0.0})
+    for stream in config.data.streams.values():
+        stream.update(crop=(28, 28), batch_size=4)
+    config.data.dir = str(tmp_path / 'prepared')
+    results = train.train(config, tmp_path / 'run')
+    labelled, unlabelled = (results['streams'][name] for name in ('labelled', 'unlabelled'))
+    assert labelled['split'] == 'ade20k/full:train, list 1_64/labeled.txt, 1 of 3 images'
+    assert unlabelled['split'] == 'ade20k/full:train, 2 of 3 images, without labelled'
+    assert len(results['iou']) == 150 and 'flag' in results['iou']
+    assert results['split'] == 'ade20k/full:val' and 'EMA teacher' in results['protocol']
+    assert 'whole image at its own size' in results['protocol']
+    assert 'nearest multiples of 14' in results['protocol']
+    assert all(np.isfinite(r['loss']) for r in metrics.read(tmp_path / 'run'))
