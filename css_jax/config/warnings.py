@@ -28,6 +28,7 @@ def warnings(given: ConfigDict, config: ConfigDict, images: Mapping[str, int]) -
         own = methods.METHODS[config.method].warnings(config, images)
     return [
         *_random_weights(config),
+        *_frozen(config),
         *_other_stem(config),
         *_not_needed(given, config),
         *_undone(config),
@@ -47,12 +48,19 @@ def _random_weights(config: ConfigDict) -> Iterator[str]:
         )
 
 
+def _frozen(config: ConfigDict) -> Iterator[str]:
+    if config.model.frozen_backbone and not (config.model.pretrained or config.init_from):
+        yield (
+            'model.frozen_backbone keeps random weights, as model.pretrained and init_from are '
+            f'empty ({_how(config.model)})'
+        )
+
+
 def _other_stem(config: ConfigDict) -> Iterator[str]:
     dataset = config.eval.dataset.partition('/')[0]
     splits = {stream.split for name, stream in config.data.streams.items() if name == 'labelled'}
     deep = dataset == 'cityscapes' or (dataset == 'voc' and 'trainaug' in splits)
-    has_stem = config.model.backbone not in backbones.PLAIN
-    if deep and has_stem and config.model.get('stem') == 'conv7':
+    if deep and config.model.stem == 'conv7' and config.model.backbone not in backbones.PLAIN:
         yield (
             "model.stem=conv7: the paper's network has a deep stem here, for which no weights have "
             'a name; `pretrained=FILE` behind the colon of --config takes them'

@@ -82,8 +82,8 @@ KEYS = {
     ),
     **dinov2.KEYS,
     'model.attention': Key(
-        'auto', 'ViT and DINOv2: xla | cudnn (GPU and bfloat16 alone), which does not hold the '
-        'attention of all pairs of tokens; auto: cudnn where it can be had',
+        'auto', 'ViT and DINOv2: xla | cudnn (GPU, bfloat16, an even number of tokens), which does '
+        'not hold the attention of all pairs of tokens; auto: cudnn where it can be had',
         choices=ATTENTIONS, only=lambda c: c.model.backbone in PLAIN,
     ),
     'model.frozen_backbone': Key(

@@ -146,7 +146,7 @@ class ViT(nn.Module):
                 f'images are {height}x{width}; expected sides that are multiples of {self.patch}, '
                 f'the patch, such as {near[0]}x{near[1]}'
             )
-        shape = (len(x), height // self.patch, width // self.patch, self.embed_dim)
+        shape = (x.shape[0], height // self.patch, width // self.patch, self.embed_dim)
 
         def stem(module: nn.Module, x: jax.Array) -> jax.Array:
             return module._tokens(x)
@@ -175,12 +175,12 @@ class ViT(nn.Module):
         if self.registers:
             tokens = self.param('register_tokens', _normal, (1, self.registers, self.embed_dim))
             parts.append(self._each(tokens, x))
-        parts.append(x.reshape(len(x), -1, self.embed_dim) + places[:, 1:])
+        parts.append(x.reshape(x.shape[0], -1, self.embed_dim) + places[:, 1:])
         return jnp.concatenate(parts, axis=1)
 
     def _each(self, tokens: jax.Array, x: jax.Array) -> jax.Array:
         """[1, n, D] -> [B, n, D], the same for every image."""
-        return jnp.broadcast_to(tokens.astype(self.dtype), (len(x), *tokens.shape[1:]))
+        return jnp.broadcast_to(tokens.astype(self.dtype), (x.shape[0], *tokens.shape[1:]))
 
 
 class Backbone(ViT):

@@ -81,19 +81,21 @@ class Patches(nn.Module):
         return x + bias.astype(self.dtype)
 
 
-def implementation(choice: str, dtype: Any, channels: int) -> str:
+def implementation(choice: str, dtype: Any, tokens: int, channels: int) -> str:
     """Return which attention of jax is meant on this platform: 'xla' or 'cudnn'.
 
-    cuDNN's does not hold the attention of all pairs of tokens. It takes half precision alone.
+    cuDNN's does not hold the attention of all pairs of tokens. It takes half precision alone, and
+    jax 0.10 differentiates it for an even number of tokens alone.
 
     Args:
         choice: 'xla', 'cudnn' or 'auto', which is cuDNN's where it can be had.
         dtype: of the computation.
+        tokens: their number.
         channels: of a head.
     """
     if choice != 'auto':
         return choice
-    fits = dtype == jnp.bfloat16 and channels % 8 == 0 and channels <= 128
+    fits = dtype == jnp.bfloat16 and tokens % 2 == 0 and channels % 8 == 0 and channels <= 128
     return 'cudnn' if fits and jax.default_backend() == 'gpu' else 'xla'
 
 
@@ -117,7 +119,7 @@ class Attention(nn.Module):
         batch, tokens, dim = x.shape
         x = dense(3 * dim, name='qkv')(x).reshape(batch, tokens, 3, self.heads, dim // self.heads)
         query, key, value = (x[:, :, i] for i in range(3))
-        chosen = implementation(self.attention, self.dtype, dim // self.heads)
+        chosen = implementation(self.attention, self.dtype, tokens, dim // self.heads)
         x = jax.nn.dot_product_attention(query, key, value, implementation=chosen)
         return dense(dim, name='proj')(x.reshape(batch, tokens, dim))
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from jax.sharding import Mesh, PartitionSpec
 
 from css_jax.models import backbones, dinov2, vit
 from css_jax.weights import dinov2 as weights
@@ -192,29 +193,53 @@ def test_what_there_is_not_is_refused(change, message):
 
 def test_attention_is_cudnns_where_it_can_be(monkeypatch):
     found = partial(vit.implementation, 'auto')
-    assert found(jnp.bfloat16, 64) == 'xla'  # on a CPU
+    assert found(jnp.bfloat16, 1370, 64) == 'xla'  # on a CPU
     monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
-    assert found(jnp.bfloat16, 64) == 'cudnn'
-    assert {found(jnp.float32, 64), found(jnp.bfloat16, 36), found(jnp.bfloat16, 256)} == {'xla'}
-    assert vit.implementation('xla', jnp.bfloat16, 64) == 'xla'
+    assert found(jnp.bfloat16, 1370, 64) == 'cudnn'
+    others = (jnp.float32, 1370, 64), (jnp.bfloat16, 1369, 64), (jnp.bfloat16, 1370, 36)
+    assert {found(*given) for given in (*others, (jnp.bfloat16, 1370, 256))} == {'xla'}
+    assert vit.implementation('xla', jnp.bfloat16, 1370, 64) == 'xla'
+
+
+def attention(choice):
+    """Loss and gradients of an attention in bfloat16, of 38 tokens, and its arguments."""
+    x = jnp.asarray(drawn('x', (2, 38, 128)), jnp.bfloat16)
+    module = vit.Attention(2, jnp.bfloat16, choice)
+    params = vit.Attention(2, jnp.bfloat16, 'xla').init(jax.random.key(0), x)
+
+    def loss(params, x):
+        return jnp.square(module.apply(params, x).astype(jnp.float32)).sum()
+
+    return jax.value_and_grad(loss, argnums=(0, 1)), (params, x)
+
+
+def test_cudnns_attention_is_lowered_for_a_gpu_on_devices_too(monkeypatch):
+    """Without one: jax's questions to the driver are answered; nothing runs."""
+    cudnn = pytest.importorskip('jax._src.cudnn.fused_attention_stablehlo')
+    monkeypatch.setattr(cudnn, 'check_cudnn_version', lambda: 91000)
+    for name in ('check_compute_capability', 'is_cuda_compute_capability_equal'):
+        monkeypatch.setattr(cudnn, name, lambda *given, name=name: name.startswith('check'))
+    function, given = attention('cudnn')
+
+    def share(params, x):
+        params = jax.tree.map(lambda p: jax.lax.pcast(p, 'data', to='varying'), params)
+        value, (by_params, by_x) = function(params, x)
+        return jax.lax.psum((value, by_params), 'data'), by_x
+
+    mesh, spec = Mesh(np.array(jax.devices()[:2]), ('data',)), PartitionSpec
+    over = jax.shard_map(
+        share, mesh=mesh, in_specs=(spec(), spec('data')), out_specs=(spec(), spec('data'))
+    )
+    text = jax.jit(over).trace(*given).lower(lowering_platforms=('cuda',)).as_text()
+    assert {'fmhaSoftmax', 'fmhaSoftmaxBackward'} <= set(re.findall(r'cudnn\$(\w+)', text))
 
 
 @pytest.mark.skipif(jax.default_backend() != 'gpu', reason='cuDNN needs a GPU (JAX_PLATFORMS=cuda)')
 def test_both_attentions_agree():
-    x = jnp.asarray(drawn('x', (2, 37, 128)), jnp.bfloat16)
-
-    def run(choice):
-        block = vit.Attention(2, jnp.bfloat16, choice)
-        params = block.init(jax.random.key(0), x)
-
-        def loss(params, x):
-            return jnp.square(block.apply(params, x).astype(jnp.float32)).sum()
-
-        return jax.jit(jax.value_and_grad(loss))(params, x)
-
-    jax.tree.map(
-        partial(np.testing.assert_allclose, rtol=0.05, atol=0.05), run('xla'), run('cudnn')
+    found, expected = (
+        jax.jit(function)(*given) for function, given in map(attention, ('cudnn', 'xla'))
     )
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=0.05, atol=0.05), found, expected)
 
 
 # Files.
