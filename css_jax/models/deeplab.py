@@ -145,7 +145,8 @@ class DeepLab(nn.Module):
             return module._decode(low_level, x, read, train, conv, norm)
 
         found = scaled.scale(self.backbone(images, train), channel_scale)
-        copies = len(found['last']) // len(images)
+        # An exported network has a batch of any size, which has no length.
+        copies = 1 if channel_scale is None else len(found['last']) // len(images)
         if copies > 1 and isinstance(train, jax.Array):
             train = jnp.tile(train, copies)
         read = heads.read(self.outputs, found)
