@@ -248,6 +248,26 @@ def test_the_numbers_of_unimatch_are_its_authors():
     assert three.std == pytest.approx(0.723, abs=1e-3)
 
 
+@pytest.mark.parametrize('name', UNIMATCH_S)
+def test_the_page_of_unimatch_has_the_numbers_of_its_tables(name):
+    page = (ROOT / 'docs' / 'unimatch.md').read_text()
+    table = tables.get(name)
+    start = page.index(f'`{name}`, ')
+    assert f'`{table.file}:{table.protocol},LABELS,...`' in page[start:].splitlines()[0]
+    rows = {}
+    for line in itertools.takewhile(str.strip, page[start:].splitlines()[2:]):
+        words, argument, *numbers = (cell.strip(' `') for cell in line.strip('|').split('|'))
+        rows[words] = argument, numbers
+    assert rows[''][1] == [f'{count:,}' for count in dict.fromkeys(c.labels for c in table.cells)]
+    for row in dict.fromkeys(cell.row for cell in table.cells):
+        cells = [cell for cell in table.cells if cell.row == row]
+        digits = 1 if 'README' in row else 2
+        shown = [
+            f'{cell.mean:.{digits}f}' + (f' ± {cell.std:.2f}' if cell.std else '') for cell in cells
+        ]
+        assert rows[row] == (tables.method(cells[0]), shown)
+
+
 def test_the_file_and_the_heading_of_a_table():
     assert (tables.heading(2), tables.file_name('2')) == ('Table 2: blender VOC', 'table2.md')
     assert tables.heading('imas:classic') == 'iMAS, classic VOC'
