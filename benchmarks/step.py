@@ -33,6 +33,7 @@ from configs import quickstart
 from css_jax import config as configs
 from css_jax import methods, state
 from css_jax import step as steps
+from css_jax.data import streams
 from css_jax.models import atrous
 
 HEADLINE = 'bfloat16'
@@ -112,21 +113,16 @@ def configuration(
 
 
 def shapes(config: ConfigDict) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
-    """Return the shapes of a batch, stream -> name -> [B, H, W, ...] uint8."""
-    batch = {}
-    for name, stream in config.data.streams.items():
-        shape = (stream.batch_size, *stream.crop)
-        batch[name] = {'image': jax.ShapeDtypeStruct((*shape, 3), 'uint8')}
-        if stream.reads == 'mask':
-            batch[name]['label'] = jax.ShapeDtypeStruct(shape, 'uint8')
-    return batch
+    """Return the shapes of a batch, stream -> name -> [B, H, W, ...] uint8 or bool."""
+    return streams.batch_shapes(config.data, config.data.streams)
 
 
 def filled(like: Any, classes: int) -> Any:
     """Make arrays of these shapes from random numbers; nothing is compiled for it.
 
     Kernels are scaled by what goes into them, so that activations stay in range; an optimiser's
-    momentum is small, and what counts begins at 0. The uint8 arrays are images and labels.
+    momentum is small, and what counts begins at 0. The uint8 arrays are images and labels, and no
+    pixel is padding.
     """
     rng = np.random.default_rng(0)
 
@@ -137,7 +133,7 @@ def filled(like: Any, classes: int) -> Any:
         if x.dtype == np.uint8:
             return rng.integers(0, classes if "label'" in name else 256, x.shape, np.uint8)
         if not np.issubdtype(x.dtype, np.floating):
-            return np.zeros(x.shape, x.dtype)
+            return np.full(x.shape, x.dtype == bool, x.dtype)
         scale = 0.01 if 'opt_state' in name else 1.0
         if len(x.shape) < 2:
             return (scale * rng.uniform(0.5, 1.5, x.shape)).astype(x.dtype)

@@ -84,7 +84,8 @@ def epochs(method: str, labelled: int, unlabelled: int) -> dict[str, int]:
     """
     learns = 'unlabelled' in methods.METHODS[method].streams
     counted = unlabelled if learns else labelled
-    return of_method(method, {'imas.images': max(1, counted)})  # none is an error of the streams
+    keys = ('imas.images', 'unimatch.images')
+    return of_method(method, dict.fromkeys(keys, max(1, counted)))  # none: an error of the streams
 
 
 def finish(
@@ -167,6 +168,11 @@ def chosen(labels: int, split: str, folder: str, file: str, layout: str = 'u2pl'
         return {'count': labels}
     dataset = folder.rpartition('/')[2]
     folders = lists.folders(dataset, layout)
+    if not folders:
+        raise ValueError(
+            f'{file}: layout: got {layout}, which has no lists of {dataset}, expected '
+            f'{next(name for name in lists.LAYOUTS if lists.folders(dataset, name))}'
+        )
     if labels not in folders:
         listed = ', '.join(map(str, folders))
         raise ValueError(

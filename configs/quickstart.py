@@ -27,13 +27,14 @@ COMMON = {
     'unsupervised.threshold': 0.9,
 }
 # Colour tells the classes of `shapes` apart, so jitter and blur hurt every method here.
-PLAIN = {'augment.jitter_prob': 0.0, 'augment.blur_prob': 0.0}
-# iMAS has a network and an optimiser of its own; here it has those of the others.
+PLAIN = dict.fromkeys(('augment.jitter_prob', 'augment.grey_prob', 'augment.blur_prob'), 0.0)
+# iMAS and UniMatch have a network and an optimiser of their own; here they have the others'.
 _SHARED = {
     'model.head_convs': 1,
     'model.low_level_bias': False,
     'optimizer.nesterov': True,
 }
+_UNIMATCH = {'model.head_convs': 1, 'optimizer.nesterov': True, 'burn_in_steps': 200}
 _CONTRASTIVE = {'burn_in_steps': 200, 'contrastive.weight': 0.1}
 # What a method adds to the common table: its losses' weights and its burn-in, nothing else.
 METHODS = {
@@ -53,6 +54,10 @@ METHODS = {
         'unsupervised.weight': 1.0,
     },
     'imas_supervised': _SHARED,
+    'unimatch': {**_UNIMATCH, 'teacher.decay': 0.99},
+    'unimatch_v1': _UNIMATCH,
+    'fixmatch': {**_UNIMATCH, 'teacher.decay': 0.99},
+    'unimatch_supervised': {'model.head_convs': 1, 'optimizer.nesterov': True},
 }
 IMAGES = 500
 DEFAULTS = {'method': 'css_mix', 'labels': 0, 'seed': 0, 'pretrained': None}

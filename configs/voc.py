@@ -22,7 +22,7 @@ The authors' numbers of iMAS, the best epoch of their logs:
     configs/voc.py:classic,732,imas                                  imas:classic: 79.74
     configs/voc.py:blender,662,imas,backbone=resnet50                imas:blended: 74.75
 
-All cells are in configs/tables.py; `--mode sweep --table N` runs them.
+All cells are in configs/tables/; `--mode sweep --table N` runs them.
 
 PROTOCOL (classic): *classic* labels some of the 1,464 finely annotated images, with ResNet-101 as
 torchvision has it; *blender* some of all 10,582, with a deep stem. The rest of the 10,582 is

@@ -5,7 +5,7 @@ name under which the loop logs them.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +20,7 @@ NOT_OF_ADAMW = {
     'optimizer.momentum': Key(0.9, 'of SGD', range=(0, 1), only=lambda c: False),
     'optimizer.nesterov': Key(True, 'of SGD', only=lambda c: False),
 }
+_FROZEN = 'frozen'  # the label of `frozen` parameters; no group is called so
 Optimizer = tuple[optax.GradientTransformation, dict[str, optax.Schedule]]
 
 
@@ -40,6 +41,33 @@ class Group(NamedTuple):
     rate: float = 1.0
     weight_decay: float | None = None
     frozen: bool = False
+
+
+def heads(rate: float) -> list[Group]:
+    """Return the group of all parameters but the backbone's, none where their factor is 1.
+
+    Args:
+        rate: factor of the learning rate.
+    """
+    return [Group('heads', '^(?!backbone/)', rate=rate)] if rate != 1 else []
+
+
+def frozen(config: ConfigDict) -> tuple[str, ...]:
+    """Return the first names of the parameters that keep their first values.
+
+    With `model.frozen_backbone` they are the backbone's. A table without a network freezes none.
+    """
+    return ('backbone',) if 'model' in config and config.model.frozen_backbone else ()
+
+
+def split(params: Mapping[str, Any], config: ConfigDict) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the parameters that are trained, and those that are `frozen`.
+
+    The gradient is taken of the first alone, so that nothing of what is frozen is kept for a
+    backward pass, and there is none.
+    """
+    still = {name: params[name] for name in frozen(config)}
+    return {name: tree for name, tree in params.items() if name not in still}, still
 
 
 def learning_rate(config: ConfigDict) -> optax.Schedule:
@@ -69,13 +97,14 @@ def sgd(
             optax.scale_by_learning_rate(_times(rate, factor)),
         )
 
-    return _grouped(transformation, rate, c.weight_decay, groups)
+    return _grouped(transformation, rate, config, groups)
 
 
 def adamw(
     config: ConfigDict,
     groups: Sequence[Group] = (),
     *,
+    head_factor: float = 1.0,
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
@@ -88,6 +117,7 @@ def adamw(
     Args:
         config: the rate and weight decay of `config.optimizer` are of parameters of no group.
         groups: see `Group`.
+        head_factor: of the learning rate of all that is of no group and not the backbone's.
         b1: decay of the first moment.
         b2: decay of the second moment.
         eps: added to the root of the second moment.
@@ -102,23 +132,27 @@ def adamw(
             optax.scale_by_learning_rate(_times(rate, factor)),
         )
 
-    return _grouped(transformation, rate, config.optimizer.weight_decay, groups)
+    groups = [*groups, *heads(head_factor)]
+    return _grouped(transformation, rate, config, groups)
 
 
 def _grouped(
     transformation: Callable[[float, float], optax.GradientTransformation],
     rate: optax.Schedule,
-    weight_decay: float,
+    config: ConfigDict,
     groups: Sequence[Group],
 ) -> Optimizer:
     """Apply a transformation of (factor of the rate, weight decay) to each group."""
-    rates = {'learning_rate': rate}
-    if not groups:
+    rates, weight_decay = {'learning_rate': rate}, config.optimizer.weight_decay
+    still = frozen(config)
+    if not groups and not still:
         return transformation(1.0, weight_decay), rates
     names = [group.name for group in groups]
-    if '' in names or len(set(names)) < len(names):
+    if {'', _FROZEN} & set(names) or len(set(names)) < len(names):
         raise ValueError(f'optimiser groups: got the names {names}, expected different ones')
     by_name = {'': transformation(1.0, weight_decay)}
+    if still:
+        by_name[_FROZEN] = optax.set_to_zero()
     for group in groups:
         if group.frozen:
             by_name[group.name] = optax.set_to_zero()
@@ -137,7 +171,7 @@ def _grouped(
                 f'optimiser groups {sorted(unused)} have no parameter; their patterns are searched '
                 f'for in paths such as {jax.tree.leaves(paths)[0]!r}'
             )
-        return names
+        return {**names, **{top: jax.tree.map(lambda _: _FROZEN, names[top]) for top in still}}
 
     return optax.partition(by_name, labels), rates
 

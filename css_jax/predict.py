@@ -176,15 +176,21 @@ class Predictor:
         self, wanted: tuple[str, ...], arrays: Any, images: jax.Array, sizes: jax.Array
     ) -> dict[str, jax.Array]:
         """Predict a batch by the run's protocol."""
-        variables, memory = arrays
         predict = protocols.prediction(
             self.config, self._ctx, self._chosen.predict, self.sizes.window
         )
         similarity = None
         if 'similarity' in wanted:
-            seen = views.normalise(images, self._ctx)
-            similarity = self._method.similarity(variables, memory, seen, self._ctx)
-        return outputs.asked(wanted, predict(variables, images, sizes), similarity)
+            similarity = self._similarity(arrays, views.normalise(images, self._ctx))[..., 0]
+        return outputs.asked(wanted, predict(arrays[0], images, sizes), similarity)
+
+    def _similarity(self, arrays: Any, images: jax.Array) -> jax.Array:
+        """Normalised images [B, H, W, 3] -> their similarity [B, H, W, 1]."""
+
+        def channel(*given: Any) -> jax.Array:
+            return self._method.similarity(*given)[..., None]
+
+        return protocols.network(self.config, self._ctx, channel, *arrays)(images)
 
     def _alone(self, image: np.ndarray, wanted: tuple[str, ...]) -> dict[str, np.ndarray]:
         """Predict an image that is made smaller, or is seen in windows."""
@@ -229,19 +235,15 @@ class Predictor:
 
         The views of the protocol, its mirror image and scales, are of each window.
         """
-        variables, memory = arrays
         c = self.config.eval
-
-        def network(images: jax.Array) -> jax.Array:
-            return self._chosen.predict(variables, images, self._ctx)
+        network = protocols.network(self.config, self._ctx, self._chosen.predict, arrays[0])
 
         def values(images: jax.Array) -> jax.Array:
             each = functools.partial(inference.mirrored, network) if c.flip else network
             found = jax.nn.softmax(inference.multi_scale(each, images, tuple(c.scales)))
             if not similar:
                 return found
-            similarity = self._method.similarity(variables, memory, images, self._ctx)
-            return jnp.concatenate([found, similarity[..., None]], -1)
+            return jnp.concatenate([found, self._similarity(arrays, images)], -1)
 
         images = views.normalise(strip, self._ctx)
         window = self.sizes.window

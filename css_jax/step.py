@@ -11,6 +11,7 @@ from jax import Array
 from css_jax import parallel
 from css_jax.methods import Method
 from css_jax.ops import losses
+from css_jax.optimizer import split
 from css_jax.state import Context, TrainState, Variables
 
 
@@ -37,13 +38,15 @@ def train_step(
     keys = parallel.step_keys(state.key, state.step, batch, ctx.axis)
     prepared, teacher_stats = method.targets(state, batch, keys, ctx)
 
-    def loss(params: Any) -> tuple[Array, tuple]:
-        return objective(params, state, prepared, keys, method=method, ctx=ctx)
-
     # The loss is this device's share of the global one, so gradients are summed once, here.
-    params = parallel.varying(state.student.params, ctx.axis)
-    (_, (batch_stats, memory, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+    trained, frozen = split(parallel.varying(state.student.params, ctx.axis), ctx.config)
+
+    def loss(trained: Any) -> tuple[Array, tuple]:
+        return objective({**trained, **frozen}, state, prepared, keys, method=method, ctx=ctx)
+
+    (_, (batch_stats, memory, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(trained)
     grads = parallel.psum(grads, ctx.axis)
+    grads |= jax.tree.map(jnp.zeros_like, split(state.student.params, ctx.config)[1])
     updates, opt_state = optimizer.update(grads, state.opt_state, state.student.params)
     student = Variables(optax.apply_updates(state.student.params, updates), batch_stats)
     teacher = method.update_teacher(state, student, teacher_stats, ctx)

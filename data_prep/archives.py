@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 _CHUNK = 1 << 20  # bytes
 _TIMEOUT = 60  # seconds without an answer
+_KINDS = {40: 'sha1', 64: 'sha256'}  # hexadecimal digits of a published checksum -> its kind
 
 Members = dict[str, Callable[[], bytes]]
 
@@ -148,26 +149,30 @@ def require(file: Path, found: Members, names: Iterable[str]) -> None:
         raise ValueError(f'{file}: there is no {missing} in it')
 
 
-def fingerprint(file: Path, published_sha256: str = '') -> dict[str, int | str | bool]:
-    """Tell which file it was; reads it once, with progress.
+def fingerprint(file: Path, published: str = '') -> dict[str, int | str | bool]:
+    """Tell which file it was; reads it, with progress.
 
     Args:
         file: the archive.
-        published_sha256: what is known of it; '': nothing.
+        published: its SHA-256 or SHA-1 as published; '': nothing is known of it.
 
     Returns:
         {'bytes', 'sha256'} and, where something is known, 'published': whether this is that file.
     """
-    noted = {'bytes': file.stat().st_size, 'sha256': sha256(file)}
-    return noted | ({'published': noted['sha256'] == published_sha256} if published_sha256 else {})
+    noted = {'bytes': file.stat().st_size, 'sha256': checksum(file)}
+    if published:
+        kind = _KINDS[len(published)]
+        came = noted['sha256'] if kind == 'sha256' else checksum(file, kind)
+        noted['published'] = came == published
+    return noted
 
 
-def sha256(file: Path) -> str:
-    """Return the SHA-256 of a file as 64 hexadecimal digits."""
-    digest, size = hashlib.sha256(), file.stat().st_size
+def checksum(file: Path, kind: str = 'sha256') -> str:
+    """Return a checksum of a file as hexadecimal digits: 64 of 'sha256', 40 of 'sha1'."""
+    digest, size = hashlib.new(kind), file.stat().st_size
     with (
         file.open('rb') as raw,
-        tqdm(total=size, desc=f'SHA-256 of {file.name}', unit='B', unit_scale=True) as bar,
+        tqdm(total=size, desc=f'{_shown(kind)} of {file.name}', unit='B', unit_scale=True) as bar,
     ):
         while chunk := raw.read(_CHUNK):
             digest.update(chunk)
@@ -175,7 +180,7 @@ def sha256(file: Path) -> str:
     return digest.hexdigest()
 
 
-def download(url: str, file: Path, expected_sha256: str = '') -> None:
+def download(url: str, file: Path, published: str = '') -> None:
     """Fetch a file, with progress; an earlier attempt that was cut short is continued.
 
     Until it is complete and checked it is called `file` + '.part'.
@@ -183,7 +188,7 @@ def download(url: str, file: Path, expected_sha256: str = '') -> None:
     Args:
         url: http or https address.
         file: where it goes.
-        expected_sha256: as published; '': unknown, nothing to compare with.
+        published: its SHA-256 or SHA-1; '': unknown, nothing to compare with.
 
     Raises:
         OSError: no answer, or the connection broke; what has arrived is kept.
@@ -198,9 +203,9 @@ def download(url: str, file: Path, expected_sha256: str = '') -> None:
         if isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt(url + kept) from error
         raise OSError(f'{url}: {error}{kept}') from error
-    if expected_sha256 and (came := sha256(part)) != expected_sha256:
+    if published and (came := checksum(part, kind := _KINDS[len(published)])) != published:
         part.unlink()
-        raise ValueError(f'{url}: expected SHA-256 {expected_sha256}, came {came}; removed')
+        raise ValueError(f'{url}: expected {_shown(kind)} {published}, came {came}; removed')
     part.rename(file)
 
 
@@ -227,6 +232,11 @@ def _fetch(url: str, part: Path) -> None:
     came = part.stat().st_size
     if total is not None and came != total:
         raise OSError(f'the connection ended after {came:,} of {total:,} bytes')
+
+
+def _shown(kind: str) -> str:
+    """Write 'sha256' as 'SHA-256'."""
+    return kind.upper().replace('SHA', 'SHA-')
 
 
 def _zip_members(file: Path) -> Members:

@@ -27,6 +27,11 @@ CITYSCAPES_IDS = {
     'val': ('frankfurt_000001_062250', 'munster_000000_000019'),
 }
 CITYSCAPES_SPLITS = {'train': 3, 'val': 2}
+ADE20K_IDS = {
+    'train': ('ADE_train_00000001', 'ADE_train_00000002', 'ADE_train_00020210'),
+    'val': ('ADE_val_00000001', 'ADE_val_00002000'),
+}
+ADE20K_SPLITS = {'train': 3, 'val': 2}
 
 
 def voc_label(image_id: str, author: str = 'voc') -> np.ndarray:
@@ -99,6 +104,30 @@ def cityscapes_members() -> tuple[dict[str, bytes], dict[str, bytes]]:
             labels[f'gtFine/{place}_gtFine_instanceIds.png'] = b'not read'
             labels[f'gtFine/{place}_gtFine_polygons.json'] = b'{}'
     return images, labels
+
+
+def ade20k_label(image_id: str) -> np.ndarray:
+    """Gives a label uint8 [H, W] as in the files, with all of 0 (no class) to 150."""
+    height, width = 12 + int(image_id[-1]), 14 + int(image_id[-1]) % 3
+    label = np.resize(np.arange(151), (height, width)).astype(np.uint8)
+    return np.random.default_rng([*image_id.encode()]).permuted(label)
+
+
+def ade20k_members() -> dict[str, bytes]:
+    """Gives ADEChallengeData2016.zip: images, labels, and what nobody reads."""
+    root, members = 'ADEChallengeData2016', {}
+    for split, ids in ADE20K_IDS.items():
+        folder = {'train': 'training', 'val': 'validation'}[split]
+        for part in ('images', 'annotations'):
+            members[f'{root}/{part}/{folder}/'] = b''
+        for image_id in reversed(ids):
+            label = ade20k_label(image_id)
+            members[f'{root}/images/{folder}/{image_id}.jpg'] = jpeg(image_id, label.shape)
+            members[f'{root}/annotations/{folder}/{image_id}.png'] = png(label)
+            members[f'__MACOSX/{root}/images/{folder}/._{image_id}.jpg'] = b'not read'
+    members[f'{root}/objectInfo150.txt'] = b'not read'
+    members[f'{root}/sceneCategories.txt'] = b'not read'
+    return members
 
 
 def picture(name: str, size: tuple[int, int]) -> np.ndarray:

@@ -8,11 +8,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from css_jax.models import resnet
+from css_jax.models import resnet, scaled
 from css_jax.models.layers import BatchNorm, Conv
 
 # `resnet18` of one block a layer.
 shallow = functools.partial(resnet.build, resnet.BasicBlock, (1, 1, 1, 1))
+
+
+FEATURES = ('stride4', 'last', 'tap1', 'tap2', 'tap3', 'tap4')
+
+
+class Named(nn.Module):
+    """Stands for the backbone of `Small` where its channels are counted."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        return {name: jnp.zeros((len(x), 1, 1, 8)) for name in FEATURES}
 
 
 class Small(nn.Module):
@@ -20,11 +31,14 @@ class Small(nn.Module):
 
     outputs: tuple
     axis_name: str | None
+    backbone = property(lambda self: Named())
 
     @nn.compact
-    def __call__(self, x, train=False, image_weights=None):
+    def __call__(self, x, train=False, image_weights=None, channel_scale=None):
         train = image_weights if train and image_weights is not None else train
         x = nn.relu(BatchNorm(self.axis_name)(Conv(8, 3, 4)(x), train))
+        for factors in (channel_scale or {}).values():
+            x = scaled.scale({'x': x[: len(factors)]}, {'x': factors})['x']
         return {name: Conv(channels, 1, name=name)(x) for name, channels in self.outputs}
 
 

@@ -1,5 +1,6 @@
 """The reference's checkpoints in and out: equal to the bit, evaluated, and refused in words."""
 
+import contextlib
 import logging
 
 import jax
@@ -11,13 +12,14 @@ from css_jax import config as configs
 from css_jax import evaluate, methods, state
 from css_jax.config import file as stored
 from css_jax.evaluation import evaluator
+from css_jax.models import dinov2
 from css_jax.modes import convert
 from css_jax.run import checkpoint
 from css_jax.run import folder as run_folder
 from css_jax.weights import files as weight_files
 from css_jax.weights import initial
 from css_jax.weights import reference as names
-from tests import tiny
+from tests import dinov2_small, tiny
 
 pytestmark = pytest.mark.usefixtures('shallow')
 
@@ -33,9 +35,11 @@ def made(config):
         return jnp.asarray(x / 4, s.dtype)
 
     networks = jax.tree_util.tree_map_with_path(values, state.networks(method, ctx))
-    prototypes = np.arange(7 * 16, dtype=np.float32).reshape(7, 16)
-    prototypes[2] = 0
-    memory = {'prototypes': prototypes, 'seen': (prototypes != 0).any(1)}
+    memory = {}
+    if method.init_memory(config):
+        prototypes = np.arange(7 * 16, dtype=np.float32).reshape(7, 16)
+        prototypes[2] = 0
+        memory = {'prototypes': prototypes, 'seen': (prototypes != 0).any(1)}
     memory = jax.tree.map(jnp.asarray, memory)
     key = jax.random.key(0)
     return config, state.TrainState(jnp.int32(8), **networks, memory=memory, opt_state={}, key=key)
@@ -58,7 +62,7 @@ def reference(run, tmp_path_factory):
     """A checkpoint as the reference's program writes it, by its names, from several devices."""
     _, ended = run
     tree = {}
-    for part, name in convert.NETWORKS.items():
+    for part, name in convert.REFERENCE.networks.items():
         network = getattr(ended, part)
         arrays = names.to_reference({'params': network.params, 'batch_stats': network.batch_stats})
         norms = [n.removesuffix('running_mean') for n in arrays if n.endswith('running_mean')]
@@ -76,6 +80,45 @@ def assert_equal(a, b):
     assert a.keys() == b.keys()
     for path in a:
         np.testing.assert_array_equal(a[path], b[path], err_msg=path)
+
+
+def test_a_checkpoint_of_unimatch_v2_goes_both_ways(tmp_path, caplog, monkeypatch):
+    """A run to a checkpoint of its authors, and that to a run again; torch is not needed."""
+    monkeypatch.setitem(dinov2.SIZES, 'dinov2_small', dinov2_small.SHALLOW)
+    config = tiny.get_config('supervised')
+    config.model.update(family='dpt', backbone='dinov2_small')
+    for stream in config.data.streams.values():
+        stream.crop = (28, 28)
+    final, ended = made(config)
+    workdir, target = tmp_path / 'source', tmp_path / 'v2.npz'
+    run_folder.claim(final, workdir)
+    with contextlib.closing(checkpoint.Checkpoints(workdir)) as checkpoints:
+        checkpoints.save(8, ended, {'split_hash': 'x'})
+    convert.to_file(workdir, target)
+    arrays = weight_files.read(target)
+    assert {name.split('.')[0] for name in arrays} == {'model', 'model_ema'}
+    assert 'model_ema.module.backbone.blocks.1.ls2.gamma' in arrays
+    assert 'model.module.head.scratch.refinenet4.resConfUnit1.conv1.weight' in arrays
+    # What their checkpoint has beside is left out.
+    weight_files.write(tmp_path / 'more.npz', arrays | {'epoch': np.int64(3)})
+    convert.to_run(config, tmp_path / 'more.npz', tmp_path / 'back')
+    parts = ('student', 'teacher')
+    back = checkpoint.restore_arrays(
+        tmp_path / 'back', checkpoint.find(tmp_path / 'back', 'last'), parts
+    )
+    for part in parts:
+        assert_equal(back[part], getattr(ended, part))
+    student = {k: v for k, v in arrays.items() if k.startswith('model.')}
+    weight_files.write(tmp_path / 'student.npz', student)
+    with caplog.at_level(logging.INFO, 'css_jax'):
+        convert.to_run(config, tmp_path / 'student.npz', tmp_path / 'alone')
+    assert "no 'model_ema' in" in caplog.text
+    config.num_classes = 8
+    message = r'model is of another network: params/head/head_logits/out/bias has \(7,\), expected'
+    with pytest.raises(ValueError, match=message):
+        convert.to_run(config, target, tmp_path / 'other')
+    with pytest.raises(ValueError, match="model is not the reference's network: missing"):
+        convert.to_run(tiny.get_config(), tmp_path / 'more.npz', tmp_path / 'other')
 
 
 @pytest.mark.parametrize('ending', ['.npz', '.safetensors', '.pth'])

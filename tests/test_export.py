@@ -22,13 +22,15 @@ from css_jax.export import onnx as export_onnx
 from css_jax.export import program as export_program
 from css_jax.export import stablehlo as export_stablehlo
 from css_jax.methods import views
-from css_jax.models import resnet
+from css_jax.models import dinov2, resnet
 from css_jax.modes import convert, export
 from css_jax.run import checkpoint
 from css_jax.run import folder as run_folder
-from css_jax.weights import drn, files, imas, state_dicts, timm
+from css_jax.weights import dinov2 as dinov2_weights
+from css_jax.weights import drn, files, imas, state_dicts, timm, unimatch
 from tests import program, small, tiny
 from tests.conftest import ROOT
+from tests.dinov2_small import SHALLOW
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 40, 56, 3)).astype(np.uint8)
 SIZE = '40,56'
@@ -85,8 +87,8 @@ def evaluated(workdir, images, name=None):
     chosen = export_program.chosen(config, name)
     like = state.networks(method, ctx)[chosen.network]
     variables = checkpoint.restore_network(workdir, 8, like, chosen.network)
-    predict = jax.jit(lambda x: chosen.predict(variables, views.normalise(x, ctx), ctx))
-    return np.asarray(predict(images))
+    predict = protocols.network(config, ctx, chosen.predict, variables)
+    return np.asarray(jax.jit(lambda x: predict(views.normalise(x, ctx)))(images))
 
 
 PAGE = (ROOT / 'docs' / 'export.md').read_text()
@@ -114,6 +116,26 @@ def test_stablehlo_is_the_evaluation_without_this_package(run, exported, tmp_pat
     assert len(np.unique(found['label'])) > 2  # else equal labels say nothing
 
 
+def test_stablehlo_of_dpt_resizes_to_multiples_of_its_patch(tmp_path, monkeypatch):
+    """The images are 40 pixels high, which 14 does not divide."""
+    pytest.importorskip('flatbuffers', reason='jax serialises with flatbuffers')
+    from jax import export as jax_export
+
+    monkeypatch.setitem(dinov2.SIZES, 'dinov2_small', SHALLOW)
+    workdir = save(others()['dpt'], tmp_path / 'run')
+    target = export.export(workdir, tmp_path / 'dpt.stablehlo', size=SIZE)
+    with zipfile.ZipFile(target) as file:
+        about = json.loads(file.read(export_stablehlo.ABOUT))
+        program = jax_export.deserialize(bytearray(file.read(export_stablehlo.PROGRAM)))
+    assert (
+        'sides resized to the nearest multiples of 14, logits back, one view' in about['protocol']
+    )
+    label, _ = program.call(IMAGES)
+    logits = evaluated(workdir, IMAGES)
+    assert logits.shape[1:3] == (40, 56) and len(np.unique(logits.argmax(-1))) > 2
+    np.testing.assert_array_equal(label, logits.argmax(-1))
+
+
 def test_a_file_says_what_it_is(exported):
     with zipfile.ZipFile(exported) as file:
         about = json.loads(file.read(export_stablehlo.ABOUT))
@@ -133,15 +155,20 @@ def others():
     vit.model.output_stride = 16
     several.model.width = cams.model.width = vit.model.width = 0.125
     cams.eval.protocol = 'resized'
-    return {'lite': lite, 'mobile': mobile, 'cosa': cams, 'vit': vit, 'usss': several}
+    dpt = tiny.get_config('supervised')
+    dpt.model.update(family='dpt', backbone='dinov2_small')
+    dpt.data.streams.labelled.crop = (28, 28)
+    return {'dpt': dpt, 'lite': lite, 'mobile': mobile, 'cosa': cams, 'vit': vit, 'usss': several}
 
 
 @pytest.mark.parametrize(
-    'name', ['css', 'mobile', 'cosa', 'vit', 'usss', pytest.param('lite', marks=pytest.mark.soak)]
+    'name',
+    ['css', 'mobile', 'cosa', 'vit', 'usss', 'dpt', pytest.param('lite', marks=pytest.mark.soak)],
 )
-def test_onnx_has_the_labels_of_the_evaluation(name, run, tmp_path):
+def test_onnx_has_the_labels_of_the_evaluation(name, run, tmp_path, monkeypatch):
     pytest.importorskip('jax2onnx', reason='docs/export.md says how to install jax2onnx')
     onnxruntime = pytest.importorskip('onnxruntime')
+    monkeypatch.setitem(dinov2.SIZES, 'dinov2_small', SHALLOW)
     workdir = run if name == 'css' else save(others()[name], tmp_path / 'run')
     evaluation = 'figures' if name == 'usss' else None
     target = export.export(workdir, tmp_path / 'a.onnx', size=SIZE, evaluation=evaluation)
@@ -300,6 +327,16 @@ NETWORKS = {
         {'logits': 3, 'auxiliary': 3},
         imas.from_torch,
     ),
+    "UniMatch's authors": (
+        {'stem': 'deep', 'head_convs': 2, 'backbone': 'tiny'},
+        {'logits': 3},
+        unimatch.from_torch,
+    ),
+    "UniMatch V2's authors": (
+        {'family': 'dpt', 'backbone': 'dinov2_small'},
+        {'logits': 3},
+        lambda arrays: {'params': dinov2_weights.from_torch(arrays)},
+    ),
 }
 
 
@@ -310,7 +347,7 @@ def network(model, outputs):
         'dtype': 'float32', 'head_convs': 1, 'low_level_bias': False,
     } | model  # fmt: skip
     module = models.build(model, outputs=outputs)
-    shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 56, 56, 3)))
     rng = np.random.default_rng(0)
     variables = jax.tree.map(lambda s: rng.standard_normal(s.shape).astype(np.float32), shapes)
     return ConfigDict(model), variables
@@ -320,6 +357,7 @@ def network(model, outputs):
 def test_state_dicts_are_read_back_to_the_bit(whose, monkeypatch):
     bottlenecks = functools.partial(resnet.build, resnet.Bottleneck, (1, 1, 1, 1))
     monkeypatch.setitem(models.BACKBONES, 'tiny', bottlenecks)
+    monkeypatch.setitem(dinov2.SIZES, 'dinov2_small', SHALLOW)
     model, outputs, back = NETWORKS[whose]
     model, variables = network(model, outputs)
     if model.backbone == 'tiny':

@@ -21,7 +21,7 @@ from css_jax import step as steps
 from css_jax.config import defaults, table, warnings
 from css_jax.data import splits, streams
 from css_jax.evaluation import protocols, results
-from css_jax.models import fcn, largefov
+from css_jax.models import dpt, fcn, largefov
 from css_jax.models.backbones import PLAIN
 from css_jax.parallel import cost
 from tests import tiny
@@ -153,6 +153,10 @@ def test_every_key_is_read(monkeypatch, tmp_path, data_dir, shallow):
     fcn.build(configs.finalise(config).model, {'logits': 2}, None)  # the other families' keys
     config.model.update(VIT)
     largefov.build(configs.finalise(config).model, {'logits': 2}, None)
+    config.model.update(DINOV2)
+    for stream in config.data.streams.values():
+        stream.crop = CROP
+    dpt.build(configs.finalise(config).model, {'logits': 2}, None)
     # Those that finalise alone reads: it fills in others from one, and checks the other.
     assert set(KEYS) - seen <= {'follow', 'eval.by_number'}
 
@@ -164,6 +168,7 @@ _C = ('css_mix', {})
 _S, _U = ('supervised', {}), ('cutmix', {})
 _OHEM = ('supervised', {'supervised.loss': 'ohem', 'supervised.ohem_kept': 64})
 VIT = {'family': 'largefov', 'backbone': 'vit_tiny', 'output_stride': 16}
+DINOV2, CROP = {'family': 'dpt', 'backbone': 'dinov2_small'}, (28, 28)
 GRAPH = {
     'follow': _U,
     'num_classes': _S,
@@ -239,6 +244,9 @@ NETWORK = {
 }
 # Those of heads that CSS does not have: tests/models/test_largefov.py shows what they change.
 HEADS = ('model.pool', 'model.aux_layer')
+# Those of transformers, see tests/models/test_dinov2.py; and of what is trained, see
+# tests/test_optimizer.py.
+OTHERS = ('model.registers', 'model.attention', 'model.frozen_backbone')
 # Those of the program on several devices.
 DEVICES = {'contrastive.scope': _C}
 # Keys of the host, with another value; None: no other one can be had in this test.
@@ -266,6 +274,7 @@ HOST = {
     'data.streams.*.ids_file': 'list.txt',
     'data.streams.*.exclude': '',
     'data.streams.*.resize': (0.7, 0.8),
+    'data.streams.*.resize_law': 'long_side',
     'data.streams.*.long_side': (24, 96),
     'data.streams.*.flip_prob': 0.5,
     'data.streams.*.pad': 'constant',
@@ -275,6 +284,7 @@ HOST = {
     'eval.pad_to': (96, 96),
     'eval.protocol': 'sliding',
     'eval.window': (24, 24),
+    'eval.multiple': 14,
     'eval.flip': True,
     'eval.scales': (0.5, 1.0),
     'eval.network': 'student',
@@ -283,8 +293,8 @@ HOST = {
 
 
 def test_every_key_is_of_the_step_or_of_the_host():
-    listed = ['method', 'model.family', 'model.backbone', *GRAPH, *NETWORK, *HEADS, *DEVICES, *HOST]
-    assert sorted(listed) == sorted(KEYS)
+    listed = ['method', 'model.family', 'model.backbone', *GRAPH, *NETWORK, *HEADS, *OTHERS]
+    assert sorted([*listed, *DEVICES, *HOST]) == sorted(KEYS)
 
 
 def text(function, *shapes):
@@ -411,7 +421,7 @@ def test_a_key_of_the_network_changes_the_program(key, shallow):
 
 
 def test_backbones_are_other_networks():
-    vit = {f'model.{key}': value for key, value in VIT.items()}
+    vit = {'model.family': 'dpt', 'model.output_stride': 16, 'data.streams.*.crop': CROP}
     config = {
         name: configured('supervised', (vit if name in PLAIN else {}) | {'model.backbone': name})
         for name in models.BACKBONES

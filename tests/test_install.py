@@ -78,8 +78,8 @@ def test_the_command_names_what_there_is(capsys, monkeypatch):
         text = said(*arguments)
         assert all(f'{mode} ' in text for mode in MODES) and 'voc' in text
     assert said('trian').startswith("error: css-jax: got 'trian', expected one of train, evaluate")
-    assert 'expected one of camvid' in said('prepare')
-    assert "got 'shpes', expected one of camvid" in said('prepare', 'shpes')
+    assert 'expected one of ade20k, camvid' in said('prepare')
+    assert "got 'shpes', expected one of ade20k, camvid" in said('prepare', 'shpes')
     assert 'usage: python -m data_prep.camvid' in said('prepare', 'camvid', '--help')
 
 

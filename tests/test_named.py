@@ -215,6 +215,12 @@ def test_a_missing_package_is_one_command(monkeypatch):
 def test_addresses_are_those_of_the_pages():
     for name, found in published.NAMES.items():
         assert name == found.backbone and len(found.sha256) == 8
+        if name.startswith('dinov2'):
+            assert found.page == 'https://github.com/facebookresearch/dinov2/blob/main/README.md'
+            file = f'dinov2_vit{name[7]}14'
+            address = 'https://dl.fbaipublicfiles.com/dinov2'
+            assert found.url == f'{address}/{file}/{file}_pretrain.pth'
+            continue
         assert found.file.endswith(f'-{found.sha256}.pth')
         if isinstance(found, published.Package):
             assert found.page.startswith('https://pypi.org/')

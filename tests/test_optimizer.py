@@ -1,17 +1,29 @@
 """The optimiser and schedules against the reference program's numbers."""
 
+import functools
+import itertools
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import Mesh, PartitionSpec
 
+from benchmarks import count
 from css_jax import config as configs
-from css_jax import optimizer
+from css_jax import methods, optimizer, state
+from css_jax import step as steps
+from css_jax.data import streams
+from css_jax.methods import teacher
+from css_jax.models import dinov2
 from css_jax.ops import schedules
+from tests import dinov2_small, tiny
 
-GOLDEN = np.load(Path(__file__).parent / 'fixtures' / 'reference_small.npz')
+FIXTURES = Path(__file__).parent / 'fixtures'
+GOLDEN = np.load(FIXTURES / 'reference_small.npz')
+UNIMATCH = np.load(FIXTURES / 'unimatch_ops.npz')
 
 
 def test_sgd_walks_as_torch_does():
@@ -108,8 +120,100 @@ def test_adamw_is_torch_s():
     np.testing.assert_allclose(found, w, rtol=1e-5)
 
 
+def test_adamw_with_a_factor_of_the_heads_and_the_teacher_are_unimatch_s():
+    """The decay is on all parameters; a head's is scaled by its own rate."""
+    base, factor, epochs, per_epoch = UNIMATCH['adamw_settings'].tolist()
+    steps = int(epochs * per_epoch)
+    config = configuration(learning_rate=base, steps=steps, power=0.9)
+    tx, rates = optimizer.adamw(
+        config, head_factor=factor, rate=schedules.poly(base, steps, 0.9, lag=1)
+    )
+    assert list(rates) == ['learning_rate', 'learning_rate_heads']
+
+    def tree(kind, *index):
+        found = {name: {} for name in ('backbone', 'head')}
+        for path in [n for n in UNIMATCH if n.startswith(f'adamw_{kind}/')]:
+            module, leaf = path.partition('/')[2].split('.')
+            found[module][leaf] = jnp.asarray(UNIMATCH[path][index])
+        return found
+
+    @jax.jit
+    def moved(params, state, ema, grads, step):
+        updates, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        return params, state, teacher.follow(ema, params, schedules.ema_decay(step, 0.996))
+
+    params = ema = tree('before')
+    state = tx.init(params)
+    for t in range(steps):
+        assert schedules.ema_decay(t, 0.996) == pytest.approx(UNIMATCH['adamw_ema_ratio'][t])
+        params, state, ema = moved(params, state, ema, tree('grads', t), t)
+        for ours, kind in ((params, 'after'), (ema, 'ema')):
+            jax.tree.map(
+                lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4 * np.abs(y).max()),
+                ours,
+                tree(kind, t),
+            )
+
+
 @pytest.mark.parametrize('names', [('a', 'a'), ('',)])
 def test_groups_of_one_name_are_refused(names):
     groups = [optimizer.Group(name, 'w') for name in names]
     with pytest.raises(ValueError, match='optimiser groups: got the names'):
         optimizer.sgd(configuration(), groups)
+
+
+def test_a_frozen_backbone_has_no_update_and_no_moments_whatever_the_groups():
+    config = configuration()
+    config.model.frozen_backbone = True
+    groups = [optimizer.Group('backbone', '^backbone/', rate=0.1)]
+    for make, given in itertools.product((optimizer.sgd, optimizer.adamw), ((), groups)):
+        tx, _ = make(config, given)
+        found = walk(tx)
+        np.testing.assert_array_equal(found['backbone']['w'], PARAMS['backbone']['w'])
+        config.model.frozen_backbone = False
+        expected = walk(make(config, given)[0])
+        config.model.frozen_backbone = True
+        np.testing.assert_array_equal(found['head_a']['w'], expected['head_a']['w'])
+        paths = [
+            jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(tx.init(PARAMS))
+        ]
+        assert any('head_a' in path for path in paths) and not any(
+            'backbone' in p for p in paths if "'w'" in p
+        )
+
+
+def test_a_frozen_backbone_has_no_backward_pass(monkeypatch):
+    """A step saves what is twice a forward pass of the backbone, but for its first layers.
+
+    Of the images and of the places in the table there is no gradient anyway.
+    """
+    monkeypatch.setitem(dinov2.SIZES, 'dinov2_small', dinov2_small.SHALLOW)
+
+    def step(frozen):
+        config = tiny.get_config('supervised')
+        config.model.update(family='dpt', backbone='dinov2_small', frozen_backbone=frozen)
+        config.data.streams.labelled.crop = (28, 28)
+        config = configs.finalise(config)
+        method, ctx = methods.METHODS['supervised'], methods.context(config, 'data')
+        tx, _ = method.optimizer(config)
+        start = jax.eval_shape(lambda: state.create(method, tx, methods.context(config)))
+        batch = streams.batch_shapes(config.data, ['labelled'])
+        run = functools.partial(steps.train_step, method=method, optimizer=tx, ctx=ctx)
+        mesh, whole = Mesh(np.array(jax.devices()[:2]), ('data',)), PartitionSpec()
+        specs = {'in_specs': (whole, PartitionSpec('data')), 'out_specs': (whole, whole)}
+        run = jax.shard_map(run, mesh=mesh, **specs)
+        traced = jax.make_jaxpr(run)(start, batch)
+        return traced, ctx, start, batch
+
+    whole, ctx, start, batch = step(False)
+    less, _, frozen, _ = step(True)
+    paths = state.flat(frozen.opt_state)
+    assert paths and not any('backbone/' in path for path in paths)
+    saved = count.totals(count.kernels(whole))['flops'] - count.totals(count.kernels(less))['flops']
+    each = len(batch['labelled']['image']) // 2
+    images = jax.ShapeDtypeStruct((each, 28, 28, 3), np.float32)
+    params = {'params': start.student.params['backbone']}
+    backbone = jax.make_jaxpr(ctx.module.backbone.apply)(params, images)
+    once = count.totals(count.kernels(backbone))['flops']
+    assert 1.5 * once < saved < 2 * once

@@ -68,7 +68,7 @@ def test_the_run_s_result_is_not_overwritten_by_another(runs, capsys):
     assert (workdir / RESULTS).read_text() == own
     assert json.loads(own)['eval'] == {
         'dataset': 'shapes', 'split': 'val', 'protocol': 'whole', 'pad_to': [0, 0],
-        'window': [0, 0], 'flip': False, 'scales': [1.0], 'network': 'teacher',
+        'window': [0, 0], 'multiple': 1, 'flip': False, 'scales': [1.0], 'network': 'teacher',
     }  # fmt: skip
 
 

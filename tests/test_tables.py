@@ -1,4 +1,4 @@
-"""The paper's tables as configurations, and its numbers against its text."""
+"""Published tables as configurations, and the paper's numbers against its text."""
 
 import itertools
 import re
@@ -6,7 +6,7 @@ import re
 import pytest
 from ml_collections import ConfigDict
 
-from configs import cityscapes, tables, voc
+from configs import cityscapes, tables, unimatch, voc
 from css_jax import config as configs
 from css_jax.config import warnings
 from data_prep.splits import lists
@@ -14,8 +14,13 @@ from tests.conftest import ROOT
 
 PAPER = ROOT.parent / 'shared' / 'paper' / '001_7fd10a522e558b17.txt'
 PAPER_S = tuple(number for number in tables.TABLES if isinstance(number, int))
-IMAS_S = tuple(name for name in tables.TABLES if name not in PAPER_S)
-FAMILIES = {'configs/voc.py': voc, 'configs/cityscapes.py': cityscapes}
+IMAS_S = tuple(name for name in tables.TABLES if str(name).startswith('imas:'))
+UNIMATCH_S = tuple(name for name in tables.TABLES if name not in PAPER_S + IMAS_S)
+FAMILIES = {
+    'configs/voc.py': voc,
+    'configs/cityscapes.py': cityscapes,
+    'configs/unimatch.py': unimatch,
+}
 # Method, pseudo-label, indicator of every row and variant, from Sec. 4.2, 5.1, 5.2 and 5.3.
 MEANT = {
     (1, 'Sup.', ''): ('supervised', None, None),
@@ -164,6 +169,105 @@ def test_the_numbers_of_imas_are_its_authors():
     assert ('imas:classic', 'SupOnly, R101, stride 16 (log)', 1464) not in found
 
 
+# Row of UniMatch's -> method, backbone, whether it is frozen.
+UNIMATCH = {
+    'labels only, S': ('unimatch_supervised', 'dinov2_small', False),
+    'labels only, B': ('unimatch_supervised', 'dinov2_base', False),
+    'FixMatch, B': ('fixmatch', 'dinov2_base', False),
+    'losses of V1, B': ('unimatch_v1', 'dinov2_base', False),
+    'UniMatch V2, S': ('unimatch', 'dinov2_small', False),
+    'UniMatch V2, B': ('unimatch', 'dinov2_base', False),
+    'UniMatch V2, L': ('unimatch', 'dinov2_large', False),
+    'UniMatch V2, S frozen': ('unimatch', 'dinov2_small', True),
+    'UniMatch V2, B frozen': ('unimatch', 'dinov2_base', True),
+    'labels only, R50 (README)': ('unimatch_supervised', 'resnet50', False),
+    'labels only, R101 (README)': ('unimatch_supervised', 'resnet101', False),
+    'UniMatch V1, R50': ('unimatch_v1', 'resnet50', False),
+    'UniMatch V1, R101': ('unimatch_v1', 'resnet101', False),
+}
+# Dataset, and how many rows and columns.
+SIZES = {
+    'unimatch:voc': ('voc', 9, 5),
+    'unimatch:cityscapes': ('cityscapes', 3, 4),
+    'unimatch:ade20k': ('ade20k', 5, 5),
+    'unimatch:coco': ('coco/2017_all', 3, 5),
+    'unimatch_v1:voc': ('voc', 3, 5),
+    'unimatch_v1:blended': ('voc', 1, 3),
+    'unimatch_v1:cityscapes': ('cityscapes', 4, 4),
+}
+
+
+@pytest.mark.parametrize('name', UNIMATCH_S)
+def test_every_cell_of_unimatch_is_what_its_authors_ran(name):
+    """Their numbers of steps, crops and rates are tests/test_unimatch_config.py's."""
+    table, (dataset, rows, columns) = tables.get(name), SIZES[name]
+    assert table.source == 'authors'
+    for cell in table.cells:
+        config = final(table, cell, ',seed=2')
+        method, backbone, frozen = UNIMATCH[cell.row]
+        assert (config.method, config.model.backbone) == (method, backbone)
+        assert config.model.frozen_backbone == frozen
+        assert config.seed == 2 and config.eval.dataset == dataset
+        layout = 'u2pl' if name.endswith('blended') else 'unimatch'
+        listed = {'voc': 'pascal', 'coco/2017_all': 'coco'}.get(dataset, dataset)
+        folder = lists.folders(listed, layout)[cell.labels]
+        labelled = config.data.streams.labelled
+        assert labelled.ids_file == f'splits/{listed}/{folder}/labeled.txt'
+        assert labelled.split == ('trainaug' if layout == 'u2pl' else 'train')
+    assert len({cell.row for cell in table.cells}) == rows
+    assert len({(cell.row, cell.labels) for cell in table.cells}) == rows * columns
+    assert len(table.cells) == rows * columns
+
+
+def test_the_numbers_of_unimatch_are_its_authors():
+    assert {cell.row for name in UNIMATCH_S for cell in tables.get(name).cells} == UNIMATCH.keys()
+    found = {(n, c.row, c.labels): c for n in UNIMATCH_S for c in tables.get(n).cells}
+    for name, row, labels, mean in (
+        ('unimatch:voc', 'UniMatch V2, B', 92, 86.29),
+        ('unimatch:voc', 'UniMatch V2, S', 1464, 87.82),
+        ('unimatch:voc', 'UniMatch V2, L', 366, 90.29),
+        ('unimatch:voc', 'UniMatch V2, B frozen', 183, 87.22),
+        ('unimatch:voc', 'UniMatch V2, S frozen', 92, 81.82),
+        ('unimatch:voc', 'labels only, S', 183, 75.63),
+        ('unimatch:voc', 'FixMatch, B', 732, 89.88),
+        ('unimatch:voc', 'losses of V1, B', 1464, 90.43),
+        ('unimatch:cityscapes', 'UniMatch V2, S', 372, 81.86),
+        ('unimatch:cityscapes', 'labels only, B', 186, 80.79),
+        ('unimatch:ade20k', 'UniMatch V2, L', 5052, 54.16),
+        ('unimatch:ade20k', 'UniMatch V2, B frozen', 316, 35.58),
+        ('unimatch:coco', 'UniMatch V2, B', 3697, 63.31),
+        ('unimatch:coco', 'labels only, B', 925, 52.13),
+        ('unimatch_v1:blended', 'UniMatch V1, R101', 1323, 81.92),
+        ('unimatch_v1:cityscapes', 'UniMatch V1, R50', 1488, 78.60),
+        ('unimatch_v1:voc', 'labels only, R101 (README)', 92, 45.1),
+    ):
+        cell = found[name, row, labels]
+        assert (cell.mean, cell.std) == (mean, None)
+    three = found['unimatch_v1:voc', 'UniMatch V1, R101', 183]
+    assert three.mean == pytest.approx((76.75 + 78.17 + 77.69) / 3)
+    assert three.std == pytest.approx(0.723, abs=1e-3)
+
+
+@pytest.mark.parametrize('name', UNIMATCH_S)
+def test_the_page_of_unimatch_has_the_numbers_of_its_tables(name):
+    page = (ROOT / 'docs' / 'unimatch.md').read_text()
+    table = tables.get(name)
+    start = page.index(f'`{name}`, ')
+    assert f'`{table.file}:{table.protocol},LABELS,...`' in page[start:].splitlines()[0]
+    rows = {}
+    for line in itertools.takewhile(str.strip, page[start:].splitlines()[2:]):
+        words, argument, *numbers = (cell.strip(' `') for cell in line.strip('|').split('|'))
+        rows[words] = argument, numbers
+    assert rows[''][1] == [f'{count:,}' for count in dict.fromkeys(c.labels for c in table.cells)]
+    for row in dict.fromkeys(cell.row for cell in table.cells):
+        cells = [cell for cell in table.cells if cell.row == row]
+        digits = 1 if 'README' in row else 2
+        shown = [
+            f'{cell.mean:.{digits}f}' + (f' ± {cell.std:.2f}' if cell.std else '') for cell in cells
+        ]
+        assert rows[row] == (tables.method(cells[0]), shown)
+
+
 def test_the_file_and_the_heading_of_a_table():
     assert (tables.heading(2), tables.file_name('2')) == ('Table 2: blender VOC', 'table2.md')
     assert tables.heading('imas:classic') == 'iMAS, classic VOC'
@@ -243,13 +347,14 @@ def test_a_table_without_runs_is_named(number):
 
 @pytest.mark.parametrize('module', FAMILIES.values())
 def test_the_numbers_of_a_docstring_are_the_table_s(module):
-    line = r'\.py:(\S+) +(?:Table )?(\d|imas:\w+): ([\d.]+)(?: ± ([\d.]+))?'
+    line = r'\.py:(\S+) +(?:Table )?(\d|\w+:\w+): ([\d.]+)(?: ± ([\d.]+))?'
     quoted = re.findall(line, module.__doc__)
-    assert len(quoted) >= 4 and quoted[-1][1].startswith('imas')
+    assert len(quoted) >= 4 and ':' in quoted[-1][1]
     for argument, number, mean, std in quoted:
         table = tables.get(number)
         wanted = configs.finalise(module.get_config(argument))
-        cells = [cell for cell in table.cells if final(table, cell) == wanted]
+        same = [cell for cell in table.cells if str(cell.labels) in argument.split(',')]
+        cells = [cell for cell in same if final(table, cell) == wanted]
         assert [(c.mean, c.std) for c in cells] == [(float(mean), float(std) if std else None)]
 
 

@@ -12,7 +12,7 @@ from css_jax import methods
 from css_jax.config import table
 from css_jax.methods.method import computing
 from css_jax.methods.method import streams as streams_of
-from css_jax.models import published
+from css_jax.models import backbones, published
 
 
 def known(config: ConfigDict) -> None:
@@ -61,6 +61,7 @@ def values(config: ConfigDict) -> None:
             f'model.pretrained: got {config.model.pretrained!r}, whose weights are of {wrong}; '
             'expected weights of this network: a name, a file, or nothing for random ones'
         )
+    _multiples(config)
     for name, stream in config.data.streams.items():
         if stream.batch_size % config.accumulate_steps:
             raise ValueError(
@@ -75,6 +76,22 @@ def values(config: ConfigDict) -> None:
             )
     with computing(f'the check of method {config.method}'):
         method.check(config)
+
+
+def _multiples(config: ConfigDict) -> None:
+    """Refuse crops that the backbone does not take, and evaluations that resize to such sizes."""
+    multiple = backbones.MULTIPLES.get(config.model.backbone, 1)
+    wanted = f'of {multiple} with model.backbone={config.model.backbone}'
+    for name in streams_of(methods.METHODS[config.method], config.data.streams):
+        crop = tuple(config.data.streams[name].crop)
+        near = tuple(max(1, round(side / multiple)) * multiple for side in crop)
+        if crop != near:
+            raise ValueError(
+                f'data.streams.{name}.crop: got {crop}, expected multiples {wanted}, such as '
+                f'{near[0]},{near[1]}'
+            )
+    if config.eval.multiple % multiple:
+        raise ValueError(f'eval.multiple: got {config.eval.multiple}, expected a multiple {wanted}')
 
 
 def streams(config: ConfigDict) -> None:

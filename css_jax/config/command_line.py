@@ -96,7 +96,7 @@ def load(path: str, changes: Mapping[str, str | None] | None = None) -> ConfigDi
 def names() -> list[str]:
     """List the names of the files in configs/ that make a configuration."""
     there = sorted(file.stem for file in CONFIGS.glob('*.py'))
-    return [name for name in there if name not in ('__init__', 'arguments', 'stored', 'tables')]
+    return [name for name in there if name not in ('__init__', 'arguments', 'stored')]
 
 
 def found(file: str) -> str:

@@ -69,6 +69,10 @@ STREAM = {
     'resize': Key(
         (0.5, 1.5), 'range of the random scale before the crop; 1,1: none', expected=ascending
     ),
+    'resize_law': Key(
+        'factor', 'factor (of both sides, rounded down) | long_side (the long side is a whole '
+        'number, each as likely; the short one is rounded)', choices=('factor', 'long_side'),
+    ),
     'long_side': Key(
         (0, 0), 'instead of `resize`: range of the long side in pixels, whatever the image has; '
         '0,0: none', like=(250, 1000), expected=_expected_side,
@@ -79,8 +83,9 @@ STREAM = {
     ),
     'pad': Key(
         'constant', 'of images smaller than the crop: constant (mean colour) | constant_floor '
-        '(rounded down) | reflect | black (on all sides, the image anywhere)',
-        choices=('constant', 'constant_floor', 'reflect', 'black'),
+        '(rounded down) | reflect | black (on all sides, the image anywhere) | black_corner (right '
+        'and below or, of a mirrored image, left and below)',
+        choices=('constant', 'constant_floor', 'reflect', 'black', 'black_corner'),
     ),
 }  # fmt: skip
 KEYS = {
@@ -140,6 +145,11 @@ KEYS = {
     'eval.window': Key(
         (0, 0), "height, width of all but whole and whole_exact; 0,0: a training crop's",
         expected=size_or_none,
+    ),
+    'eval.multiple': Key(
+        lambda c: backbones.MULTIPLES.get(c.model.backbone, 1),
+        'what the network sees is resized to sides that are the nearest multiples of this, and its '
+        'logits back; 1: nothing is', like=1, range=(1, 1024),
     ),
     'eval.flip': Key(False, 'average with the mirrored image'),
     'eval.scales': Key(

@@ -10,7 +10,7 @@ from css_jax import methods
 from css_jax.config import defaults, table
 from css_jax.keys import at
 from css_jax.methods.method import computing
-from css_jax.models import published
+from css_jax.models import backbones, published
 
 
 def warnings(given: ConfigDict, config: ConfigDict, images: Mapping[str, int]) -> list[str]:
@@ -28,6 +28,7 @@ def warnings(given: ConfigDict, config: ConfigDict, images: Mapping[str, int]) -
         own = methods.METHODS[config.method].warnings(config, images)
     return [
         *_random_weights(config),
+        *_frozen(config),
         *_other_stem(config),
         *_not_needed(given, config),
         *_undone(config),
@@ -39,7 +40,7 @@ def warnings(given: ConfigDict, config: ConfigDict, images: Mapping[str, int]) -
 
 def _random_weights(config: ConfigDict) -> Iterator[str]:
     dataset = config.eval.dataset.partition('/')[0]
-    from_weights = dataset in ('voc', 'cityscapes', 'coco')
+    from_weights = dataset in ('voc', 'cityscapes', 'coco', 'ade20k')
     if from_weights and not (config.model.pretrained or config.init_from):
         yield (
             "model.pretrained is empty: this run starts from random weights, the paper's from "
@@ -47,11 +48,19 @@ def _random_weights(config: ConfigDict) -> Iterator[str]:
         )
 
 
+def _frozen(config: ConfigDict) -> Iterator[str]:
+    if config.model.frozen_backbone and not (config.model.pretrained or config.init_from):
+        yield (
+            'model.frozen_backbone keeps random weights, as model.pretrained and init_from are '
+            f'empty ({_how(config.model)})'
+        )
+
+
 def _other_stem(config: ConfigDict) -> Iterator[str]:
     dataset = config.eval.dataset.partition('/')[0]
     splits = {stream.split for name, stream in config.data.streams.items() if name == 'labelled'}
     deep = dataset == 'cityscapes' or (dataset == 'voc' and 'trainaug' in splits)
-    if deep and config.model.get('stem') == 'conv7':
+    if deep and config.model.stem == 'conv7' and config.model.backbone not in backbones.PLAIN:
         yield (
             "model.stem=conv7: the paper's network has a deep stem here, for which no weights have "
             'a name; `pretrained=FILE` behind the colon of --config takes them'

@@ -48,8 +48,10 @@ def random_crop(
     crop: tuple[int, int],
     scale: tuple[float, float] = (1.0, 1.0),
     long_side: tuple[int, int] = (0, 0),
+    of_long_side: bool = False,
     flip_prob: float = 0.0,
     around: bool = False,
+    with_padding: bool = False,
     pad: str = 'constant',
     fill: tuple[int, int, int] = (0, 0, 0),
     resampling: str = 'cv2',
@@ -62,8 +64,10 @@ def random_crop(
         crop: height and width of the result.
         scale: see `draw`.
         long_side: see `draw`.
+        of_long_side: see `draw`.
         flip_prob: see `draw`.
         around: see `draw`.
+        with_padding: see `draw`.
         pad: see `crop_at`.
         fill: see `crop_at`.
         resampling: see `resize`.
@@ -77,8 +81,10 @@ def random_crop(
         crop=crop,
         scale=scale,
         long_side=long_side,
+        of_long_side=of_long_side,
         flip_prob=flip_prob,
         around=around,
+        with_padding=with_padding,
     )
     return crop_at(arrays, place, crop=crop, pad=pad, fill=fill, resampling=resampling)
 
@@ -90,8 +96,10 @@ def draw(
     crop: tuple[int, int],
     scale: tuple[float, float] = (1.0, 1.0),
     long_side: tuple[int, int] = (0, 0),
+    of_long_side: bool = False,
     flip_prob: float = 0.0,
     around: bool = False,
+    with_padding: bool = False,
 ) -> Place:
     """Draw where a crop is taken from.
 
@@ -103,13 +111,19 @@ def draw(
         scale: range of the factor, drawn uniformly, see `scaled`.
         long_side: range of the long side, a whole number drawn uniformly, both ends included, see
             `with_long_side`; (0, 0): `scale` is used.
+        of_long_side: `scale` is of the image's own long side L, which is a whole number drawn from
+            int(low L) to int(high L), both ends included; see `with_long_side`.
         flip_prob: probability that the image is mirrored.
         around: a side that is smaller than the crop lies anywhere in it; else it is padded right
             and below alone.
+        with_padding: what is right of a mirrored image was padded before it was mirrored, and is
+            left of it.
 
     Returns:
         The place; every one in the resized and padded image is as likely.
     """
+    if of_long_side and not any(long_side):
+        long_side = tuple(max(1, int(factor * max(shape))) for factor in scale)
     if any(long_side):
         size = with_long_side(shape, int(rng.integers(*long_side, endpoint=True)))
     else:
@@ -119,7 +133,10 @@ def draw(
     top, left = (
         int(rng.integers(min(rest, 0) if around else 0, max(rest, 0) + 1)) for rest in rests
     )
-    return Place(size, top, left, bool(flip_prob) and rng.random() < flip_prob)
+    mirrored = bool(flip_prob) and rng.random() < flip_prob
+    if mirrored and with_padding:
+        left = size[1] - left - crop[1]  # the same part, counted from the other side
+    return Place(size, top, left, mirrored)
 
 
 def scaled(shape: tuple[int, int], factor: float) -> tuple[int, int]:

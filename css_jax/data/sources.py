@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from data_prep import records
+from data_prep.ade20k import builder as ade20k
 from data_prep.camvid import builder as camvid
 from data_prep.cityscapes import builder as cityscapes
 from data_prep.coco import builder as coco
@@ -32,6 +33,7 @@ DATASETS = {
     'idd': idd,
     'sun': sun,
     'coco': coco,
+    'ade20k': ade20k,
     'folder': folder,  # its configs are what the user has prepared, each a dataset of its own
 }
 VOID = records.VOID

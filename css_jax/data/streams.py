@@ -19,12 +19,14 @@ from css_jax.data.sources import Source
 from css_jax.data.splits import check
 
 _STEPS = 2**31  # batches in a stream: more than any run takes, as many in all for zipping
+RESIZE_LAWS = ('factor', 'long_side')
 # `config.pad` -> the border of `geometry.crop_at`, and the level of a mean in [0, 1].
 _PADS = {
     'constant': ('constant', lambda mean: round(255 * mean)),
     'constant_floor': ('constant', lambda mean: int(255 * mean)),
     'reflect': ('reflect', lambda mean: 0),
     'black': ('constant', lambda mean: 0),
+    'black_corner': ('constant', lambda mean: 0),
 }
 
 
@@ -120,8 +122,10 @@ def _examples(
             crop=tuple(config.crop),
             scale=tuple(config.resize),
             long_side=tuple(config.long_side),
+            of_long_side=config.resize_law == 'long_side',
             flip_prob=config.flip_prob,
             around=config.pad == 'black',
+            with_padding=config.pad == 'black_corner',
             pad=border,
             fill=fill,
             resampling=data.resampling,
@@ -187,6 +191,8 @@ def _check_data(data: ConfigDict) -> None:
         whole = low == high == 0 or 0 < low <= high
         check(whole, f'{key}.long_side', config.long_side, 'a range (low, high) with 0 < low <= '
               'high, or (0, 0)')  # fmt: skip
+        law = config.resize_law
+        check(law in RESIZE_LAWS, f'{key}.resize_law', law, ' or '.join(RESIZE_LAWS))
         share = 0 <= config.flip_prob <= 1
         check(share, f'{key}.flip_prob', config.flip_prob, 'a number from 0 to 1')
         check(config.pad in _PADS, f'{key}.pad', config.pad, ' or '.join(_PADS))

@@ -16,10 +16,15 @@
 
 `eval.flip` and `eval.scales` average over mirrored and resized images. Padding is void, and void
 counts nowhere. `whole` and `resized` batch all images of a split in one shape.
+
+With `eval.multiple` each side of what the network sees, be it a whole image or a window, is resized
+to its nearest multiple of that number, and its logits back: a network of patches takes no other
+size. UniMatch V2 is evaluated so on PASCAL VOC, by `whole_exact`.
 """
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +38,7 @@ from css_jax.state import Context, Variables
 
 # Keys of `config.eval` that decide what a score is of; the last two are of some methods alone.
 _KEYS = (
-    *('dataset', 'split', 'protocol', 'pad_to', 'window', 'flip', 'scales', 'network'),
+    *('dataset', 'split', 'protocol', 'pad_to', 'window', 'multiple', 'flip', 'scales', 'network'),
     *('scores', 'crf'),
 )
 
@@ -61,6 +66,32 @@ def window(config: ConfigDict, dataset: str) -> tuple[int, int]:
     return tuple((own or streams)[0].crop)
 
 
+def network(
+    config: ConfigDict,
+    ctx: Context,
+    predict_views: Callable[..., jax.Array],
+    *arrays: Any,
+) -> Callable[[jax.Array], jax.Array]:
+    """Return the function images -> logits that all views of an image go through.
+
+    Args:
+        config: finalised.
+        ctx: network and configuration.
+        predict_views: see `css_jax.methods.Evaluation.predict`, or the like with more arrays before
+            the images.
+        *arrays: what goes before the images, such as the network's variables.
+
+    Returns:
+        A function of normalised images [B, H, W, 3] of any size, with `eval.multiple`, to [B, H, W,
+        C].
+    """
+
+    def predict(images: jax.Array) -> jax.Array:
+        return predict_views(*arrays, images, ctx)
+
+    return functools.partial(inference.at_multiple, predict, multiple=config.eval.multiple)
+
+
 def prediction(
     config: ConfigDict,
     ctx: Context,
@@ -85,39 +116,42 @@ def prediction(
     def predict(
         variables: Variables, images: jax.Array, sizes: jax.Array | None = None
     ) -> jax.Array:
-        network = functools.partial(predict_views, variables, ctx=ctx)
+        seen = network(config, ctx, predict_views, variables)
         if c.protocol == 'resized':
             if sizes is None:
                 sizes = jnp.broadcast_to(jnp.array(images.shape[1:3]), (len(images), 2))
             images = views.normalise(images, ctx)
-            return inference.resized(network, images, sizes, window, tuple(c.scales), c.flip)
+            return inference.resized(seen, images, sizes, window, tuple(c.scales), c.flip)
         if c.protocol in SLIDING:
             cut_off = SLIDING[c.protocol]
-            network = functools.partial(
+            seen = functools.partial(
                 inference.sliding,
-                network,
+                seen,
                 window=window,
                 stride=inference.default_stride(window, cut_off),
                 batch_size=c.batch_size,
                 cut_off=cut_off,
             )
         if c.flip:
-            network = functools.partial(inference.mirrored, network)
-        return inference.multi_scale(network, views.normalise(images, ctx), tuple(c.scales))
+            seen = functools.partial(inference.mirrored, seen)
+        return inference.multi_scale(seen, views.normalise(images, ctx), tuple(c.scales))
 
     return predict
 
 
-def describe(
-    config: ConfigDict, size: tuple[int, int], window: tuple[int, int], network: str
-) -> str:
+def multiples(config: ConfigDict) -> str:
+    """Say in words what `eval.multiple` does."""
+    return f'sides resized to the nearest multiples of {config.eval.multiple}, logits back'
+
+
+def describe(config: ConfigDict, size: tuple[int, int], window: tuple[int, int], name: str) -> str:
     """Say in words how a split is scored.
 
     Args:
         config: finalised.
         size: height and width of the images in the first batch.
         window: see `window`.
-        network: 'teacher' or 'student'.
+        name: of the network, 'teacher' or 'student'.
     """
 
     def sides(pair: tuple[int, int]) -> str:
@@ -144,9 +178,10 @@ def describe(
     how = 'sum of logits' if c.protocol == 'resized' else 'mean probability'
     return ', '.join(
         [
-            {'teacher': 'EMA teacher', 'student': 'student'}[network],
+            {'teacher': 'EMA teacher', 'student': 'student'}[name],
             'running statistics',
             seen[c.protocol],
+            *([multiples(config)] if c.multiple > 1 else []),
             *([f'{how} over {" and ".join(averaged)}'] if averaged else []),
             'void pixels left out',
             *(['void a miss, absent classes 0'] if c.get('scores') == 'authors' else []),

@@ -59,6 +59,15 @@ def made(config: ConfigDict, batch: Mapping, prepared: Any) -> dict[str, np.ndar
         'mixed': ('student, mixed', seen),
         'mixed_label': ('mixed pseudo-label', colours),
         'mixed_indicator': ('mixed indicator', pictures.grey),
+        **{
+            f'{key}{view}': (f'{title} {view}', show)
+            for view in (1, 2)
+            for key, title, show in (
+                ('strong', 'student, strong', seen),
+                ('label', 'pseudo-label', colours),
+                ('indicator', 'indicator', pictures.grey),
+            )
+        },
         'label_c': ("L_c's label", colours),
         'indicator_c': ("L_c's indicator", pictures.grey),
         'cam': ('largest CAM', pictures.grey),

@@ -1,6 +1,5 @@
 """What an exported file computes: images as they are decoded in, labels and confidence out."""
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -82,11 +81,12 @@ def load(
     size = size or default_size(config, evaluated)
     window = protocols.window(config, evaluated.dataset)
     exported = ConfigDict(config.to_dict())
-    exported.model.update({'atrous': 'dilated', 'remat': (), **(changes or {})})
+    plain = {'atrous': 'dilated', 'attention': 'xla', 'remat': ()}
+    exported.model.update({**plain, **(changes or {})})
     ctx = methods.context(exported)
     like = state.networks(methods.METHODS[config.method], ctx)[evaluated.network]
     variables = checkpoint.restore_network(workdir, step, like, evaluated.network)
-    predict = functools.partial(evaluated.predict, variables, ctx=ctx)
+    predict = protocols.network(config, ctx, evaluated.predict, variables)
 
     def function(images: Array) -> tuple[Array, Array]:
         seen = views.normalise(images, ctx)
@@ -147,6 +147,7 @@ def described(
     c = config.eval
     seen = f'{evaluated.network}, whole image of {size[0]}x{size[1]}'
     seen += f' resized to {window[0]}x{window[1]} and back' if c.protocol == 'resized' else ''
+    seen += f', {protocols.multiples(config)}' if c.multiple > 1 else ''
     left_out = {
         'whole': ['padding'],
         'sliding': [f'windows of {window[0]}x{window[1]}'],

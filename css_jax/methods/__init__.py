@@ -5,7 +5,16 @@ from collections.abc import Mapping
 from ml_collections import ConfigDict
 
 from css_jax import models
-from css_jax.methods import cosa, css, imas, mean_teacher, supervised, usss
+from css_jax.methods import (
+    cosa,
+    css,
+    imas,
+    mean_teacher,
+    supervised,
+    unimatch,
+    unimatch_supervised,
+    usss,
+)
 from css_jax.methods.method import Evaluation, Method, computing
 from css_jax.state import Context
 
@@ -19,6 +28,10 @@ METHODS: dict[str, Method] = {
     'css': css.METHOD,
     'imas': imas.METHOD,
     'imas_supervised': imas.SUPERVISED,
+    'unimatch': unimatch.METHOD,
+    'unimatch_v1': unimatch.V1,
+    'fixmatch': unimatch.FIXMATCH,
+    'unimatch_supervised': unimatch_supervised.METHOD,
     'cosa': cosa.METHOD,
     'usss_single': usss.SINGLE,
     'usss_basic': usss.BASIC,

@@ -3,6 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
+from css_jax.data import splits
+
+
+def images(stream: str) -> Callable[[Any], int]:
+    """Return a default that counts the images of a stream."""
+    return lambda c: len(splits.subset(stream, c.data.streams, splits.load(c.data)))
+
 
 def steps(group: str, per_epoch: Callable[[Any], int]) -> Callable[[Any], int | None]:
     """Return the default of `steps` from the key GROUP.epochs, None where that is 0.

@@ -13,19 +13,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from css_jax import optimizer as optimizers
-from css_jax.data import splits
 from css_jax.keys import Key, ascending, of_dataset
 from css_jax.methods import epochs, views
 from css_jax.models import published
+from css_jax.models.backbones import PLAIN
 
 _MANY = 10**9
 _DEEP = ('resnet50', 'resnet101')  # the authors' networks
-
-
-def _images(stream: str) -> Callable[[Any], int]:
-    """Return a default that counts the images of a stream."""
-    return lambda c: len(splits.subset(stream, c.data.streams, splits.load(c.data)))
-
 
 # Of the supervised baseline; the method has them, too.
 SUPERVISED_KEYS = {
@@ -35,7 +29,8 @@ SUPERVISED_KEYS = {
         like=80, range=(0, _MANY),
     ),
     'imas.images': Key(
-        _images('labelled'), 'in an epoch; the labelled ones, counted', like=1, range=(1, _MANY)
+        epochs.images('labelled'), 'in an epoch; the labelled ones, counted', like=1,
+        range=(1, _MANY),
     ),
     'imas.head_rate': Key(
         of_dataset(1.0, voc=10.0), 'factor of the learning rate of all that is not the backbone',
@@ -49,7 +44,7 @@ SUPERVISED_KEYS = {
 KEYS = {
     **SUPERVISED_KEYS,
     'imas.images': Key(
-        _images('unlabelled'), 'in an epoch; the unlabelled ones, counted', like=1,
+        epochs.images('unlabelled'), 'in an epoch; the unlabelled ones, counted', like=1,
         range=(1, _MANY),
     ),
     'imas.supervised_epochs': Key(
@@ -116,7 +111,7 @@ SUPERVISED_DEFAULTS = {
     'model.output_stride': 16,
     'model.stem': _stem,
     'model.stem_ceil_mode': True,
-    'model.first_dilation': 'previous',
+    'model.first_dilation': lambda c: None if c.model.backbone in PLAIN else 'previous',
     'model.head_convs': 2,
     'model.low_level_bias': True,
     'eval.network': 'student',
@@ -140,9 +135,7 @@ DEFAULTS = {
 
 def optimizer(config: ConfigDict) -> optimizers.Optimizer:
     """Return SGD with a rate for the backbone and one for all else."""
-    factor = config.imas.head_rate
-    heads = optimizers.Group('heads', '^(?!backbone/)', rate=factor)
-    return optimizers.sgd(config, [heads] if factor != 1 else [])
+    return optimizers.sgd(config, optimizers.heads(config.imas.head_rate))
 
 
 def check(config: ConfigDict) -> None:

@@ -123,7 +123,7 @@ def optimizer(config: ConfigDict) -> optimizers.Optimizer:
 
 
 def check(config: ConfigDict, single: bool = False) -> None:
-    """Refuse streams that do not go together.
+    """Refuse streams that do not go together, and networks of another stride.
 
     Args:
         config: filled in.
@@ -132,6 +132,11 @@ def check(config: ConfigDict, single: bool = False) -> None:
     Raises:
         ValueError: names the key, what came and what was expected.
     """
+    if config.model.family in ('deeplab', 'dpt'):
+        raise ValueError(
+            f"model.family: got {config.model.family!r}, expected 'fcn' or 'largefov', whose "
+            f'outputs are at stride {STRIDE}'
+        )
     streams, letters = config.data.streams, names(config)
     titles = [title(config, name) for name in letters]
     if single != (len(titles) == 1):

@@ -7,11 +7,12 @@ import flax.linen as nn
 from ml_collections import ConfigDict
 
 from css_jax.keys import Key
-from css_jax.models import backbones, deeplab, fcn, largefov
+from css_jax.models import backbones, deeplab, dinov2, dpt, fcn, largefov
 from css_jax.models.backbones import BACKBONES
 from css_jax.models.layers import check_choice
+from css_jax.models.scaled import channels as scaled_channels
 
-__all__ = ['BACKBONES', 'FAMILIES', 'KEYS', 'Family', 'build']
+__all__ = ['BACKBONES', 'FAMILIES', 'KEYS', 'Family', 'build', 'scaled_channels']
 
 
 class Family(NamedTuple):
@@ -21,23 +22,28 @@ class Family(NamedTuple):
         keys: what `config.model` has of them beside `backbones.KEYS`: path -> its declaration.
         build: (config.model, outputs, axis_name) -> module, (images [B, H, W, 3] float32
             normalised, train) -> head name -> [B, h, w, channels] float32.
-        plain: it works on the backbones of `backbones.PLAIN` too.
+        takes: backbone -> whether the family works on it; by default on all but `PLAIN`.
+        scaled: features of the backbone that a method may multiply: the module takes
+            channel_scale, name -> [B, C].
     """
 
     keys: Mapping[str, Key]
     build: Callable[[Any, Mapping[str, int], str | None], nn.Module]
-    plain: bool = False
+    takes: Callable[[str], bool] = lambda name: name not in backbones.PLAIN
+    scaled: tuple[str, ...] = ()
 
 
 FAMILIES = {
-    'deeplab': Family(deeplab.KEYS, deeplab.build),
+    'deeplab': Family(deeplab.KEYS, deeplab.build, scaled=deeplab.SCALED),
     'fcn': Family(fcn.KEYS, fcn.build),
-    'largefov': Family(largefov.KEYS, largefov.build, plain=True),
+    'largefov': Family(largefov.KEYS, largefov.build, lambda name: name not in dinov2.SIZES),
+    'dpt': Family({}, dpt.build, dpt.SIZES.__contains__, scaled=dpt.TAPS),
 }
 KEYS = {
     'model.family': Key(
         'deeplab',
-        'deeplab (DeepLabV3+) | fcn (1x1 heads at stride 8) | largefov (with classifiers and CAMs)',
+        'deeplab (DeepLabV3+) | fcn (1x1 heads at stride 8) | largefov (with classifiers and '
+        'CAMs) | dpt (on ViT and DINOv2)',
         choices=FAMILIES,
     ),
     **backbones.KEYS,
@@ -56,8 +62,8 @@ def build(
     `module.apply(variables, images [B, H, W, 3] float32 normalised, train=False)` gives head name
     -> [B, h, w, channels] float32: of 'deeplab' at the stride of the backbone's 'stride4' features
     ('auxiliary' at that of 'layer3', which it reads), of 'fcn' at stride 8, of 'largefov' at the
-    backbone's last one ('class' and 'class_aux' [B, channels]). With train=True apply with
-    mutable=['batch_stats'].
+    backbone's last one ('class' and 'class_aux' [B, channels]), of 'dpt' at an eighth of a patch.
+    With train=True apply with mutable=['batch_stats'].
 
     Args:
         config: config.model, or a dict or object with the keys of its family (`FAMILIES`;
@@ -78,11 +84,11 @@ def build(
         config = ConfigDict(config)
     family = getattr(config, 'family', 'deeplab')
     check_choice('family', family, FAMILIES)
-    if config.backbone in backbones.PLAIN and not FAMILIES[family].plain:
-        plain = ', '.join(repr(name) for name, found in FAMILIES.items() if found.plain)
+    check_choice('backbone', config.backbone, BACKBONES)
+    if not FAMILIES[family].takes(config.backbone):
+        those = [repr(name) for name, found in FAMILIES.items() if found.takes(config.backbone)]
         raise ValueError(
-            f'family is {family!r}; expected {plain} with backbone {config.backbone!r}, which has '
-            'one grid of features'
+            f'family is {family!r}; expected {" or ".join(those)} with backbone {config.backbone!r}'
         )
     if outputs is None:
         outputs = {'logits': num_classes, 'representation': config.representation_dim}

@@ -13,7 +13,7 @@ def fixed(
     config: Any,
     axis_name: str | None,
     name: str,
-    strides: Sequence[int],
+    strides: Sequence[int] | None,
     first_dilation: str | None = 'previous',
 ) -> dict[str, Any]:
     """Return what `config` (config.model) says of such a backbone, but its output stride.
@@ -23,14 +23,15 @@ def fixed(
             first_dilation and multi_grid what changes nothing.
         axis_name: of the devices whose BatchNorm statistics are shared, or None.
         name: of the network, for messages.
-        strides: the output strides that there are.
+        strides: the output strides that there are; None: the key of this name is not read.
         first_dilation: what the key of this name calls the network's dilations; None: it has none.
 
     Raises:
         ValueError: an output stride, a stem, a first dilation, a multi-grid or a stage of remat
             that there is not.
     """
-    check_choice('output_stride', config.output_stride, strides)
+    if strides is not None:
+        check_choice('output_stride', config.output_stride, strides)
     if config.stem != 'conv7':
         raise ValueError(
             f"stem is {config.stem!r}; expected 'conv7', the default: {name} has its own stem"

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 
 from css_jax.keys import Key
-from css_jax.models import atrous, drn, efficientnet, mobilenet, remat, resnet, vit
+from css_jax.models import atrous, dinov2, drn, efficientnet, mobilenet, remat, resnet, vit
 from css_jax.models.layers import check_choice
 
 # Name -> constructor: (config.model, axis_name) -> module, (images [B, H, W, 3], train) -> name of
@@ -27,9 +27,13 @@ BACKBONES = {
     'drn_d_54': partial(drn.build, resnet.Bottleneck, (3, 4, 6, 3)),
     'drn_d_105': partial(drn.build, resnet.Bottleneck, (3, 4, 23, 3)),
     **{name: partial(vit.build, heads) for name, heads in vit.SIZES.items()},
+    **{name: partial(dinov2.build, name) for name in dinov2.SIZES},
 }
 # Those whose features are all on one grid.
-PLAIN = frozenset(vit.SIZES)
+PLAIN = frozenset((*vit.SIZES, *dinov2.SIZES))
+# Backbone -> the number that both sides of an image have to be a multiple of, where there is one.
+MULTIPLES = dict.fromkeys(dinov2.SIZES, dinov2.PATCH)
+ATTENTIONS = ('auto', 'xla', 'cudnn')
 
 
 def _expected_stages(names: Any) -> str:
@@ -45,13 +49,14 @@ def _expected_grid(numbers: Any) -> str:
 KEYS = {
     'model.backbone': Key(
         'resnet101', 'resnet18 | 34 | 50 | 101 | mobilenet_v1 | efficientnet_lite0 | 1 | 2 | '
-        'drn_d_22 | 38 | 54 | 105 | vit_tiny | small | base (family largefov)', choices=BACKBONES,
+        'drn_d_22 | 38 | 54 | 105 | vit_tiny | small | base (family largefov or dpt) | '
+        'dinov2_small | base | large | giant (family dpt)', choices=BACKBONES,
     ),
     'model.stem': Key('conv7', "conv7 (torchvision's) | deep (three 3x3)",
                       choices=('conv7', 'deep')),
     'model.output_stride': Key(
         8, '8 | 16 (not DRN) | 32 (EfficientNet-Lite); family fcn: 8; largefov: 8 | 16; ViT: 16',
-        choices=(8, 16, 32),
+        choices=(8, 16, 32), only=lambda c: c.model.backbone not in dinov2.SIZES,
     ),
     'model.width': Key(1.0, 'multiplies every channel count', range=(1e-3, 1e3)),
     'model.dtype': Key(
@@ -73,7 +78,17 @@ KEYS = {
     ),
     'model.aux_layer': Key(
         -3, 'ViT: the block of the early features, from the end: -3 is the tenth of twelve',
-        range=(-12, -1), only=lambda c: c.model.backbone in PLAIN,
+        range=(-12, -1), only=lambda c: c.model.backbone in vit.SIZES,
+    ),
+    **dinov2.KEYS,
+    'model.attention': Key(
+        'auto', 'ViT and DINOv2: xla | cudnn (GPU, bfloat16, an even number of tokens), which does '
+        'not hold the attention of all pairs of tokens; auto: cudnn where it can be had',
+        choices=ATTENTIONS, only=lambda c: c.model.backbone in PLAIN,
+    ),
+    'model.frozen_backbone': Key(
+        False, 'the backbone keeps its first weights: no gradient, no moments of the optimiser; '
+        'statistics of BatchNorm, which have no gradient, are not frozen',
     ),
     'model.atrous': Key(
         'auto', 'dilated | space_to_batch, the same sums; auto: see docs/speed.md',
@@ -99,6 +114,12 @@ def build(config: Any, axis_name: str | None) -> nn.Module:
     check_choice('backbone', config.backbone, BACKBONES)
     check_choice('dtype', config.dtype, ('float32', 'bfloat16'))
     check_choice('atrous', getattr(config, 'atrous', 'auto'), ('auto', *atrous.FORMS))
+    attention = getattr(config, 'attention', 'auto')
+    check_choice('attention', attention, ATTENTIONS)
+    if attention == 'cudnn' and config.dtype != 'bfloat16':
+        raise ValueError(
+            f"attention is 'cudnn'; expected 'xla' or 'auto' with dtype {config.dtype!r}"
+        )
     if not config.width > 0:
         raise ValueError(f'width is {config.width!r}; expected a number above 0')
     return BACKBONES[config.backbone](config, axis_name)

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from css_jax.keys import Key
-from css_jax.models import atrous, backbones, heads, remat
+from css_jax.models import atrous, backbones, heads, remat, scaled
 from css_jax.models.layers import BatchNorm, Conv, Train, channels, check_images
 from css_jax.ops import resize
 
+SCALED = ('stride4', 'last')  # features that a method may multiply
 # The paper's values are the defaults.
 KEYS = {
     'model.head_convs': Key(
@@ -109,7 +110,11 @@ class DeepLab(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: jax.Array, train: bool = False, image_weights: jax.Array | None = None
+        self,
+        images: jax.Array,
+        train: bool = False,
+        image_weights: jax.Array | None = None,
+        channel_scale: Mapping[str, jax.Array] | None = None,
     ) -> dict[str, jax.Array]:
         """Apply the network.
 
@@ -119,13 +124,15 @@ class DeepLab(nn.Module):
                 mutable=['batch_stats'].
             image_weights: [B] of the images in these statistics, of which 0 leaves one out; None:
                 all count alike.
+            channel_scale: feature of the backbone -> factors of its channels, [k B, C]: the heads
+                run on k B images, see `css_jax.models.scaled.scale`; None: none.
 
         Returns:
-            Head name -> [B, h, w, channels] float32.
+            Head name -> [B, h, w, channels] float32, or [k B, ...].
 
         Raises:
             ValueError: images of another rank, or of integers; a head that reads a feature that the
-                backbone does not have.
+                backbone does not have; factors of such a one, or of another shape.
         """
         check_images(images)
         if train and image_weights is not None:
@@ -137,7 +144,11 @@ class DeepLab(nn.Module):
         def decode(module, low_level, x, read):
             return module._decode(low_level, x, read, train, conv, norm)
 
-        found = self.backbone(images, train)
+        found = scaled.scale(self.backbone(images, train), channel_scale)
+        # An exported network has a batch of any size, which has no length.
+        copies = 1 if channel_scale is None else len(found['last']) // len(images)
+        if copies > 1 and isinstance(train, jax.Array):
+            train = jnp.tile(train, copies)
         read = heads.read(self.outputs, found)
         aspp = partial(ASPP, features, self.rates, self.atrous, conv, norm, name='aspp')
         x = remat.chain(self, 'aspp', [aspp], found['last'], train)

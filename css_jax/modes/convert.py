@@ -1,14 +1,17 @@
-"""--mode convert: checkpoints of the reference program into runs, and runs into its state dicts.
+"""--mode convert: checkpoints of other programs into runs, and runs into such checkpoints.
 
-A checkpoint of the reference is {'model': student, 'ema_model': teacher, 'prototypes': [C, D]}, the
-first two by the names of `css_jax.weights.reference`. `.pth` keeps it as it is; `.npz` and
-`.safetensors` join the names by dots: 'ema_model.resnet_conv1.weight'.
+A checkpoint of the reference program is {'model': student, 'ema_model': teacher, 'prototypes':
+[C, D]}, the first two by the names of `css_jax.weights.reference`. One of UniMatch V2, which has
+networks of family dpt on a DINOv2, is {'model': student, 'model_ema': teacher}, by the names of
+`css_jax.weights.dinov2`. `.pth` keeps it as it is; `.npz` and `.safetensors` join the names by
+dots: 'ema_model.resnet_conv1.weight'.
 """
 
 import contextlib
 import logging
 import pathlib
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,23 +22,61 @@ from css_jax import config as configs
 from css_jax import methods, state
 from css_jax.run import checkpoint
 from css_jax.run import folder as run_folder
-from css_jax.weights import files, initial, reference
+from css_jax.weights import dinov2, files, initial, reference
 
 LOG = logging.getLogger('css_jax')
-NETWORKS = {'student': 'model', 'teacher': 'ema_model'}
+
+
+class Program(NamedTuple):
+    """A program whose checkpoints are known.
+
+    Attributes:
+        whose: the program, as it is called in messages.
+        networks: 'student' and 'teacher' -> what its checkpoints call them.
+        to_ours: state dict -> variables.
+        to_theirs: variables -> state dict.
+        front: what stands in front of the names of a state dict that it writes.
+    """
+
+    whose: str
+    networks: Mapping[str, str]
+    to_ours: Callable[[Mapping[str, np.ndarray]], dict[str, Any]]
+    to_theirs: Callable[[Mapping[str, Any]], dict[str, np.ndarray]]
+    front: str = ''
+
+
+REFERENCE = Program(
+    'the reference',
+    {'student': 'model', 'teacher': 'ema_model'},
+    reference.from_reference,
+    reference.to_reference,
+)
+UNIMATCH = Program(
+    'UniMatch V2',
+    {'student': 'model', 'teacher': 'model_ema'},
+    lambda arrays: {'params': dinov2.from_torch(arrays)},
+    dinov2.to_torch,
+    front='module.',
+)
 # A converted run counts as one of at least so many steps: the teacher's EMA is past its warm-up.
 LEAST_STEP = 10_000
+
+
+def program(model: Any) -> Program:
+    """Return the program that has the networks of `model`, which is config.model."""
+    return UNIMATCH if dinov2.named(model) else REFERENCE
 
 
 def to_run(
     config: ConfigDict, source: str | pathlib.Path, workdir: str | pathlib.Path
 ) -> pathlib.Path:
-    """Make a run folder of a checkpoint of the reference: evaluate it, or start from it.
+    """Make a run folder of a checkpoint of another program: evaluate it, or start from it.
 
     Args:
-        config: of the run that the checkpoint would be of; its network must fit.
-        source: the file, see `css_jax.weights.files`; names may start with 'module.'. Without
-            'ema_model' the teacher is the student's copy.
+        config: of the run that the checkpoint would be of; its network must fit, and says which
+            program it is, see `program`.
+        source: the file, see `css_jax.weights.files`; names may start with 'module.'. Without a
+            teacher in it that is the student's copy.
         workdir: a new or empty folder.
 
     Returns:
@@ -52,23 +93,23 @@ def to_run(
         raise FileExistsError(f'{workdir} has files in it: expected a new or empty folder')
 
     method, ctx = methods.METHODS[config.method], methods.context(config)
-    arrays = files.read(source)
-    shapes = state.flat(state.shapes(ctx))
-    given = {part: _network(arrays, name, source) for part, name in NETWORKS.items()}
+    arrays, theirs = files.read(source), program(config.model)
+    shapes, called = state.flat(state.shapes(ctx)), theirs.networks
+    given = {part: _network(arrays, name, source, theirs) for part, name in called.items()}
     if not given['student']:
         raise ValueError(
-            f"{source} has no 'model', as the reference's checkpoints have; there are "
+            f"{source} has no 'model', as {theirs.whose}'s checkpoints have; there are "
             f'{reference.listed(list(arrays))}'
         )
     if not given['teacher']:
-        LOG.info("no 'ema_model' in %s: the teacher is a copy of the student", source)
+        LOG.info('no %r in %s: the teacher is a copy of the student', called['teacher'], source)
         given['teacher'] = given['student']
     for part, network in given.items():
         wrong = initial.differences(network, shapes)
         wrong += [f'{path} is not here' for path in network if path not in shapes]
         if wrong:
             raise ValueError(
-                f'{source}: {NETWORKS[part]} is of another network: {reference.listed(wrong)}. '
+                f'{source}: {called[part]} is of another network: {reference.listed(wrong)}. '
                 f'Here: {initial.described(config)}'
             )
     given['memory'] = _memory(arrays, method.init_memory(config), source)
@@ -87,7 +128,7 @@ def to_run(
 def to_file(
     workdir: str | pathlib.Path, target: str | pathlib.Path, which: str = 'last'
 ) -> pathlib.Path:
-    """Write a run's student, teacher and prototypes by the reference's names.
+    """Write a run's student, teacher and prototypes by another program's names, see `program`.
 
     BatchNorm's `num_batches_tracked`, which torch's strict loading asks for, is what the checkpoint
     of the reference had that the run was made of, else the step.
@@ -101,7 +142,7 @@ def to_file(
         The file.
 
     Raises:
-        ValueError: the network has arrays that the reference's has no name for.
+        ValueError: the network has arrays that the program has no name for.
         FileExistsError: the file is there already.
         FileNotFoundError: there is no such run or checkpoint.
     """
@@ -109,16 +150,17 @@ def to_file(
     files.check_format(target, '--target')
     if target.exists():
         raise FileExistsError(f'--target: {target} is there already: expected a new file')
-    run_folder.load(workdir)
+    theirs = program(run_folder.load(workdir).model)
     step = checkpoint.find(workdir, which)
-    saved = checkpoint.restore_arrays(workdir, step, (*NETWORKS, 'memory'))
+    saved = checkpoint.restore_arrays(workdir, step, (*theirs.networks, 'memory'))
     with contextlib.closing(checkpoint.Checkpoints(workdir, read_only=True)) as checkpoints:
         counters = checkpoints.meta(step).get('num_batches_tracked', {})
     tree: dict[str, Any] = {}
-    for part, name in NETWORKS.items():
-        network = reference.to_reference(unflatten_dict(saved[part], sep='/'))
+    for part, name in theirs.networks.items():
+        network = theirs.to_theirs(unflatten_dict(saved[part], sep='/'))
         own = {n.removeprefix(f'{name}.'): count for n, count in counters.items()}
-        tree[name] = network | reference.counters(network, step, own)
+        network |= reference.counters(network, step, own)
+        tree[name] = {f'{theirs.front}{n}': array for n, array in network.items()}
     if 'prototypes' in saved['memory']:
         tree['prototypes'] = saved['memory']['prototypes']
     files.write(target, tree)
@@ -127,7 +169,7 @@ def to_file(
 
 
 def _network(
-    arrays: dict[str, np.ndarray], name: str, source: str | pathlib.Path
+    arrays: dict[str, np.ndarray], name: str, source: str | pathlib.Path, theirs: Program
 ) -> dict[str, np.ndarray]:
     """Return path -> array of the network called `name`, {} if there is none."""
     prefix = f'{name}.'
@@ -135,9 +177,9 @@ def _network(
     if not network:
         return {}
     try:
-        return state.flat(reference.from_reference(network))
+        return state.flat(theirs.to_ours(network))
     except ValueError as error:
-        raise ValueError(f"{source}: {name} is not the reference's network: {error}") from None
+        raise ValueError(f"{source}: {name} is not {theirs.whose}'s network: {error}") from None
 
 
 def _counters(arrays: dict[str, np.ndarray]) -> dict[str, int]:

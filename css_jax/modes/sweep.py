@@ -1,6 +1,6 @@
 """--mode sweep --table N: a table of a paper over seeds, one process a run.
 
-The tables are data, configs/tables.py. A run has a folder of its own in DIR, named by what is run
+The tables are data, configs/tables/. A run has a folder of its own in DIR, named by what is run
 (DIR/css_mix_92/seed0), so that tables with common cells share the runs where they share DIR. A
 finished run is skipped and a broken one resumes from its checkpoint; DIR/tableN.md
 (DIR/table_imas_classic.md) is written anew after each run.
@@ -71,7 +71,7 @@ def sweep(
 
     Args:
         workdir: folder of the runs and of the table; made if missing.
-        table: its name in configs/tables.py, as 5 or imas:classic.
+        table: its name in configs/tables/, as 5 or imas:classic.
         config: FILE[:ARGUMENT] of configs/; the argument goes to every run. Without it the
             paper's own. With another file each cell's method runs on that file's dataset.
         seeds: every cell runs with each.
@@ -191,7 +191,7 @@ def markdown(table: str | int, runs: Sequence[Run], settings: str) -> str:
     """Make the table of the finished runs, with the paper's beside it.
 
     Args:
-        table: its name in configs/tables.py.
+        table: its name in configs/tables/.
         runs: from `plan`.
         settings: what they have in common, as on the command line.
 

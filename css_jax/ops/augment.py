@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from css_jax.ops import draws
+from css_jax.ops.boxes import cutmix_box as cutmix_box  # of UniMatch
+from css_jax.ops.boxes import paste as paste
 from css_jax.ops.color import blur, color
 from css_jax.ops.magnitudes import operation as operation  # a view's too, of CoSA
 

@@ -1,4 +1,4 @@
-"""Colour jitter and blur on the device, for images [B, H, W, 3] in [0, 1]."""
+"""Colour jitter, grey and blur on the device, for images [B, H, W, 3] in [0, 1]."""
 
 import math
 from collections.abc import Sequence
@@ -57,6 +57,22 @@ def color(
         blended = jnp.clip(rgb + strength * (rgb - target), 0, 1)
         rgb = jnp.where(change == _HUE, _turn_hue(rgb, strength), blended)
     return jnp.where(jittered, jnp.moveaxis(rgb, 0, -1), images)
+
+
+def grey(keys: jax.Array, images: jax.Array, prob: float) -> jax.Array:
+    """Take the colour out of some examples: the grey value of each pixel in all of its channels.
+
+    Args:
+        keys: [B] typed keys, one an example.
+        images: [B, H, W, 3] float32 in [0, 1].
+        prob: probability that an example becomes grey.
+
+    Returns:
+        The images, in the shape they came in.
+    """
+    chosen = draws.uniform(keys, 'grey', 1)[:, :, None, None] < prob
+    value = (images * jnp.array(_GREY)).sum(-1, keepdims=True)
+    return jnp.where(chosen, value, images)
 
 
 def blur(keys: jax.Array, images: jax.Array, *, prob: float, sigma: Sequence[float]) -> jax.Array:

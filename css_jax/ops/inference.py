@@ -100,6 +100,27 @@ def resized(
     return resize.to_part(total, sizes, images.shape[1:3])
 
 
+def at_multiple(predict: Predict, images: Array, multiple: int) -> Array:
+    """Predict images whose sides are resized to their nearest multiples of a number.
+
+    Half a multiple is rounded up, and a side has one at least. Images and logits are resized
+    bilinearly with corners aligned, as UniMatch V2's authors do it for a network of patches.
+
+    Args:
+        predict: images [B, h, w, 3] -> logits [B, h, w, C], of sides that are multiples.
+        images: [B, H, W, 3].
+        multiple: the number.
+
+    Returns:
+        [B, H, W, C] logits; those of `predict` unchanged if H and W are multiples.
+    """
+    size = images.shape[1:3]
+    near = tuple(max(1, int(side / multiple + 0.5)) * multiple for side in size)
+    if near == size:
+        return predict(images)
+    return resize.bilinear(predict(resize.bilinear(images, near)), size)
+
+
 def starts(length: int, window: int, stride: int) -> list[int]:
     """Return where the windows begin along an axis; the last is moved back to end at the border.
 

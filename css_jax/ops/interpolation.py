@@ -29,19 +29,35 @@ def half_pixel(n: int, out: int) -> np.ndarray:
     return matrix
 
 
-def bicubic(n: int, out: int) -> np.ndarray:
-    """Return the [out, n] float32 matrix of `resize.bicubic` along one axis."""
-    matrix = np.zeros((out, n))
-    rows = np.arange(out)
-    lower, remainder = np.divmod((2 * rows + 1) * n - out, 2 * out)
-    a, fraction = -0.75, remainder / (2 * out)
-    for tap in (-1, 0, 1, 2):
-        distance = np.abs(fraction - tap)
-        near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
-        far = a * (((distance - 5) * distance + 8) * distance - 4)
-        weights = np.where(distance <= 1, near, far)
-        np.add.at(matrix, (rows, np.clip(lower + tap, 0, n - 1)), weights)
+def bicubic(n: int, out: int, scale: float | None = None, antialias: bool = False) -> np.ndarray:
+    """Return the [out, n] float32 matrix of torch's bicubic resize along one axis.
+
+    Output row i reads the input around (i + 0.5) / scale - 0.5.
+
+    Args:
+        n: length of the input.
+        out: length of the output.
+        scale: output rows for each input row, as torch is told it; None: out / n.
+        antialias: the kernel is as many times wider as the map shrinks. As in torch its a is then
+            -0.5, and at a border its weights are divided by their sum; else a is -0.75, and the
+            border is repeated.
+    """
+    step = 1 / scale if scale else n / out
+    positions = (np.arange(out)[:, None] + 0.5) * step - 0.5
+    if antialias:
+        weights = _cubic(np.abs(np.arange(n) - positions) / max(step, 1.0), -0.5)
+        return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+    matrix, rows = np.zeros((out, n)), np.arange(out)[:, None]
+    taps = np.floor(positions).astype(int) + np.arange(-1, 3)
+    np.add.at(matrix, (rows, np.clip(taps, 0, n - 1)), _cubic(np.abs(positions - taps), -0.75))
     return matrix.astype(np.float32)
+
+
+def _cubic(distance: np.ndarray, a: float) -> np.ndarray:
+    """Return the weights of Keys' cubic kernel at distances of 0 and more."""
+    near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
+    far = a * (((distance - 5) * distance + 8) * distance - 4)
+    return np.where(distance <= 1, near, np.where(distance <= 2, far, 0.0))
 
 
 def zero(n: int, factor: int) -> np.ndarray:

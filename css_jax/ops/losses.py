@@ -204,3 +204,26 @@ def easiness_weighted(
     confident = jnp.where(confidence >= threshold, labels, ignore)
     losses = pixel_cross_entropy(logits, confident, ignore).mean((1, 2))
     return (easiness * losses).sum(), jnp.float32(len(labels))
+
+
+def confident_over_valid(
+    logits: Array, labels: Array, indicator: Array, valid: Array, threshold: float
+) -> tuple[Array, Array]:
+    """Return UniMatch's loss of a strong view (CVPR 2023; TPAMI 2025, and its authors' program).
+
+    The sum of the cross-entropy over the confident pixels, to be divided by the number of all that
+    are no padding, the others of these included: the fewer are confident, the less it weighs.
+
+    Args:
+        logits: [B, h, w, C], resized to the labels where smaller.
+        labels: [B, H, W] integer pseudo-labels, -1 for pixels that have none.
+        indicator: [B, H, W] in [0, 1], their confidence.
+        valid: [B, H, W] bool, false in the padding.
+        threshold: tau; pixels with indicator >= threshold are confident.
+
+    Returns:
+        (sum over confident pixels, number of valid pixels), float32 scalars.
+    """
+    confident = valid & (indicator >= threshold)
+    losses = pixel_cross_entropy(logits, jnp.where(confident, labels, -1))
+    return losses.sum(), valid.sum().astype(jnp.float32)

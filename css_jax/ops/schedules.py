@@ -7,7 +7,12 @@ from jax import Array
 
 
 def poly(
-    base: float, steps: int, power: float = 0.9, floor: float = 0.0, warmup_steps: int = 0
+    base: float,
+    steps: int,
+    power: float = 0.9,
+    floor: float = 0.0,
+    warmup_steps: int = 0,
+    lag: int = 0,
 ) -> Callable[[Array | int], Array]:
     """Return poly learning rate, base · (1 - t/T)^power, never under `floor`.
 
@@ -17,13 +22,16 @@ def poly(
         power: exponent.
         floor: smallest value (the reference: 1e-4; the paper writes none).
         warmup_steps: steps over which a linear factor rises from 1/warmup_steps to 1; 0: none.
+        lag: t is so many steps less, at least 0. With 1 it is the rate of programs that set it
+            behind the update, such as UniMatch's.
 
     Returns:
         A function from the step, counted from 0, to a float32 scalar.
     """
 
     def schedule(step: Array | int) -> Array:
-        remaining = jnp.clip(1.0 - step / steps, 0.0, 1.0)
+        t = jnp.maximum(step - lag, 0) if lag else step
+        remaining = jnp.clip(1.0 - t / steps, 0.0, 1.0)
         rate = jnp.maximum(base * remaining**power, floor)
         return rate * jnp.minimum((step + 1) / warmup_steps, 1.0) if warmup_steps else rate
 

@@ -11,8 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from css_jax import models
 from css_jax.models import vit
-from css_jax.weights import drn, reference, timm
+from css_jax.weights import dinov2, drn, reference, timm
+
+_BACKBONE = 'params/backbone/'
 
 
 class Layout(NamedTuple):
@@ -22,11 +25,14 @@ class Layout(NamedTuple):
         landmark: a name that every file of the family has.
         names: paths of our backbone -> {name in the file: path}.
         to_ours: (path, array of the file) -> array in our order of axes.
+        renamed: name -> array of a file to the same by the layout's names, where several programs
+            have names of their own.
     """
 
     landmark: str
     names: Callable[[Iterable[str]], dict[str, str]]
     to_ours: Callable[[str, np.ndarray], np.ndarray]
+    renamed: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]] = lambda arrays: arrays
 
 
 def of(backbone: str) -> Layout:
@@ -53,7 +59,8 @@ def backbone(
         ValueError: the file has no such network, or not one of these shapes. All of the backbone is
             taken or nothing: half of one would train, and badly.
     """
-    prefix = _prefix(arrays, layout.landmark)
+    arrays = layout.renamed(arrays)
+    prefix = reference.prefix(arrays, layout.landmark)
     own = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
     own = {k: v for k, v in own.items() if not k.endswith('num_batches_tracked')}
     table = layout.names(shapes)
@@ -62,7 +69,7 @@ def backbone(
     unknown = [
         name
         for name in ignored
-        if re.match(r'((conv|bn|layer|stem)\w*[./]|_?blocks\.|\d+\.)', name)
+        if re.match(r'((conv|bn|layer|stem)\w*[./]|_?blocks\.|\d+\.|register_tokens)', name)
     ]
     unknown = [name for name in unknown if not name.startswith('conv_preds')]  # Keras's classifier
     taken, wrong = {}, []
@@ -73,31 +80,31 @@ def backbone(
             if array.shape != shapes[path].shape:
                 wrong.append(f'{name} has {array.shape}, expected {shapes[path].shape}')
     if missing or unknown or wrong:
-        axes = ' (as [h, w, in, out])' if layout is not VIT else ''
+        axes = ' (as [h, w, in, out])' if layout not in (VIT, DINOV2) else ''
         told = [f'{reference.listed(wrong)}{axes}'] if wrong else []
         told += [f'missing: {reference.listed(missing)}'] if missing else []
         told += [f'more than here: {reference.listed(unknown)}'] if unknown else []
-        raise ValueError(f'{"; ".join(told)}. Likely {_cause(missing, unknown, wrong)}')
+        raise ValueError(f'{"; ".join(told)}. Likely {_cause(missing, unknown, wrong, shapes)}')
     return taken, prefix, [prefix + name for name in ignored]
 
 
-def _prefix(arrays: Mapping[str, np.ndarray], landmark: str) -> str:
-    """Return what precedes the names: of several networks, the EMA teacher's, else the first."""
-    found = [name.removesuffix(landmark) for name in arrays if name.endswith(landmark)]
-    if not found:
-        there = reference.listed(list(arrays))
-        raise ValueError(f'no name ends in {landmark!r}; there are {there}')
-    return next((p for p in found if re.match(r'ema|teacher', p)), found[0])
-
-
-def _cause(missing: list[str], unknown: list[str], wrong: list[str]) -> str:
-    """Guess from the names why a file does not fit."""
+def _cause(
+    missing: list[str], unknown: list[str], wrong: list[str], shapes: Mapping[str, Any]
+) -> str:
+    """Guess from the names why a file does not fit a backbone of these shapes."""
     names = missing + unknown
     shaped = {told.split()[0] for told in wrong}
     if not names and shaped == {'pos_embed'}:
-        return 'trained on images of another size: its table has a row for each patch, here 14x14'
+        side = round((shapes[f'{_BACKBONE}pos_embed'].shape[1] - 1) ** 0.5)
+        return (
+            'trained on images of another size: its table has a row for each patch, here '
+            f'{side}x{side}'
+        )
     if not names and timm.LANDMARK in shaped <= {timm.LANDMARK, 'pos_embed'}:
-        return 'patches of another size, here 16x16'
+        patch = shapes[f'{_BACKBONE}patch_embed/kernel'].shape[0]
+        return f'patches of another size, here {patch}x{patch}'
+    if names == ['register_tokens']:
+        return f'of a network with{"out" * bool(missing)} registers: see model.registers (0 or 4)'
     if any(re.match(r'conv1\.', name) for name in missing):
         return 'another stem: see model.stem (conv7: conv1.weight; deep: conv1.0.weight to 6)'
     if any(re.match(r'layer\d|_?blocks\.|\d+\.', name) for name in names):
@@ -165,9 +172,11 @@ LITE = Layout('_blocks.0._depthwise_conv.weight', _lite_names, _torch_to_ours)
 # Its names are what stands behind 'layer' or 'base.'.
 DRN = Layout('0.0.weight', drn.names, _torch_to_ours)
 VIT = Layout(timm.LANDMARK, timm.names, timm.to_ours)
+DINOV2 = Layout(timm.LANDMARK, timm.names, timm.to_ours, dinov2.by_meta)
 LAYOUTS = {
     'mobilenet_v1': KERAS,
     **{f'efficientnet_lite{i}': LITE for i in range(3)},
     **{f'drn_d_{depth}': DRN for depth in (22, 38, 54, 105)},
     **dict.fromkeys(vit.SIZES, VIT),
+    **dict.fromkeys(models.dinov2.SIZES, DINOV2),
 }

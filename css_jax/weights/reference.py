@@ -203,3 +203,20 @@ def listed(items: Sequence[str]) -> str:
     """Join the first three for a message, and says how many more there are."""
     more = f' and {len(items) - 3} more' if len(items) > 3 else ''
     return ', '.join(items[:3]) + more
+
+
+def prefix(names: Iterable[str], landmark: str) -> str:
+    """Return what precedes the names of a network: of several the EMA teacher's, else the first.
+
+    Args:
+        names: all entries of a file.
+        landmark: a name that every file of the kind has, as the end of an entry.
+
+    Raises:
+        ValueError: no entry ends so.
+    """
+    names = list(names)
+    found = [name.removesuffix(landmark) for name in names if name.endswith(landmark)]
+    if not found:
+        raise ValueError(f'no name ends in {landmark!r}; there are {listed(names)}')
+    return next((p for p in found if re.match(r'(\w+_)?(ema|teacher)', p)), found[0])

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from css_jax.models.backbones import PLAIN
-from css_jax.weights import drn, imas, reference, timm
+from css_jax.weights import dinov2, drn, imas, reference, timm, unimatch
 
 
 def convert(
@@ -30,6 +30,12 @@ def convert(
         whose, arrays = "USSS's authors", drn.to_torch(variables)
     elif model.family == 'largefov' and model.backbone in PLAIN:
         whose, arrays = "CoSA's authors", timm.to_torch(variables)
+    elif dinov2.named(model):
+        whose, arrays = "UniMatch V2's authors", dinov2.to_torch(variables)
+    elif (
+        model.family == 'deeplab' and resnet and model.head_convs == 2 and not model.low_level_bias
+    ):
+        whose, arrays = "UniMatch's authors", unimatch.to_torch(variables)
     elif model.family == 'deeplab' and resnet and model.head_convs == 2:
         whose, arrays = "iMAS's authors", imas.to_torch(variables)
     elif model.family == 'deeplab' and resnet:
@@ -37,7 +43,7 @@ def convert(
     else:
         raise ValueError(
             f'no program for torch has names for family {model.family} on {model.backbone}: '
-            'expected deeplab on a ResNet, fcn on a DRN or largefov on a ViT; onnx and stablehlo '
-            'are for every network'
+            'expected deeplab on a ResNet, fcn on a DRN, largefov on a ViT or dpt on a DINOv2; '
+            'onnx and stablehlo are for every network'
         )
     return whose, arrays | reference.counters(arrays, step)

@@ -29,7 +29,7 @@ _BLOCK = {
     'mlp/fc2': 'kernel',
 }
 # Classifiers for ImageNet, a projection before one, and the token of distillation.
-_LEFT_OUT = re.compile(r'(head|head_dist|pre_logits|fc)\.|dist_token$')
+LEFT_OUT = re.compile(r'(head|head_dist|pre_logits|fc)\.|dist_token$')
 
 
 def to_params(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -52,10 +52,10 @@ def to_params(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
         ValueError: there is no such network, or an entry is missing, not known or of the wrong
             rank; it is named.
     """
-    prefix = _prefix(state_dict)
+    prefix = reference.prefix(state_dict, LANDMARK)
     arrays = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
-    arrays = {name: value for name, value in arrays.items() if not _LEFT_OUT.match(name)}
-    return unflatten_dict(_converted(arrays, _entries(arrays)), sep='/')
+    arrays = {name: value for name, value in arrays.items() if not LEFT_OUT.match(name)}
+    return unflatten_dict(converted(arrays, _entries(arrays)), sep='/')
 
 
 def from_torch(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def from_torch(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
     modules = {name.split('.')[0] for name in arrays}
     table = {name: path for name, path in HEADS.items() if name.split('.')[0] in modules}
     heads = {k: v for k, v in arrays.items() if k.split('.')[0] in {n.split('.')[0] for n in HEADS}}
-    params = unflatten_dict(_converted(heads, table), sep='/')
+    params = unflatten_dict(converted(heads, table), sep='/')
     return {'params': {'backbone': to_params(arrays), **params}}
 
 
@@ -108,7 +108,7 @@ def names(paths: Iterable[str]) -> dict[str, str]:
     Args:
         paths: of the backbone, 'params/backbone/block3/attn/qkv/kernel' and so on.
     """
-    return {_entry(path.split('/backbone/')[1]): path for path in paths}
+    return {entry(path.split('/backbone/')[1]): path for path in paths}
 
 
 def to_ours(path: str, array: np.ndarray) -> np.ndarray:
@@ -130,8 +130,8 @@ def _square(count: int) -> bool:
     return round(count**0.5) ** 2 == count
 
 
-def _entry(path: str) -> str:
-    """block3/attn/qkv/kernel is blocks.3.attn.qkv.weight."""
+def entry(path: str) -> str:
+    """Return the entry of a path of the backbone: of block3/mlp/fc1/bias blocks.3.mlp.fc1.bias."""
     name = re.sub(r'^block(\d+)/', r'blocks.\1.', path)
     name = re.sub(r'(kernel|scale)$', 'weight', name.replace('/', '.'))
     return name.replace('patch_embed.', 'patch_embed.proj.')
@@ -139,16 +139,30 @@ def _entry(path: str) -> str:
 
 def _entries(names: Iterable[str]) -> dict[str, str]:
     """Return entry -> path here, of a network with as many blocks as the names have."""
-    numbers = [int(m[1]) for name in names if (m := re.match(r'blocks\.(\d+)\.', name))]
     paths = ['cls_token', 'pos_embed', 'patch_embed/kernel', 'patch_embed/bias']
-    for i in range(1 + max(numbers, default=0)):
+    for i in range(depth(names)):
         for module, leaf in _BLOCK.items():
             paths += [f'block{i}/{module}/{leaf}', f'block{i}/{module}/bias']
-    return {_entry(path): path for path in (*paths, 'norm/scale', 'norm/bias')}
+    return {entry(path): path for path in (*paths, 'norm/scale', 'norm/bias')}
 
 
-def _converted(arrays: Mapping[str, np.ndarray], table: Mapping[str, str]) -> dict[str, np.ndarray]:
-    """Return path -> array of what the table has, which is all that there may be."""
+def depth(names: Iterable[str]) -> int:
+    """Return how many blocks the entries of a state dict have, at least one."""
+    return 1 + max(
+        (int(m[1]) for name in names if (m := re.match(r'blocks\.(\d+)\.', name))), default=0
+    )
+
+
+def converted(arrays: Mapping[str, np.ndarray], table: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """Convert the entries of a state dict: path -> array, float32, in our order of axes.
+
+    Args:
+        arrays: name -> array as torch has it.
+        table: name -> path here, of all entries.
+
+    Raises:
+        ValueError: an entry is missing, not known or of the wrong rank; it is named.
+    """
     if missing := [name for name in table if name not in arrays]:
         raise ValueError(f'missing in the state dict: {reference.listed(missing)}')
     if unknown := [name for name in arrays if name not in table]:
@@ -163,16 +177,8 @@ def _converted(arrays: Mapping[str, np.ndarray], table: Mapping[str, str]) -> di
 
 
 def _rank(path: str) -> int:
-    if path in ('cls_token', 'pos_embed'):
+    if path in ('cls_token', 'pos_embed', 'register_tokens'):
         return 3
     if not path.endswith('/kernel'):
         return 1
     return 2 if path.startswith('block') else 4
-
-
-def _prefix(names: Iterable[str]) -> str:
-    """Return what precedes the names: of two networks the teacher's, else the first."""
-    found = [name.removesuffix(LANDMARK) for name in names if name.endswith(LANDMARK)]
-    if not found:
-        raise ValueError(f'no name ends in {LANDMARK!r}; there are {reference.listed(list(names))}')
-    return next((prefix for prefix in found if prefix.startswith('teacher')), found[0])

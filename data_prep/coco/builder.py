@@ -2,9 +2,11 @@
 
 COCO has instances, no masks of classes: they are painted here, crowds at the bottom and smaller
 instances over larger ones, see `instances`. That order is ours. Images without any instance are
-left out, as the field does that trains on tags; how many is said.
+left out, as the field does that trains on tags; how many is said. The config `2017_all` has them,
+all background, as those do who train on masks: UniMatch's lists name images of all.
 """
 
+import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -34,11 +36,13 @@ _CATEGORIES = {
 }  # fmt: skip
 CLASS_NAMES = ('background', *_CATEGORIES.values())
 IDS = {category: index for index, category in enumerate(_CATEGORIES, 1)}  # category id -> class
-# Images with an instance. All: 82,783 and 40,504; 118,287 and 5,000.
+# Config -> images. With an instance, but for the last; all of 2014 are 82,783 and 40,504.
 SPLITS = {
     '2014': {'train': 82_081, 'val': 40_137},
     '2017': {'train': 117_266, 'val': 4952},
+    '2017_all': {'train': 118_287, 'val': 5000},
 }
+YEARS = ('2014', '2017')  # of the releases
 NEEDED_FROM_USER = """\
 FOLDER has three archives of https://cocodataset.org/#download, those of --config's year:
   train2014.zip (13 GB), val2014.zip (6 GB) and annotations_trainval2014.zip (241 MB), or
@@ -53,16 +57,35 @@ _IMAGE = re.compile(r'(?:.*/)?([^/.][^/]*\.jpg)')
 Pair = tuple[archives.Entry, instances.Picture]  # image, what is in it
 
 
+@dataclasses.dataclass(kw_only=True)
+class Config(tfds.core.BuilderConfig):
+    """Which images of a release there are.
+
+    Attributes:
+        year: of the release.
+        every: also those without an instance.
+    """
+
+    year: str
+    every: bool = False
+
+
+def _config(name: str) -> Config:
+    year, every = name.removesuffix('_all'), name.endswith('_all')
+    counts = SPLITS[name]
+    return Config(
+        name=name,
+        year=year,
+        every=every,
+        description=f'the release of {year}, {counts["train"]:,} images and {counts["val"]:,}'
+        + (', with those that have no instance' if every else ''),
+    )
+
+
 class Builder(records.FromFiles):
     """Read the published files; `splits` is by default that of the config in the module's."""
 
-    BUILDER_CONFIGS = tuple(
-        tfds.core.BuilderConfig(
-            name=year,
-            description=f'the release of {year}, {counts["train"]:,} images and {counts["val"]:,}',
-        )
-        for year, counts in SPLITS.items()
-    )
+    BUILDER_CONFIGS = tuple(map(_config, SPLITS))
 
     def _info(self) -> tfds.core.DatasetInfo:
         return records.dataset_info(
@@ -74,17 +97,17 @@ class Builder(records.FromFiles):
 
     def _split_generators(self, dl_manager) -> dict[str, Iterator]:
         del dl_manager  # the user downloads
-        year = self.builder_config.name
+        year, every = self.builder_config.year, self.builder_config.every
         places = find_source(self._source, year)
         spool = Path(self.data_dir).parent
         annotations = archives.tree(places['annotations'], _ANNOTATIONS, spool)
         pairs = {}
-        for split, count in (self._splits or SPLITS[year]).items():
+        for split, count in (self._splits or SPLITS[self.builder_config.name]).items():
             name = f'instances_{split}{year}.json'
             if name not in annotations:
                 raise ValueError(f'{places["annotations"]}: there is no {name} in it')
             files = archives.tree(places[split], _IMAGE, spool)
-            pairs[split] = find_pairs(places[split], files, annotations[name], split, count)
+            pairs[split] = find_pairs(places[split], files, annotations[name], split, count, every)
         self.info.metadata['archives'] = {
             place.name: archives.fingerprint(place) for place in places.values() if place.is_file()
         }
@@ -116,7 +139,7 @@ def find_source(source: Path, year: str = '') -> dict[str, Path]:
         FileNotFoundError: one is missing, or `pycocotools` is; says where to get it.
     """
     instances.rasteriser()
-    found = {each: _find_parts(source, each) for each in ([year] if year else SPLITS)}
+    found = {each: _find_parts(source, each) for each in ([year] if year else YEARS)}
     # Of several the first that has most; only if it is not whole, none is.
     nearest = max(found.values(), key=lambda parts: sum(map(Path.exists, parts.values())))
     missing = [str(place) for place in nearest.values() if not place.exists()]
@@ -146,6 +169,7 @@ def find_pairs(
     annotation: archives.Entry,
     split: str,
     count: int | None,
+    every: bool = False,
 ) -> dict[str, Pair]:
     """Find a split's images that have an instance, and what is in them.
 
@@ -155,6 +179,7 @@ def find_pairs(
         annotation: see `instances.parse`.
         split: name of the split.
         count: images it must have; None: any number but 0.
+        every: find those without an instance too.
 
     Returns:
         id, the image's file name without its ending -> image and what is in it, sorted.
@@ -166,7 +191,7 @@ def find_pairs(
     pictures = instances.parse(annotation, IDS)
     pairs: dict[str, Pair] = {}
     for picture in sorted(pictures, key=lambda picture: picture.file_name):
-        if not picture.instances:
+        if not (picture.instances or every):
             continue
         name = picture.file_name
         if name not in files:
@@ -177,8 +202,9 @@ def find_pairs(
         pairs[image_id] = files[name], picture
     if not pairs or count not in (None, len(pairs)):
         expected = 'images' if count is None else f'{count} images'
+        expected += '' if every else ' with an instance'
         raise ValueError(
-            f'{annotation.shown}: split {split}: expected {expected} with an instance, found '
+            f'{annotation.shown}: split {split}: expected {expected}, found '
             f'{len(pairs) or "none"} among {len(pictures)}'
         )
     if left := len(pictures) - len(pairs):

@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import http.client
+import itertools
 import json
 import os
 import urllib.request
@@ -20,16 +21,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog='python -m data_prep.splits',
         description=__doc__,
-        epilog=f'Published at {lists.PAGES["u2pl"]} and {lists.PAGES["unimatch"]}',
+        epilog=f'Published at {", ".join(itertools.chain(*lists.PAGES.values()))}',
     )
     parser.add_argument('--target', required=True, metavar='FOLDER', help='gets the lists')
     parser.add_argument(
         '--from', dest='source', metavar='FOLDER',
-        help='has the lists already: pascal/92/labeled.txt, ...; default: they are downloaded',
+        help='has the lists already: pascal/92/labeled.txt, ...; a dataset that it has no list of '
+        'is left out; default: they are downloaded',
     )  # fmt: skip
     parser.add_argument(
         '--layout', choices=lists.LAYOUTS, default='u2pl',
-        help="unimatch: pascal/1_16, 1_8 and 1_4, random draws; those of iMAS's numbers",
+        help="unimatch: those of UniMatch's and iMAS's numbers: random draws of blender VOC "
+        "(pascal/1_16, 1_8, 1_4), other images of Cityscapes than U2PL's, ADE20K and COCO",
     )  # fmt: skip
     args = parser.parse_args(arguments)
     with command.stops_in_words():
@@ -44,7 +47,7 @@ def put(target: Path, source: Path | None = None, layout: str = 'u2pl') -> None:
 
     Args:
         target: folder of the lists; made if missing.
-        source: a folder that has them; None: where they are published.
+        source: a folder that has them, all or all of some datasets; None: where they are published.
         layout: one of `lists.LAYOUTS`; the lists of both can be in one folder.
 
     Raises:
@@ -52,6 +55,8 @@ def put(target: Path, source: Path | None = None, layout: str = 'u2pl') -> None:
         OSError: a list cannot be read or downloaded; names it.
     """
     places = lists.places(layout)
+    if source:
+        places = _there(places, source)
     missing = [name for name in places if source and not (source / name).is_file()]
     if missing:
         first, *_, last = places
@@ -83,6 +88,15 @@ def put(target: Path, source: Path | None = None, layout: str = 'u2pl') -> None:
         record = json.loads((target / RECORD).read_text()) | record
     _write(target / RECORD, (json.dumps(record, indent=2) + '\n').encode())
     print(f'written: {len(came)} lists and {RECORD} in {target}')
+
+
+def _there(places: dict[str, str], source: Path) -> dict[str, str]:
+    """Leave out the datasets that a folder has no list of, unless it has none of any."""
+    every = {name.partition('/')[0] for name in places}
+    there = {name.partition('/')[0] for name in places if (source / name).is_file()} or every
+    if there < every:
+        print(f'no lists of {", ".join(sorted(every - there))} in {source}')
+    return {name: url for name, url in places.items() if name.partition('/')[0] in there}
 
 
 def _download(url: str) -> bytes:

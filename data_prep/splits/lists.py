@@ -7,10 +7,12 @@ papers that followed it compare on: pascal/N for 92 to 1,464 are PASCAL VOC's cl
 662 to 5,291 the blender one. The latter take VOC's own 1,464 finely annotated images first: 662 and
 1,323 have no other, 2,646 and 5,291 have all of them.
 
-*unimatch*: those of UniMatch (https://github.com/LiheYoung/UniMatch, folder splits). Its classic
-lists are U2PL's. Its blender ones, pascal/1_16, 1_8 and 1_4, are random draws of 662, 1,323 and
-2,646 from the 10,582, whose labels are coarser: 93 of the 662 are finely annotated. iMAS has its
-numbers on the same images. Its lists of Cityscapes have other images than U2PL's and are not read.
+*unimatch*: those of UniMatch (https://github.com/LiheYoung/UniMatch, folder splits) and of UniMatch
+V2, which has them all and ADE20K's. Its classic lists are U2PL's. Its blender ones, pascal/1_16,
+1_8 and 1_4, are random draws of 662, 1,323 and 2,646 from the 10,582, whose labels are coarser: 93
+of the 662 are finely annotated. iMAS has its numbers on the same images. Its lists of Cityscapes,
+cityscapes/1_16 to 1_2, have as many images as U2PL's and other ones. ade20k/1_64 to 1_4 and
+coco/1_512 to 1_32 (of the 2017 release) are UniMatch's alone.
 """
 
 import re
@@ -66,30 +68,59 @@ _UNIMATCH = {
     ),
     'LiheYoung/UniMatch/7292bace1bda8f64ca05ae42ca8c0eef045aa392/partitions': (
         'pascal/1_8/labeled.txt',
+        'cityscapes/1_16/labeled.txt',
+        'cityscapes/1_8/labeled.txt',
+        'coco/1_512/labeled.txt',
+        'coco/1_256/labeled.txt',
+        'coco/1_64/labeled.txt',
+        'coco/1_32/labeled.txt',
     ),
     'LiheYoung/UniMatch/77cf3bfb5cc5ddf2fbd56a66c5b2b48d2d0ba122/splits': (
         'pascal/1_4/labeled.txt',
+        'cityscapes/1_4/labeled.txt',
+        'cityscapes/1_2/labeled.txt',
+        'coco/1_128/labeled.txt',
+    ),
+    # Of 1_64 the list of the unlabelled images was read, which is the rest.
+    'LiheYoung/UniMatch-V2/66d517c30ccec7ed157147148e687127686adf87/splits': (
+        'ade20k/1_64/labeled.txt',
+        'ade20k/1_32/labeled.txt',
+        'ade20k/1_16/labeled.txt',
+        'ade20k/1_8/labeled.txt',
+        'ade20k/1_4/labeled.txt',
     ),
 }
 PLACES = {'u2pl': _U2PL, 'unimatch': _UNIMATCH}
 LAYOUTS = {'u2pl': 'U2PL', 'unimatch': 'UniMatch'}  # whose they are
 PAGES = {
-    'u2pl': 'https://github.com/Haochen-Wang409/U2PL',
-    'unimatch': 'https://github.com/LiheYoung/UniMatch',
+    'u2pl': ('https://github.com/Haochen-Wang409/U2PL',),
+    'unimatch': (
+        'https://github.com/LiheYoung/UniMatch',
+        'https://github.com/LiheYoung/UniMatch-V2',
+    ),
 }
 
+# U2PL's counts of labelled images, which are the names of its folders.
 COUNTS = {
     'pascal': (92, 183, 366, 732, 1464, 662, 1323, 2646, 5291),
     'cityscapes': (186, 372, 744, 1488),
 }
-# UniMatch's folders where they are not called by the count.
+# UniMatch's folders, those of classic VOC aside, which are called by the count.
 _SHARES = {
     'pascal': {662: '1_16', 1323: '1_8', 2646: '1_4'},
     'cityscapes': {186: '1_16', 372: '1_8', 744: '1_4', 1488: '1_2'},
+    'ade20k': {316: '1_64', 631: '1_32', 1263: '1_16', 2526: '1_8', 5052: '1_4'},
+    'coco': {232: '1_512', 463: '1_256', 925: '1_128', 1849: '1_64', 3697: '1_32'},
 }
-TRAIN = {'pascal': 10_582, 'cityscapes': 2_975}  # images, labelled and unlabelled together
-VAL = {'pascal': 1_449, 'cityscapes': 500}
-IDS = {'pascal': r'\d{4}_\d{6}', 'cityscapes': r'[a-z]+_\d{6}_\d{6}'}
+# Images, labelled and unlabelled together.
+TRAIN = {'pascal': 10_582, 'cityscapes': 2_975, 'ade20k': 20_210, 'coco': 118_287}
+VAL = {'pascal': 1_449, 'cityscapes': 500}  # of U2PL's lists
+IDS = {
+    'pascal': r'\d{4}_\d{6}',
+    'cityscapes': r'[a-z]+_\d{6}_\d{6}',
+    'ade20k': r'ADE_train_\d{8}',
+    'coco': r'\d{12}',
+}
 
 _ENDING = r'\.(?:jpe?g|png|bmp|tiff?|webp)'
 # A line's first file of an image, which may be in quotes and may have spaces in its name.
@@ -179,14 +210,14 @@ def folders(dataset: str, layout: str) -> dict[int, str]:
     """Return how many images are labelled -> the folder of that list, '662' or '1_16'.
 
     Args:
-        dataset: 'pascal' | 'cityscapes'.
-        layout: one of `LAYOUTS`.
+        dataset: 'pascal' | 'cityscapes' | 'ade20k' | 'coco'.
+        layout: one of `LAYOUTS`; U2PL has no list of the last two.
     """
+    named = {count: str(count) for count in COUNTS.get(dataset, ())}
     if layout == 'u2pl':
-        return {count: str(count) for count in COUNTS[dataset]}
-    shares = _SHARES[dataset]
-    counts = (count for count in COUNTS[dataset] if count != 5291)  # which UniMatch does not have
-    return {count: shares.get(count, str(count)) for count in counts}
+        return named
+    named.pop(5291, None)  # which UniMatch does not have
+    return named | _SHARES[dataset]
 
 
 def places(layout: str) -> dict[str, str]:
@@ -202,7 +233,11 @@ def sizes(layout: str = 'u2pl') -> dict[str, int]:
         layout: one of `LAYOUTS`; of UniMatch's those that U2PL's are not.
     """
     if layout == 'unimatch':
-        return {f'pascal/{name}/labeled.txt': n for n, name in _SHARES['pascal'].items()}
+        return {
+            f'{dataset}/{name}/labeled.txt': count
+            for dataset, named in _SHARES.items()
+            for count, name in named.items()
+        }
     expected = {}
     for folder, counts in COUNTS.items():
         for count in counts:
@@ -216,7 +251,7 @@ def check(found: Mapping[str, set[str]], layout: str = 'u2pl') -> None:
     """Make sure that lists are what their names say.
 
     Args:
-        found: every name of `sizes` -> the ids in that list.
+        found: name -> the ids in that list; every name of `sizes`, or all those of some datasets.
         layout: one of `LAYOUTS`; UniMatch's have no list of the unlabelled images here.
 
     Raises:
@@ -224,14 +259,19 @@ def check(found: Mapping[str, set[str]], layout: str = 'u2pl') -> None:
             an unlabelled list share an image or are not, together, the training set that the
             other lists are of; one has an image of val. Names the first list that is wrong.
     """
+    datasets = {name.partition('/')[0] for name in found}
     for name, count in sizes(layout).items():
+        if (dataset := name.partition('/')[0]) not in datasets:
+            continue
         if len(found[name]) != count:
             raise ValueError(f'{name}: got {len(found[name])} images, expected {count}')
-        form = IDS[name.partition('/')[0]]
+        form = IDS[dataset]
         wrong = sorted(i for i in found[name] if not re.fullmatch(form, i))
         if wrong:
             raise ValueError(f'{name}: got {wrong[0]!r}, expected an id of the form {form}')
     for folder, counts in COUNTS.items() if layout == 'u2pl' else ():
+        if folder not in datasets:
+            continue
         first = f'{folder}/{counts[0]}'
         train = found[f'{first}/labeled.txt'] | found[f'{first}/unlabeled.txt']
         for count in counts:

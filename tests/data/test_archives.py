@@ -180,6 +180,11 @@ def test_fingerprint(tmp_path):
     assert archives.fingerprint(tmp_path / 'abc') == {'bytes': 3, 'sha256': digest}
     assert archives.fingerprint(tmp_path / 'abc', digest)['published'] is True
     assert archives.fingerprint(tmp_path / 'abc', '0' * 64)['published'] is False
+    older = 'a9993e364706816aba3e25717850c26c9cd0d89d'  # SHA-1, FIPS 180-2, A.1
+    assert archives.checksum(tmp_path / 'abc', 'sha1') == older
+    noted = archives.fingerprint(tmp_path / 'abc', older)
+    assert noted == {'bytes': 3, 'sha256': digest, 'published': True}
+    assert archives.fingerprint(tmp_path / 'abc', '0' * 40)['published'] is False
 
 
 CONTENT = bytes(range(251)) * 5000
@@ -224,7 +229,7 @@ def server():
 def digest(tmp_path):
     file = tmp_path / 'original'
     file.write_bytes(CONTENT)
-    return archives.sha256(file)
+    return archives.checksum(file)
 
 
 def test_download(server, digest, tmp_path):
@@ -273,6 +278,10 @@ def test_download_that_has_everything_but_its_name_starts_anew(server, digest, t
 def test_another_file_than_the_published_one_is_removed(server, tmp_path):
     with pytest.raises(ValueError, match=f'expected SHA-256 {"0" * 64}, came [0-9a-f]{{64}}'):
         archives.download(f'{server[0]}/file', tmp_path / 'x', '0' * 64)
+    with pytest.raises(
+        ValueError, match=f'expected SHA-1 {"0" * 40}, came [0-9a-f]{{40}}; removed'
+    ):
+        archives.download(f'{server[0]}/file', tmp_path / 'x', '0' * 40)
     assert not list(tmp_path.iterdir())
 
 

@@ -14,6 +14,7 @@ from css_jax.data import geometry, sources
 from data_prep import archives, command, records
 from data_prep.coco import builder as coco
 from data_prep.coco import instances
+from data_prep.splits import lists
 from tests import fakes
 
 PYCOCOTOOLS = importlib.util.find_spec('pycocotools') is not None
@@ -168,10 +169,13 @@ def prepare(tmp_path):
     return prepared
 
 
-def check(data_dir, year='2014'):
-    assert sources.splits(f'coco/{year}', data_dir) == ['train', 'val']
+def check(data_dir, config='2014'):
+    year, every = config[:4], config.endswith('_all')
+    empty = {'train': (25,) * every, 'val': (73,) * every}
+    assert sources.splits(f'coco/{config}', data_dir) == ['train', 'val']
     for split, images in {'train': (3, 7, 9), 'val': (42,)}.items():
-        source = sources.load(f'coco/{year}', split, data_dir)
+        images = (*images, *empty[split])
+        source = sources.load(f'coco/{config}', split, data_dir)
         assert source.ids == tuple(name(image, split, year) for image in images)
         assert len(source.records) == len(images)
         for image, record, pixels in zip(images, source.records, source.pixels, strict=True):
@@ -208,6 +212,19 @@ def test_images_and_labels_of_every_form(unpacked, prepare, tmp_path, caplog):
 def test_the_release_of_2017(prepare, tmp_path):
     lay(tmp_path / 'source', published(), {'annotations_trainval2014'})  # beside it
     check(prepare(published('2017'), config='2017'), '2017')
+
+
+def test_images_without_an_instance_are_background_in_one_config(prepare, caplog):
+    """UniMatch's lists of COCO are of all images."""
+    every = {'train': 4, 'val': 2}
+    check(prepare(published('2017'), splits=every, config='2017_all'), '2017_all')
+    assert 'left out' not in caplog.text
+    assert sources.class_names('coco/2017_all') == sources.class_names('coco')
+    assert sources.label_set('coco/2017_all') == sources.label_set('coco/2017')
+    line = 'train2017/000000000025.jpg masks/000000000025.png'
+    assert lists.image_id(line, {name(image, 'train', '2017') for image in IMAGES['train']}) == (
+        '000000000025'
+    )
 
 
 def test_a_release_that_is_not_there_is_named(prepare, tmp_path):
@@ -333,8 +350,12 @@ def test_damaged_archives_are_named(part, prepare, tmp_path, monkeypatch):
 def test_published_counts_are_the_default(prepare, tmp_path):
     assert coco.SPLITS['2014'] == {'train': 82783 - 702, 'val': 40504 - 367}
     assert coco.SPLITS['2017'] == {'train': 118287 - 1021, 'val': 5000 - 48}
+    assert coco.SPLITS['2017_all'] == {'train': 118287, 'val': 5000}
     with pytest.raises(ValueError, match='expected 82081 images with an instance, found 3 among 4'):
         prepare(published(), splits=None)
+    shutil.rmtree(tmp_path / 'source')
+    with pytest.raises(ValueError, match='split train: expected 118287 images, found 4 among 4'):
+        prepare(published('2017'), splits=None, config='2017_all')
     shutil.rmtree(tmp_path / 'source')
     empty = json.dumps({'images': [], 'annotations': []}).encode()
     parts = published()

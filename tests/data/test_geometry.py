@@ -219,6 +219,39 @@ def test_a_crop_at_random_is_the_crop_at_its_draws(arrays):
                 np.testing.assert_array_equal(moved[name], expected[name])
 
 
+def test_a_crop_mirrored_with_its_padding_is_the_plain_one_mirrored(arrays):
+    """As UniMatch has it: resized, padded right and below, cropped, then mirrored."""
+    arrays = arrays | {'valid': np.ones((37, 53), bool)}
+    for seed in range(12):
+        for crop in ((20, 30), (64, 30), (20, 90), (90, 90)):
+            plain, moved = (
+                geometry.random_crop(
+                    arrays, np.random.default_rng(seed), crop=crop, scale=(0.6, 1.7),
+                    flip_prob=prob, with_padding=True, fill=(0, 0, 0),
+                )
+                for prob in (1e-9, 1.0)
+            )  # fmt: skip
+            for name in ('label', 'valid'):
+                np.testing.assert_array_equal(moved[name], plain[name][:, ::-1])
+            # An image is resized before it is mirrored, which rounds alike from either side.
+            apart = np.abs(moved['image'].astype(int) - plain['image'][:, ::-1])
+            assert apart.max() <= 1
+
+
+def test_the_long_side_is_that_of_unimatch():
+    rows = np.load(Path(__file__).parents[1] / 'fixtures' / 'unimatch_ops.npz')['resized']
+    for height, width, new_height, new_width, least, most in rows.tolist():
+        shape = height, width
+        found = geometry.with_long_side(shape, max(new_height, new_width))
+        assert found == (new_height, new_width)
+        options = {'crop': (8, 8), 'scale': (0.5, 2.0), 'of_long_side': True}
+        sides = [
+            max(geometry.draw(shape, np.random.default_rng(seed), **options).size)
+            for seed in range(200)
+        ]
+        assert least <= min(sides) < least + 0.05 * most and 0.95 * most < max(sides) <= most
+
+
 @pytest.mark.parametrize('size', [(37, 53), (40, 40), (73, 60), (190, 300)])
 def test_reflection_equals_numpy(arrays, size):
     down, right = max(0, size[0] - 37), max(0, size[1] - 53)

@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import json
 import re
+import shutil
 import threading
 
 import pytest
@@ -17,6 +18,22 @@ SHARED = ROOT.parent / 'shared' / 'splits'
 needs_shared = pytest.mark.skipif(
     not SHARED.is_dir(), reason=f'{SHARED} is not there: the published lists, see data_prep.splits'
 )
+
+
+# UniMatch's: how many images -> folder; and a line of each dataset's.
+SHARES = {
+    'pascal': {662: '1_16', 1323: '1_8', 2646: '1_4'},
+    'cityscapes': {186: '1_16', 372: '1_8', 744: '1_4', 1488: '1_2'},
+    'ade20k': {316: '1_64', 631: '1_32', 1263: '1_16', 2526: '1_8', 5052: '1_4'},
+    'coco': {232: '1_512', 463: '1_256', 925: '1_128', 1849: '1_64', 3697: '1_32'},
+}
+_CITY = 'leftImg8bit/train/ulm/ulm_{1:06d}_000019_leftImg8bit.png'
+LINES = {
+    'pascal': 'JPEGImages/20{0:02d}_{1:06d}.jpg SegmentationClass/20{0:02d}_{1:06d}.png',
+    'cityscapes': f'{_CITY} gtFine/train/ulm/ulm_{{1:06d}}_000019_gtFine_labelTrainIds.png',
+    'ade20k': 'images/training/ADE_train_{1:08d}.jpg annotations/training/ADE_train_{1:08d}.png',
+    'coco': 'train2017/{1:012d}.jpg masks/{1:012d}.png',
+}
 
 
 def write(path, text):
@@ -68,10 +85,13 @@ def published(tmp_path_factory):
             write(folder / name / f'{count}/unlabeled.txt', '\r\n'.join(train[count:]) + '\r\n')
         val = [form.format(20, i) for i in range(lists.VAL[name])]
         write(folder / name / 'val.txt', '\n'.join(val) + '\n')
-    for count, share in {662: '1_16', 1323: '1_8', 2646: '1_4'}.items():
-        ids = [f'20{i % 5 + 7:02d}_{i:06d}' for i in range(3, 10582, 10582 // count)][:count]
-        lines = [f'JPEGImages/{i}.jpg SegmentationClass/{i}.png' for i in ids]
-        write(folder / 'pascal' / share / 'labeled.txt', '\n'.join(lines) + '\n')
+    for name, shares in SHARES.items():
+        for count, share in shares.items():
+            step = lists.TRAIN[name] // count
+            lines = [LINES[name].format(i % 5 + 7, i) for i in range(3, lists.TRAIN[name], step)]
+            # The files of COCO have no end of the last line.
+            end = '' if name == 'coco' else '\n'
+            write(folder / name / share / 'labeled.txt', '\n'.join(lines[:count]) + end)
     return folder
 
 
@@ -83,7 +103,7 @@ def server(published, monkeypatch):
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             asked.append(self.path.strip('/'))
-            name = re.search(r'(pascal|cityscapes)/.*', self.path)[0]
+            name = re.search(r'(pascal|cityscapes|ade20k|coco)/.*', self.path)[0]
             content = (published / name).read_bytes()
             self.send_response(spoiled.get(name, 200))
             self.send_header('Content-Length', str(len(content) + spoiled.get('missing', 0)))
@@ -104,26 +124,29 @@ def server(published, monkeypatch):
     running.server_close()
 
 
-@pytest.mark.parametrize(('layout', 'number'), [('u2pl', 28), ('unimatch', 3)])
+@pytest.mark.parametrize(('layout', 'number'), [('u2pl', 28), ('unimatch', 17)])
 def test_every_list_has_one_pinned_commit(layout, number):
     named = [name for names in lists.PLACES[layout].values() for name in names]
     assert sorted(named) == sorted(lists.sizes(layout)) and len(named) == number
     for place in lists.PLACES[layout]:
         owner, repository, commit, *_ = place.split('/')
-        assert lists.PAGES[layout] == f'https://github.com/{owner}/{repository}'
+        assert f'https://github.com/{owner}/{repository}' in lists.PAGES[layout]
         assert len(commit) == 40 and int(commit, 16)
 
 
 def test_the_folders_of_a_layout_are_those_of_its_repository():
     assert lists.folders('pascal', 'u2pl')[662] == '662'
     assert list(lists.folders('pascal', 'u2pl')) == list(lists.COUNTS['pascal'])
-    shares = {662: '1_16', 1323: '1_8', 2646: '1_4'}
     classic = {count: str(count) for count in (92, 183, 366, 732, 1464)}
-    assert lists.folders('pascal', 'unimatch') == classic | shares
-    assert list(lists.folders('cityscapes', 'unimatch').values()) == ['1_16', '1_8', '1_4', '1_2']
-    assert list(lists.sizes('unimatch')) == [
-        f'pascal/{share}/labeled.txt' for share in shares.values()
-    ]
+    assert lists.folders('pascal', 'unimatch') == classic | SHARES['pascal']
+    for name in ('cityscapes', 'ade20k', 'coco'):
+        assert lists.folders(name, 'unimatch') == SHARES[name]
+    assert lists.folders('ade20k', 'u2pl') == lists.folders('coco', 'u2pl') == {}
+    assert lists.sizes('unimatch') == {
+        f'{name}/{share}/labeled.txt': count
+        for name, shares in SHARES.items()
+        for count, share in shares.items()
+    }
 
 
 def test_command_puts_the_lists_of_both_layouts_into_one_folder(server, published, tmp_path):
@@ -132,10 +155,14 @@ def test_command_puts_the_lists_of_both_layouts_into_one_folder(server, publishe
     first = json.loads((target / 'record.json').read_text())
     server[0].clear()
     command.main(['--target', str(target), '--layout', 'unimatch'])
-    assert server[0] == [f'{place}/{name}' for place, (name,) in lists.PLACES['unimatch'].items()]
+    places = lists.PLACES['unimatch'].items()
+    assert sorted(server[0]) == sorted(f'{at}/{name}' for at, names in places for name in names)
     record = json.loads((target / 'record.json').read_text())
-    assert len(first) == 28 and len(record) == 31 and first.items() <= record.items()
+    assert len(first) == 28 and len(record) == 45 and first.items() <= record.items()
     assert record['pascal/1_8/labeled.txt']['images'] == 1323
+    assert record['ade20k/1_64/labeled.txt']['images'] == 316
+    assert 'ADE_train_00000003' in lists.read(target / 'ade20k/1_64/labeled.txt')
+    assert '000000000003' in lists.read(target / 'coco/1_512/labeled.txt')
     for count, share in lists.folders('pascal', 'unimatch').items():
         assert len(lists.read(target / 'pascal' / share / 'labeled.txt')) == count
     assert '2010_000003' in lists.read(target / 'pascal/1_16/labeled.txt')
@@ -147,6 +174,41 @@ def test_command_puts_the_lists_of_both_layouts_into_one_folder(server, publishe
     with pytest.raises(ValueError, match=r'1_16/labeled.txt: got 1 images, expected 662'):
         command.put(target, tmp_path / 'less', 'unimatch')
     assert lists.read(path).keys() == {'2010_000003'}
+
+
+def test_a_copy_of_a_repository_without_a_dataset_gives_the_others(published, tmp_path, capsys):
+    """UniMatch's has no list of ADE20K."""
+    for name in ('pascal', 'cityscapes', 'coco'):
+        shutil.copytree(published / name, tmp_path / 'copy' / name)
+    command.put(tmp_path / 'splits', tmp_path / 'copy', 'unimatch')
+    assert f'no lists of ade20k in {tmp_path}/copy' in capsys.readouterr().out
+    written = {path.parts[-3] for path in (tmp_path / 'splits').rglob('labeled.txt')}
+    assert written == {'pascal', 'cityscapes', 'coco'}
+    assert len(json.loads((tmp_path / 'splits' / 'record.json').read_text())) == 12
+    # One list of a dataset brings all of them.
+    write(tmp_path / 'copy' / 'ade20k/1_8/labeled.txt', 'ADE_train_00000003\n')
+    with pytest.raises(FileNotFoundError, match=r'no \S+ade20k/1_64/labeled.txt; .* all 17 lists'):
+        command.put(tmp_path / 'splits', tmp_path / 'copy', 'unimatch')
+    shutil.rmtree(tmp_path / 'copy' / 'cityscapes')
+    shutil.rmtree(tmp_path / 'copy' / 'ade20k')
+    command.put(tmp_path / 'other', tmp_path / 'copy')  # U2PL's, of VOC alone
+    assert {path.parts[-3] for path in (tmp_path / 'other').rglob('labeled.txt')} == {'pascal'}
+
+
+@pytest.mark.parametrize(
+    ('name', 'line', 'words'),
+    [
+        ('ade20k/1_16', 'images/validation/ADE_val_00000001.jpg x.png', r"got 'ADE_val_00000001'"),
+        ('coco/1_512', 'COCO_train2014_000000000009.jpg', r"got 'COCO_train2014_0*9'"),
+        ('cityscapes/1_8', 'ulm_000001', r"got 'ulm_000001', expected an id of the form"),
+    ],
+)
+def test_a_list_of_unimatch_of_other_images_is_refused(name, line, words, published):
+    found = {each: set(lists.read(published / each)) for each in lists.sizes('unimatch')}
+    lists.check(found, 'unimatch')
+    swap(found[f'{name}/labeled.txt'], lists.image_id(line))
+    with pytest.raises(ValueError, match=f'{name}/labeled.txt: {words}'):
+        lists.check(found, 'unimatch')
 
 
 def test_command_downloads_the_lists_and_records_them(server, published, tmp_path, capsys):

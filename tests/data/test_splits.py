@@ -259,6 +259,22 @@ def test_a_list_of_a_split_that_has_parts_says_how_many_images_are_of_each(tmp_p
         }
 
 
+def test_lists_of_two_layouts_of_one_length_are_told_apart(tmp_path, monkeypatch):
+    """U2PL's and UniMatch's 186 images of Cityscapes are others."""
+    source = fake_source('train', [f'ulm_{i:06d}_000019' for i in range(20)])
+    monkeypatch.setattr(splits, 'load', lambda data: dict.fromkeys(data.streams, source))
+    records = {}
+    for folder, chosen in (('186', source.ids[:6]), ('1_16', source.ids[6:12])):
+        path = write(tmp_path / folder / 'labeled.txt', '\n'.join(chosen))
+        stream = filled.stream('cityscapes', ids_file=path)
+        data = ConfigDict({'streams': {'labelled': stream}})
+        records[folder] = splits.record(data, {'labelled': chosen})
+        shown = f'list {folder}/labeled.txt, 6 of 20 images'
+        assert shown in records[folder]['streams']['labelled']['split']
+    difference = splits.changed(records['186'], records['1_16'])
+    assert 'list 186/labeled.txt' in difference and 'list 1_16/labeled.txt' in difference
+
+
 def test_coverage_counts_images_not_pixels():
     source = fake_source('train', 'abc', pixels=[[9, 0], [5, 4], [9, 0]])
     assert splits.coverage(source, ('a', 'c')) == {'background': 2, 'sofa': 0}

@@ -88,6 +88,21 @@ def test_images_are_as_long_as_asked_for_and_padded_with_the_mean_rounded_down(d
     assert (part['image'][~part['valid']] == (124, 116, 104)).all()
 
 
+def test_black_padding_lies_right_and_below_and_is_mirrored_with_the_image(data):
+    law = {'resize': (0.5, 0.5), 'resize_law': 'long_side', 'flip_prob': 0.5}
+    data.streams.labelled.update(reads='mask+valid', pad='black_corner', **law)  # 32 of 48 x 40
+    sides = set()
+    for batch in take(streams.train_batches(data, seed=0), 4):
+        part = batch['labelled']
+        assert not part['image'][~part['valid']].any()
+        assert (part['label'][~part['valid']] == 255).all()
+        for valid in part['valid']:
+            left = int(valid[0].argmax())
+            assert valid[:32, left : left + 32].all() and valid.sum() == 32 * 32
+            sides.add(left)
+    assert sides == {0, 8}
+
+
 def test_image_and_label_are_mirrored_together(data):
     del data.streams['unlabelled']
     data.streams.labelled.update(crop=(64, 64), resize=(1.0, 1.0))
@@ -205,6 +220,7 @@ def test_image_and_label_move_together(data):
         ({'resize': (0.0, 1.0)}, r'labelled.resize: got \(0.0, 1.0\)'),
         ({'long_side': (9, 8)}, r'labelled.long_side: got \(9, 8\), expected a range'),
         ({'long_side': (0, 8)}, r'labelled.long_side: got \(0, 8\), expected a range'),
+        ({'resize_law': 'both'}, r'labelled.resize_law: got both, expected factor or long_side'),
         ({'flip_prob': 1.5}, r'labelled.flip_prob: got 1.5, expected a number from 0 to 1'),
         ({'pad': 'edge'}, r'labelled.pad: got edge, expected constant or constant_floor or'),
         ({'count': 25}, r'labelled.count: got 25, expected at most 24'),
