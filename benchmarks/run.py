@@ -47,6 +47,8 @@ MORE = (
     ('batch', 'step --cases batch_quarter,batch_half,batch_double', 200),
     ('crop', 'step --cases crop_half,crop_double', 200),
     ('methods', 'step --cases cutmix,supervised', 200),
+    ('dinov2', 'step --cases dinov2_small,dinov2_base,dinov2_base_xla', 300),
+    ('dinov2_memory', 'step --cases dinov2_base_remat,dinov2_base_frozen', 200),
     ('deterministic', 'step --cases deterministic', 150),
     ('parts', 'parts', 300),
     ('convolutions', 'convolutions', 300),

@@ -37,6 +37,9 @@ from css_jax.data import streams
 from css_jax.models import atrous
 
 HEADLINE = 'bfloat16'
+# DINOv2 and DPT take sides that are multiples of 14: 518, and 70 where the size is 'small'.
+_DINOV2 = {'method': 'supervised', 'model.family': 'dpt', 'multiple': 14}
+_BLOCKS = ('layer1', 'layer2', 'layer3', 'layer4')
 _CITYSCAPES = {'model.stem': 'deep', 'supervised.loss': 'ohem', 'classes': 19, 'crop': 1.5}
 # What a case changes of CSS(mix) in bfloat16 with the teacher on labelled and unlabelled images:
 # keys of the configuration, and arguments of `configuration`.
@@ -62,6 +65,15 @@ CASES: dict[str, dict[str, Any]] = {
     'crop_half': {'crop': 0.5},
     'crop_double': {'crop': 2, 'batch': 0.25},
     'deterministic': {},
+    'dinov2_small': {**_DINOV2, 'model.backbone': 'dinov2_small'},
+    'dinov2_base': {**_DINOV2, 'model.backbone': 'dinov2_base'},
+    'dinov2_base_xla': {**_DINOV2, 'model.backbone': 'dinov2_base', 'model.attention': 'xla'},
+    'dinov2_base_remat': {**_DINOV2, 'model.backbone': 'dinov2_base', 'model.remat': _BLOCKS},
+    'dinov2_base_frozen': {
+        **_DINOV2,
+        'model.backbone': 'dinov2_base',
+        'model.frozen_backbone': True,
+    },
 }
 # Case and platform -> options of XLA. A CPU's compiler would find that remat computes twice.
 _REMAT = {'xla_disable_hlo_passes': 'cse_barrier_expander'}
@@ -69,6 +81,7 @@ OPTIONS = {
     ('deterministic', 'gpu'): {'xla_gpu_deterministic_ops': True},
     ('remat_layer3', 'cpu'): _REMAT,
     ('remat_all', 'cpu'): _REMAT,
+    ('dinov2_base_remat', 'cpu'): _REMAT,
 }
 BATCH, SIDE = {'real': 16, 'small': 8}, {'real': 512, 'small': 64}
 CAPTION = {
@@ -82,6 +95,7 @@ def configuration(
     method: str = 'css_mix',
     batch: float = 1,
     crop: float = 1,
+    multiple: int = 1,
     classes: int | None = None,
     **changes: Any,
 ) -> ConfigDict:
@@ -92,6 +106,7 @@ def configuration(
         method: name in `css_jax.methods.METHODS`.
         batch: images of each stream, as a multiple of what the size has.
         crop: side of the images, likewise.
+        multiple: the side is the nearest multiple of it.
         classes: their number; None: the size's.
         **changes: key -> value of any other key of the table.
     """
@@ -104,7 +119,7 @@ def configuration(
         c.data.streams.unlabelled = configs.stream('shapes')
     for stream in c.data.streams.values():
         stream.batch_size = round(batch * BATCH[size])
-        stream.crop = 2 * (round(crop * SIDE[size]),)
+        stream.crop = 2 * (round(crop * SIDE[size] / multiple) * multiple,)
     c.update_from_flattened_dict({'model.dtype': 'bfloat16', **changes})
     if classes:
         c.num_classes = max(7, classes)  # the dataset that is named has 7

@@ -201,6 +201,30 @@ def test_a_step_of_16_pairs_and_its_bound_on_an_h200(both, tflop, ms):
     assert bound == pytest.approx(ms, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ('backbone', 'encoder', 'head'),
+    [
+        ('dinov2_small', 46.7, 11.3),
+        pytest.param('dinov2_base', 151.6, 41.9, marks=pytest.mark.soak),
+    ],
+)
+def test_dinov2_and_dpt_at_518_pixels(backbone, encoder, head):
+    """GMAC of a forward pass, resizing by matrices among them."""
+    config = step.configuration('real', **step.CASES[backbone])
+    assert {tuple(stream.crop) for stream in config.data.streams.values()} == {(518, 518)}
+    ctx = methods.context(config)
+    images = jax.ShapeDtypeStruct((1, 518, 518, 3), jnp.float32)
+    params = {'params': state.shapes(ctx).params}
+    own = {'params': params['params']['backbone']}
+
+    def flops(module, given):
+        return count.totals(count.kernels(jax.make_jaxpr(module.apply)(given, images)))['flops']
+
+    first = flops(ctx.module.backbone, own)
+    assert first / 2e9 == pytest.approx(encoder, rel=0.005)
+    assert (flops(ctx.module, params) - first) / 2e9 == pytest.approx(head, rel=0.02)
+
+
 def test_either_form_of_the_dilated_convolutions_has_the_same_arithmetic():
     flops = [
         count.totals(forward('small', 64, **{'model.atrous': form}))['flops']
