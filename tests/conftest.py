@@ -33,6 +33,7 @@ FIRST = (
     'test_house',
     'test_usss',
     'test_imas',
+    'test_unimatch',
     'test_cosa',
     'test_cosa_runs',
     'test_cosa_views',
