@@ -268,6 +268,6 @@ def fast(config: ConfigDict) -> list[str]:
     if config.unimatch.optimizer != 'adamw' or max(rate, rate * factor) <= _FAST:
         return []
     return [
-        f'optimizer.learning_rate={rate} and unimatch.head_rate={factor} are large for AdamW, '
-        'which diverges; published for DINOv2: 5e-6 and 40'
+        f'optimizer.learning_rate={rate} and unimatch.head_rate={factor} are large for AdamW; '
+        'published for DINOv2: 5e-6 and 40'
     ]
