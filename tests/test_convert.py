@@ -113,6 +113,11 @@ def test_a_checkpoint_of_unimatch_v2_goes_both_ways(tmp_path, caplog, monkeypatc
     with caplog.at_level(logging.INFO, 'css_jax'):
         convert.to_run(config, tmp_path / 'student.npz', tmp_path / 'alone')
     assert "no 'model_ema' in" in caplog.text
+    run_folder.claim(final, tmp_path / 'untaught')
+    with contextlib.closing(checkpoint.Checkpoints(tmp_path / 'untaught')) as checkpoints:
+        checkpoints.save(8, ended.replace(teacher=state.Variables({}, {})), {'split_hash': 'x'})
+    alone = weight_files.read(convert.to_file(tmp_path / 'untaught', tmp_path / 'untaught.npz'))
+    assert alone.keys() == student.keys()
     config.num_classes = 8
     message = r'model is of another network: params/head/head_logits/out/bias has \(7,\), expected'
     with pytest.raises(ValueError, match=message):

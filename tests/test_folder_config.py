@@ -9,7 +9,7 @@ import pytest
 
 from configs import arguments, folder
 from css_jax import config as configs
-from css_jax.config import command_line
+from css_jax.config import command_line, warnings
 from css_jax.data import sources, splits
 from css_jax.weights import named
 from tests import folders
@@ -74,6 +74,11 @@ def get(data_dir, argument='', **changes):
 )
 def test_a_crop_is_the_median_size_in_steps_of_32(sizes, crop):
     assert folder.crop(np.array(sizes)) == crop
+
+
+def test_of_dinov2_a_crop_is_in_steps_of_its_patch():
+    assert folder.crop(np.array([(40, 52)]), 14) == (42, 42)
+    assert folder.crop(np.array([(180, 8000)]), 14) == (168, 308)
 
 
 def test_the_output_stride_is_8_for_small_crops():
@@ -216,6 +221,19 @@ def test_without_its_package_the_backbone_is_random(prepared, said, monkeypatch)
 
 def test_with_its_package_the_backbone_has_its_weights(prepared):
     assert configs.finalise(get(prepared)).model.pretrained == 'efficientnet_lite0'
+
+
+@pytest.mark.parametrize(
+    ('method', 'rate'), [('unimatch', 5e-6), ('unimatch_supervised', 5e-6), ('imas', 0.02)]
+)
+def test_dinov2_is_a_word(prepared, method, rate):
+    given = get(prepared, f'{method},backbone=dinov2_small')
+    c = configs.finalise(given)
+    assert (c.model.family, c.model.pretrained) == ('dpt', 'dinov2_small')
+    assert all(stream.crop == (168, 308) for stream in c.data.streams.values())
+    assert c.optimizer.learning_rate == rate
+    counts = {'labelled': 3, 'unlabelled': 4}
+    assert not warnings.warnings(given, c, counts)
 
 
 @pytest.mark.parametrize(

@@ -397,8 +397,8 @@ def test_a_device_may_have_one_image_or_an_odd_number(count):
 
 def test_channels_are_shared_out_between_the_views(monkeypatch):
     counts = {'a': 8, 'b': 8, 'c': 300}
-    monkeypatch.setattr(unimatch_views, '_channels', lambda *_: counts)
-    config = {'unimatch': {'group': 4, 'drop_prob': 0.75}}
+    monkeypatch.setattr(unimatch_views, '_channels', lambda *_: dict(counts))
+    config = {'unimatch': {'group': 4, 'drop_prob': 0.75}, 'model': {'backbone': 'resnet18'}}
     ctx = Context(None, ConfigDict(config))
 
     @jax.jit
@@ -416,6 +416,11 @@ def test_channels_are_shared_out_between_the_views(monkeypatch):
     for x in (*labelled.values(), *weak.values()):
         assert set(np.unique(x)) <= {0.0, 4.0} and not (x == 1).any()
     assert (weak['a'] != weak['b']).any() and (weak['c'] != labelled['c']).any()
+    counts = {'tap1': 8, 'tap2': 8}
+    ctx.config.model.backbone = 'dinov2_small'
+    one = unimatch_views.complementary(parallel.step_keys(jax.random.key(0), 0, BATCH, None),
+                                       BATCH, ctx)  # fmt: skip
+    assert one.shape == (16, 8) and (one == 1).all(1).sum() == 8
 
 
 # The teacher and the burn-in.

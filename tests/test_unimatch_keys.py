@@ -131,6 +131,18 @@ def test_an_epoch_that_is_no_pass_is_named():
     assert odd == 'unimatch.epochs=5 has no effect: steps=40 is set, which is 4.0 epochs'
 
 
+def test_a_rate_of_sgd_is_named_where_adamw_has_it():
+    """Files of configs/ set the rates of their own backbones, and a flag names another one."""
+    wrong = 'optimizer.learning_rate=0.05 and unimatch.head_rate=40.0 are large for AdamW'
+    for method in NAMES:
+        record, config = configured(
+            method, optimizer__learning_rate=0.05, unimatch__optimizer='adamw'
+        )
+        assert record.warnings(config, {'unlabelled': 160})[-1].startswith(wrong)
+        record, config = configured(method, optimizer__learning_rate=0.05)
+        assert not record.warnings(config, {'unlabelled': 160})
+
+
 # Key -> the method that shows it, and another value. Those of the host are read in `configured`.
 KEYS = {
     'unimatch.group': ('unimatch', 2),

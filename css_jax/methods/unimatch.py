@@ -73,8 +73,9 @@ class Targets(NamedTuple):
     """What a step of V2 trains on: that of `OneView`, and a second strong view.
 
     Attributes:
-        scale: feature -> factors of its channels in the first view, [B', C] float32; in the second
-            one they are 2 minus these. Empty: no channel is dropped.
+        scale: feature -> factors of its channels in the first view, [B', C] float32, of a
+            transformer one array [B', D]; in the second view they are 2 minus these. None: no
+            channel is dropped.
     """
 
     images: Array
@@ -90,7 +91,7 @@ class Targets(NamedTuple):
     label2: Array
     indicator2: Array
     valid2: Array
-    scale: dict[str, Array]
+    scale: dict[str, Array] | Array | None
 
 
 def targets(
@@ -100,7 +101,7 @@ def targets(
     found, maps = _found(state, batch, keys, ctx)
     second = unimatch_views.mixed('strong2', batch, maps, keys, ctx)
     dropout = ctx.config.unimatch.dropout
-    scale = unimatch_views.complementary(keys, batch, ctx) if dropout else {}
+    scale = unimatch_views.complementary(keys, batch, ctx) if dropout else None
     prepared = Targets(**found, **second, scale=scale)
     return jax.lax.stop_gradient(prepared), state.teacher.batch_stats
 
@@ -111,8 +112,8 @@ def loss(
     """Compute L_x, and L_1 and L_2 of one pass over both strong views."""
     del keys
     p = prepared
-    scale = {name: jnp.concatenate([s, 2 - s]) for name, s in p.scale.items()}
-    more = {'channel_scale': scale} if scale else {}
+    scale = jax.tree.map(lambda s: jnp.concatenate([s, 2 - s]), p.scale)
+    more = {} if scale is None else {'channel_scale': scale}
     return _losses(params, state, p, jnp.concatenate([p.strong1, p.strong2]), ctx, **more)
 
 

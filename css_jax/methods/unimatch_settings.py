@@ -23,6 +23,7 @@ from css_jax.ops import schedules
 _MANY = 10**9
 _GPUS = 4  # the authors'
 _DEEP = ('resnet50', 'resnet101')  # V1's networks
+_FAST = 1e-2  # AdamW moves every weight by about the rate in a step: more is of SGD
 
 
 def _expected_share(value: tuple[float, ...]) -> str:
@@ -254,4 +255,19 @@ def warnings(config: ConfigDict, images: Mapping[str, int]) -> list[str]:
             f'unimatch.images={counted} is what epochs are counted by, but stream unlabelled has '
             f'{images["unlabelled"]} images'
         )
-    return found + epochs.warnings(config, 'unimatch', steps_per_epoch(config))
+    return found + epochs.warnings(config, 'unimatch', steps_per_epoch(config)) + fast(config)
+
+
+def fast(config: ConfigDict) -> list[str]:
+    """Say where AdamW has a learning rate of SGD, as files of other backbones set it.
+
+    Args:
+        config: finalised.
+    """
+    rate, factor = config.optimizer.learning_rate, config.unimatch.head_rate
+    if config.unimatch.optimizer != 'adamw' or max(rate, rate * factor) <= _FAST:
+        return []
+    return [
+        f'optimizer.learning_rate={rate} and unimatch.head_rate={factor} are large for AdamW; '
+        'published for DINOv2: 5e-6 and 40'
+    ]

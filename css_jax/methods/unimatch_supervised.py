@@ -46,7 +46,7 @@ def steps_per_epoch(config: Any) -> int:
 
 def _warnings(config: ConfigDict, images: Mapping[str, int]) -> list[str]:
     del images
-    return epochs.warnings(config, 'unimatch', steps_per_epoch(config))
+    return epochs.warnings(config, 'unimatch', steps_per_epoch(config)) + settings.fast(config)
 
 
 METHOD = Method(

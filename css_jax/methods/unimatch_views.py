@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from css_jax import models, parallel
 from css_jax.methods import supervised, views
 from css_jax.methods.method import Method, no_weights
+from css_jax.models.backbones import PLAIN
 from css_jax.ops import augment, color, dropout, losses, pseudo_labels, resize
 from css_jax.ops.losses import Term
 from css_jax.state import Context, TrainState, Variables
@@ -70,17 +71,19 @@ def box(view: str, size: tuple[int, int], keys: parallel.Keys, ctx: Context) -> 
     return augment.cutmix_box(own, size, c.mix_prob, tuple(c.box_area), tuple(c.box_ratio))
 
 
-def complementary(keys: parallel.Keys, batch: dict, ctx: Context) -> dict[str, Array]:
-    """Return the factors of the first strong view: feature -> [B, C] float32.
+def complementary(keys: parallel.Keys, batch: dict, ctx: Context) -> Array | dict[str, Array]:
+    """Return the factors of the first strong view: feature -> [B, C], of a transformer one [B, D].
 
     Features with as many channels as one another share them. All are of one draw, so that an image
-    is spared in all features or in none.
+    is spared in all features or in none. They are float32.
     """
     counts = _channels(batch, ctx)
     own, sizes = keys('unlabelled', 'dropout'), sorted(set(counts.values()))
     draw = functools.partial(dropout.complementary_scale, channels=sum(sizes))
     group = _group(len(own), ctx.config)
     scale = jax.vmap(draw)(own.reshape(-1, group)).reshape(len(own), -1)
+    if ctx.config.model.backbone in PLAIN:
+        return scale
     parts = dict(zip(sizes, jnp.split(scale, np.cumsum(sizes)[:-1], axis=1), strict=True))
     return {name: parts[count] for name, count in counts.items()}
 

@@ -203,7 +203,7 @@ class DPT(nn.Module):
         images: jax.Array,
         train: bool = False,
         image_weights: jax.Array | None = None,
-        channel_scale: Mapping[str, jax.Array] | None = None,
+        channel_scale: Mapping[str, jax.Array] | jax.Array | None = None,
     ) -> dict[str, jax.Array]:
         """Apply the network.
 
@@ -211,8 +211,9 @@ class DPT(nn.Module):
             images: [B, H, W, 3] float, normalised.
             train: has no effect, as there is neither BatchNorm nor dropout.
             image_weights: likewise.
-            channel_scale: name of `TAPS` -> factors of the feature's channels, [k B, D]: the head
-                runs on k B images, see `css_jax.models.scaled.scale`; None: none.
+            channel_scale: name of `TAPS` -> factors of the feature's channels, [k B, D], or one
+                array for all: the head runs on k B images, see `css_jax.models.scaled.scale`;
+                None: none.
 
         Returns:
             Head name -> [B, 8 h, 8 w, channels] float32, or [k B, ...].

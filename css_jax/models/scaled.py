@@ -9,14 +9,16 @@ import jax.numpy as jnp
 from jax import Array
 
 
-def scale(features: Mapping[str, Array], factors: Mapping[str, Array] | None) -> dict[str, Array]:
+def scale(
+    features: Mapping[str, Array], factors: Mapping[str, Array] | Array | None
+) -> dict[str, Array]:
     """Multiply features by factors of their channels.
 
     Args:
         features: name -> [B, h, w, C], all that the heads read.
         factors: name -> [k B, C]; None: nothing is done. With k > 1 the heads get k copies of the
             batch one after the other, each with factors of its own, while the backbone runs on it
-            once. Features that are not named are copied as they are.
+            once. Features that are not named are copied as they are. One array is of all features.
 
     Returns:
         Name -> [k B, h, w, C].
@@ -26,6 +28,8 @@ def scale(features: Mapping[str, Array], factors: Mapping[str, Array] | None) ->
     """
     if factors is None:
         return dict(features)
+    if not isinstance(factors, Mapping):
+        factors = dict.fromkeys(features, factors)
     if unknown := sorted(set(factors) - set(features)):
         raise ValueError(
             f'channel_scale: got {unknown}, expected features out of {", ".join(features)}'

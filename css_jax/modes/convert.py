@@ -130,6 +130,8 @@ def to_file(
 ) -> pathlib.Path:
     """Write a run's student, teacher and prototypes by another program's names, see `program`.
 
+    Of a method without a teacher the student is written alone.
+
     BatchNorm's `num_batches_tracked`, which torch's strict loading asks for, is what the checkpoint
     of the reference had that the run was made of, else the step.
 
@@ -157,6 +159,8 @@ def to_file(
         counters = checkpoints.meta(step).get('num_batches_tracked', {})
     tree: dict[str, Any] = {}
     for part, name in theirs.networks.items():
+        if not saved[part]:  # a method without a teacher
+            continue
         network = theirs.to_theirs(unflatten_dict(saved[part], sep='/'))
         own = {n.removeprefix(f'{name}.'): count for n, count in counters.items()}
         network |= reference.counters(network, step, own)

@@ -39,10 +39,10 @@ def bicubic(n: int, out: int, scale: float | None = None, antialias: bool = Fals
         out: length of the output.
         scale: output rows for each input row, as torch is told it; None: out / n.
         antialias: the kernel is as many times wider as the map shrinks. As in torch its a is then
-            -0.5, and at a border its weights are divided by their sum; else a is -0.75, and the
-            border is repeated.
+            -0.5, at a border its weights are divided by their sum, and an axis that keeps its
+            length stays as it is, whatever the scale; else a is -0.75, and the border is repeated.
     """
-    step = 1 / scale if scale else n / out
+    step = 1 / scale if scale and not (antialias and n == out) else n / out
     positions = (np.arange(out)[:, None] + 0.5) * step - 0.5
     if antialias:
         weights = _cubic(np.abs(np.arange(n) - positions) / max(step, 1.0), -0.5)

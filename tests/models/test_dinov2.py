@@ -44,6 +44,14 @@ def test_positions_are_the_authors(golden, name):
     np.testing.assert_array_equal(dinov2.positions(table, (37, 37), offset), table)
 
 
+def test_antialiased_an_axis_of_the_same_length_stays():
+    """As torch 2.13 does it, whatever the scale: three rows of what it gives."""
+    table = jnp.asarray(drawn('pos_embed', (1, 1 + 37 * 37, 2)))
+    found = dinov2.positions(table, (37, 30), 0.1, antialias=True)[0, jnp.array([1, 700, 1110])]
+    theirs = [[0.2754794, -0.3794391], [0.7644659, -0.4467491], [-0.0324713, -0.4968311]]
+    np.testing.assert_allclose(found, theirs, atol=1e-6)
+
+
 def test_a_table_without_a_square_grid_is_refused():
     for shape in ((26, 4), (1, 27, 4), (1, 1, 4), (2, 26, 4)):
         with pytest.raises(ValueError, match=r'^pos_embed has shape .*; expected \[1, 1 \+ G \* G'):

@@ -48,7 +48,7 @@ def test_every_level_is_the_authors(golden):
     def run(x):
         with jax.default_matmul_precision('highest'):
             given = {'capture_intermediates': True, 'mutable': ['intermediates']}
-            dropped = module.apply(variables, x, True, channel_scale=dict.fromkeys(dpt.TAPS, scale))
+            dropped = module.apply(variables, x, True, channel_scale=jnp.asarray(scale))
             return *module.apply(variables, x, **given), dropped
 
     found, sown, dropped = jax.device_get(run(images))
