@@ -214,6 +214,7 @@ def test_a_frozen_backbone_has_no_backward_pass(monkeypatch):
         config = tiny.get_config('supervised')
         config.model.update(family='dpt', backbone='dinov2_small', frozen_backbone=frozen)
         config.data.streams.labelled.crop = (28, 28)
+        config.augment.jitter_prob = config.augment.blur_prob = 0.0
         config = configs.finalise(config)
         method, ctx = methods.METHODS['supervised'], methods.context(config, 'data')
         tx, _ = method.optimizer(config)
