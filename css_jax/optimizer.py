@@ -48,7 +48,7 @@ def frozen(config: ConfigDict) -> tuple[str, ...]:
 
     With `model.frozen_backbone` they are the backbone's. A table without a network freezes none.
     """
-    return ('backbone',) if config.get('model', {}).get('frozen_backbone') else ()
+    return ('backbone',) if 'model' in config and config.model.frozen_backbone else ()
 
 
 def split(params: Mapping[str, Any], config: ConfigDict) -> tuple[dict[str, Any], dict[str, Any]]:
