@@ -73,7 +73,7 @@ def test_values_have_the_types_of_the_table(argv, key, value):
         ('steps.x=3', "no key 'steps.x'; did you mean 'steps'?"),
         ('qqq=3', "no key 'qqq'"),
         ('=3', "'' is a table, expected one of its keys"),
-        ('model=3', "'model' is a table, expected one of its keys: atrous, attention, aux_layer"),
+        ('model=3', "'model' is a table, expected one of its keys: atrous, attention"),
         ('data.streams=3', "'data.streams' is a table, expected one of its keys: labelled"),
         ('steps=1e3', "steps: got '1e3', expected a whole number such as 1000"),
         ('steps=', "steps: got '', expected a whole number"),
