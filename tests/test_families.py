@@ -126,14 +126,17 @@ REFUSED = {
         "expected 'fcn' or 'largefov', whose outputs are at stride 8",
     ),
 }
-# The other methods on DeepLab have tests of their own, and these are points of css_mix and cutmix.
-_POINTS = ('mean_teacher', 'baseline', 'css_cross', 'css')
+# The other methods on DeepLab have tests of their own, and these are parts of css_mix and imas.
+_PARTS = (
+    *('supervised', 'mean_teacher', 'cutmix', 'baseline', 'css_cross', 'css'),
+    'imas_supervised',
+)
 PAIRS = [
     pytest.param(
         method,
         family,
         marks=[pytest.mark.soak]
-        if method not in REFUSED and (family == 'deeplab' or method in _POINTS)
+        if method not in REFUSED and (family == 'deeplab' or method in _PARTS)
         else [],
     )
     for method in methods.METHODS

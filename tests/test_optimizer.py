@@ -4,6 +4,7 @@ import functools
 import itertools
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,11 +14,12 @@ from jax.sharding import Mesh, PartitionSpec
 
 from benchmarks import count
 from css_jax import config as configs
-from css_jax import methods, optimizer, state
+from css_jax import methods, models, optimizer, parallel, state
 from css_jax import step as steps
 from css_jax.data import streams
 from css_jax.methods import teacher
 from css_jax.models import dinov2
+from css_jax.models.layers import Conv
 from css_jax.ops import schedules
 from tests import dinov2_small, tiny
 
@@ -183,6 +185,63 @@ def test_a_frozen_backbone_has_no_update_and_no_moments_whatever_the_groups():
         )
 
 
+class Halves(nn.Module):
+    """A backbone of one convolution and a head of another."""
+
+    outputs: tuple
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.relu(Conv(8, 3, 4, use_bias=True, name='backbone')(x))
+        return {name: Conv(count, 1, name=f'head_{name}')(x) for name, count in self.outputs}
+
+
+def two_steps(mode, devices):
+    """The first state and the one after two steps, without the keys."""
+    config = tiny.get_config('supervised')
+    config.model.frozen_backbone = True
+    config.augment.jitter_prob = config.augment.blur_prob = 0.0
+    config = configs.finalise(config)
+    method, layout = methods.METHODS['supervised'], parallel.Layout(mode, jax.devices()[:devices])
+    tx, _ = method.optimizer(config)
+    ctx = methods.context(config, parallel.AXIS)
+    first = state.create(method, tx, ctx, {}, layout.replicated)
+    begin = jax.device_get(first.student.params)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (2, 4, 32, 32, 3), np.uint8)
+    labels = rng.integers(0, 7, (2, 4, 32, 32)).astype(np.uint8)
+    one = functools.partial(steps.train_step, method=method, optimizer=tx, ctx=ctx)
+    program, current = None, first
+    for image, label in zip(images, labels, strict=True):
+        batch = layout.place({'labelled': {'image': image, 'label': label}})
+        program = program or layout.compile_step(one, current, batch)
+        current, metrics = program(current, batch)
+    return begin, jax.device_get((current.replace(key=None), metrics))
+
+
+def test_a_frozen_backbone_in_every_mode(monkeypatch):
+    """Equal on one device and on two; the backbone and its teacher stay, the head does not."""
+    monkeypatch.setattr(
+        models, 'build', lambda c, n, outputs, axis_name: Halves(tuple(outputs.items()))
+    )
+    begin, (after, metrics) = two_steps('jit', 1)
+    for params in (after.student.params, after.teacher.params):
+        for leaf in ('kernel', 'bias'):
+            expected = begin['backbone'][leaf]
+            np.testing.assert_allclose(params['backbone'][leaf], expected, rtol=1e-6)
+        assert (params['head_logits']['kernel'] != begin['head_logits']['kernel']).all()
+    np.testing.assert_array_equal(
+        after.student.params['backbone']['kernel'], begin['backbone']['kernel']
+    )
+    for mode in parallel.MODES:
+        _, found = two_steps(mode, 2)
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6),
+            found,
+            (after, metrics),
+        )
+
+
 def test_a_frozen_backbone_has_no_backward_pass(monkeypatch):
     """A step saves what is twice a forward pass of the backbone, but for its first layers.
 
@@ -194,6 +253,7 @@ def test_a_frozen_backbone_has_no_backward_pass(monkeypatch):
         config = tiny.get_config('supervised')
         config.model.update(family='dpt', backbone='dinov2_small', frozen_backbone=frozen)
         config.data.streams.labelled.crop = (28, 28)
+        config.augment.jitter_prob = config.augment.blur_prob = 0.0
         config = configs.finalise(config)
         method, ctx = methods.METHODS['supervised'], methods.context(config, 'data')
         tx, _ = method.optimizer(config)

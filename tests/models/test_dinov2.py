@@ -110,8 +110,7 @@ def test_gradients_are_the_authors(golden):
 
         return jax.grad(loss, argnums=(0, 1))(params, x)
 
-    both = jax.jit(lambda *given: (gradient(*given), gradient(*given, ('stem', 'layer2'))))
-    (by_params, by_images), again = jax.device_get(both(params, images))
+    by_params, by_images = jax.device_get(jax.jit(gradient)(params, images))
     first = by_images[:1].transpose(0, 3, 1, 2)
     assert_close(first, golden['vit_grad_x_nchw_first'])
     found = flatten_dict(by_params, sep='/')
@@ -126,8 +125,7 @@ def test_gradients_are_the_authors(golden):
     # The mask token has none: it is no parameter here.
     assert not golden['vit_mask_token_has_gradient'] and 'mask_token' not in found
 
-    # Computed anew, they are the same; every block is a run of its own.
-    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), again, (by_params, by_images))
+    # Of what is computed anew every block is a run of its own; test_dpt.py has the gradients.
     for stages, count in ((('stem', 'layer1', 'layer4'), 3), (('aspp',), 0)):
         text = str(jax.make_jaxpr(partial(gradient, stages=stages))(params, images))
         assert len(re.findall(r'\b(?:remat2?|checkpoint)\[', text)) == count

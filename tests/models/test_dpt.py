@@ -11,7 +11,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from css_jax import models
-from css_jax.models import dpt
+from css_jax.models import dpt, remat
 from css_jax.ops import resize
 from css_jax.weights import dinov2 as weights
 from tests.dinov2_small import GOLDEN, assert_close, network, state_dict
@@ -95,19 +95,21 @@ def shapes(backbone='dinov2_small', outputs=(('logits', 21),), size=(28, 42), **
 
 
 @pytest.mark.parametrize(
-    ('backbone', 'features', 'parameters'),
+    ('backbone', 'dim', 'parameters'),
     [
-        ('dinov2_small', 64, 2_739_061),
-        ('dinov2_base', 128, 10_948_309),
-        ('dinov2_large', 256, 31_210_517),
-        ('dinov2_giant', 384, 122_267_925),
+        ('dinov2_small', 384, 2_739_061),
+        ('dinov2_base', 768, 10_948_309),
+        ('dinov2_large', 1024, 31_210_517),
+        ('dinov2_giant', 1536, 122_267_925),
     ],
 )
-def test_sizes_of_the_head(backbone, features, parameters):
-    _, found = shapes(backbone, width=1.0)
-    head = sum(int(np.prod(shape)) for path, shape in found.items() if path.startswith('head/'))
+def test_sizes_of_the_head(backbone, dim, parameters):
+    size = dpt.SIZES[backbone]
+    taps = 4 * [jnp.zeros((1, 2, 2, dim))]
+    found = jax.eval_shape(dpt.Head(*size, {'logits': 21}).init, jax.random.key(0), taps)
+    count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(found))
     # The authors count a unit of the coarsest level that is never used.
-    assert head == parameters - 2 * (9 * features**2 + features)
+    assert count == parameters - 2 * (9 * size.features**2 + size.features)
 
 
 def test_every_head_is_at_an_eighth_of_a_patch():
@@ -140,29 +142,27 @@ def test_remat_and_bfloat16():
 
     def gradient(names):
         def loss(params):
-            again = module.clone(remat=names)
-            return jnp.square(again.apply({'params': params}, x, True)['logits']).mean()
+            backbone = module.backbone.clone(remat=names)
+            again = module.clone(remat=names, backbone=backbone)
+            logits = again.apply({'params': params}, x, True)['logits']
+            return jnp.square(logits).mean(), logits
 
-        return jax.grad(loss)(variables['params'])
+        return jax.grad(loss, has_aux=True)(variables['params'])
 
     half = module.clone(dtype=jnp.bfloat16, backbone=module.backbone.clone(dtype=jnp.bfloat16))
-    plain, again, exact, rounded = jax.device_get(
-        jax.jit(
-            lambda: (
-                gradient(()),
-                gradient(('decoder',)),
-                module.apply(variables, x),
-                half.apply(variables, x),
-            )
-        )()
-    )
+
+    @jax.jit
+    def run():
+        return gradient(()), gradient(remat.STAGES), half.apply(variables, x)['logits']
+
+    (plain, exact), (again, _), rounded = jax.device_get(run())
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), again, plain)
     assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(plain))
     text = str(jax.make_jaxpr(partial(gradient, ('decoder',)))())
     assert len(re.findall(r'\b(?:remat2?|checkpoint)\[', text)) == 1
-    assert rounded['logits'].dtype == np.float32
-    difference = np.sqrt(np.mean((exact['logits'] - rounded['logits']) ** 2))
-    assert 0 < difference < 0.05 * exact['logits'].std()
+    assert rounded.dtype == np.float32
+    difference = np.sqrt(np.mean((exact - rounded) ** 2))
+    assert 0 < difference < 0.05 * exact.std()
 
 
 @pytest.mark.parametrize(
