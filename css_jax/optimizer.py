@@ -55,9 +55,10 @@ def heads(rate: float) -> list[Group]:
 def frozen(config: ConfigDict) -> tuple[str, ...]:
     """Return the first names of the parameters that keep their first values.
 
-    With `model.frozen_backbone` they are the backbone's. A table without a network freezes none.
+    With `model.frozen_backbone` they are the backbone's. A table without that key freezes none.
     """
-    return ('backbone',) if 'model' in config and config.model.frozen_backbone else ()
+    known = 'frozen_backbone' in config.get('model', {})
+    return ('backbone',) if known and config.model.frozen_backbone else ()
 
 
 def split(params: Mapping[str, Any], config: ConfigDict) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -37,7 +37,7 @@ class Small(nn.Module):
     def __call__(self, x, train=False, image_weights=None, channel_scale=None):
         train = image_weights if train and image_weights is not None else train
         x = nn.relu(BatchNorm(self.axis_name)(Conv(8, 3, 4)(x), train))
-        for factors in (channel_scale or {}).values():
+        for factors in jax.tree.leaves(channel_scale):
             x = scaled.scale({'x': x[: len(factors)]}, {'x': factors})['x']
         return {name: Conv(channels, 1, name=name)(x) for name, channels in self.outputs}
 
