@@ -50,8 +50,7 @@ def from_torch(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
     Raises:
         ValueError: an entry is missing, not known or of the wrong rank; it is named.
     """
-    arrays = {name.removeprefix('module.'): value for name, value in state_dict.items()}
-    arrays = {k: v for k, v in arrays.items() if not k.endswith('num_batches_tracked')}
+    arrays = reference.plain(state_dict)
     modules = MODULES | reference.blocks(arrays, 'encoder.')
     if any(name.startswith('auxor.') for name in arrays):
         modules |= AUXILIARY

@@ -29,6 +29,12 @@ DECODER = {
 HEADS = {'classifier': 'head_logits', 'representation': 'head_representation'}
 
 
+def plain(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return a state dict without the prefix 'module.' and entries `num_batches_tracked`."""
+    arrays = {name.removeprefix('module.'): value for name, value in state_dict.items()}
+    return {k: v for k, v in arrays.items() if not k.endswith('num_batches_tracked')}
+
+
 def from_reference(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Convert a state dict of the reference's network to the variables of `models.build`'s.
 
@@ -45,8 +51,7 @@ def from_reference(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
     Raises:
         ValueError: an entry is missing, not known or of the wrong rank; it is named.
     """
-    arrays = {name.removeprefix('module.'): value for name, value in state_dict.items()}
-    arrays = {k: v for k, v in arrays.items() if not k.endswith('num_batches_tracked')}
+    arrays = plain(state_dict)
     return renamed(arrays, reference_table(arrays))
 
 
