@@ -4,9 +4,10 @@
     python -m benchmarks.evidence table FILE.jsonl --rows 'animals-55-*' --against ROW
 
 A run is a folder NAME-sSEED or NAME-sSEED-MORE; what stands beside the seed names its row. A line
-of the file is a run: its settings, its scores and what it logged. Two runs of one seed have the
-same labelled images and the same weights of the heads, so rows are compared by differences of
-pairs.
+of the file is a run: its settings, its scores and what it logged. 'miou' is of the network that the
+method is scored by, 'student' of the student, where that was evaluated too. Two runs of one seed
+have the same labelled images and the same weights of the heads, so rows are compared by differences
+of pairs.
 """
 
 import argparse
@@ -91,15 +92,15 @@ def table(records: Sequence[Mapping[str, Any]], against: str = '') -> str:
         rows.setdefault(record['row'], {})[record['seed']] = record
     if against and against not in rows:
         raise ValueError(f'--against is {against!r}; expected one of {", ".join(rows)}')
-    head = ['runs', 'seeds', 'teacher', 'student', 'minutes', 'seconds a step']
-    lines = [[*head, f'teacher − {against}'] if against else head]
+    head = ['runs', 'seeds', 'mIoU', 'of the student', 'minutes', 'seconds a step']
+    lines = [[*head, f'mIoU − {against}'] if against else head]
     for name, row in rows.items():
         cells = [name, ' '.join(map(str, row))]
-        cells += [_spread([row[seed][who] for seed in row]) for who in ('teacher', 'student')]
+        cells += [_spread([row[seed][who] for seed in row]) for who in ('miou', 'student')]
         cells += [f'{statistics.mean(one["minutes"] for one in row.values()):.0f}']
         cells += [f'{statistics.median(one["step_seconds"] for one in row.values()):.2f}']
         if against:
-            scores, others = ({s: one['teacher'] for s, one in rows[r].items()}
+            scores, others = ({s: one['miou'] for s, one in rows[r].items()}
                               for r in (name, against))  # fmt: skip
             cells += ['' if name == against else _difference(scores, others)]
         lines.append(cells)
@@ -132,7 +133,7 @@ def _record(run: runs.Run, commit: str) -> dict[str, Any]:
         'labels': config.data.streams.labelled.count,
         'steps': found['step'],
         'learning_rate': config.optimizer.learning_rate,
-        'teacher': _percent(found['miou']),
+        'miou': _percent(found['miou']),
         'student': _percent(results.read(student)['miou']) if student.exists() else None,
         'iou': {name: _percent(value) for name, value in found['iou'].items()},
         'minutes': round(seconds / 60, 1),
