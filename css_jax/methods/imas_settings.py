@@ -19,7 +19,6 @@ from css_jax.models import published
 from css_jax.models.backbones import PLAIN
 
 _MANY = 10**9
-_DEEP = ('resnet50', 'resnet101')  # the authors' networks
 
 # Of the supervised baseline; the method has them, too.
 SUPERVISED_KEYS = {
@@ -92,13 +91,7 @@ def supervised_steps_per_epoch(config: Any) -> int:
 
 def _deep(value: Any) -> Callable[[Any], Any]:
     """Return a default of the authors' networks alone."""
-    return lambda c: value if c.model.backbone in _DEEP else None
-
-
-def _stem(c: Any) -> str | None:
-    """Return the default of `model.stem`: weights that go by a name are of the plain one."""
-    deep = c.model.backbone in _DEEP and c.model.pretrained not in published.NAMES
-    return 'deep' if deep else None
+    return lambda c: value if c.model.backbone in published.DEEP else None
 
 
 SUPERVISED_DEFAULTS = {
@@ -109,7 +102,7 @@ SUPERVISED_DEFAULTS = {
     'supervised.loss': of_dataset(cityscapes='ohem'),
     'supervised.ohem_kept': 12_500,  # 100,000 of the eight images of a GPU
     'model.output_stride': 16,
-    'model.stem': _stem,
+    'model.stem': published.stem,
     'model.stem_ceil_mode': True,
     'model.first_dilation': lambda c: None if c.model.backbone in PLAIN else 'previous',
     'model.head_convs': 2,

@@ -22,7 +22,6 @@ from css_jax.ops import schedules
 
 _MANY = 10**9
 _GPUS = 4  # the authors'
-_DEEP = ('resnet50', 'resnet101')  # V1's networks
 _FAST = 1e-2  # AdamW moves every weight by about the rate in a step: more is of SGD
 
 
@@ -143,12 +142,6 @@ def _cnn(value: Any) -> Callable[[Any], Any]:
     return lambda c: None if c.model.backbone in PLAIN else value
 
 
-def _stem(c: Any) -> str | None:
-    """Return the default of `model.stem`: weights that go by a name are of the plain one."""
-    deep = c.model.backbone in _DEEP and c.model.pretrained not in published.NAMES
-    return 'deep' if deep else None
-
-
 DEFAULTS = {
     'steps': epochs.steps('unimatch', steps_per_epoch),
     'optimizer.learning_rate': by_optimizer(5e-6, of_dataset(voc=1e-3, cityscapes=5e-3, coco=4e-3)),
@@ -156,7 +149,7 @@ DEFAULTS = {
     'supervised.loss': of_dataset(cityscapes='ohem'),
     'supervised.ohem_kept': 100_000,
     'model.output_stride': _cnn(16),
-    'model.stem': _stem,
+    'model.stem': published.stem,
     'model.first_dilation': _cnn('previous'),
     'model.head_convs': 2,
     'data.streams.*.batch_size': of_dataset(voc=16, cityscapes=8, ade20k=8, coco=16),

@@ -2,6 +2,8 @@
 
 from typing import Any, NamedTuple
 
+DEEP = ('resnet50', 'resnet101')  # networks of iMAS and UniMatch V1, with a deep stem
+
 
 class Download(NamedTuple):
     """A public file.
@@ -108,6 +110,19 @@ NAMES: dict[str, Download | Package] = {
     'dinov2_base': _dinov2('base', '0b8b82f8'),
     'dinov2_large': _dinov2('large', 'd5383ea8'),
 }
+
+
+def stem(config: Any) -> str | None:
+    """Return `model.stem` of methods whose authors start from ResNets with a deep stem.
+
+    Args:
+        config: a configuration. Weights that go by a name are of the plain stem.
+
+    Returns:
+        'deep', or None where the method does not say.
+    """
+    model = config.model
+    return 'deep' if model.backbone in DEEP and model.pretrained not in NAMES else None
 
 
 def mismatch(name: str, model: Any) -> str:
