@@ -65,12 +65,12 @@ def test_outputs_are_the_authors_with_and_without_dropped_channels():
     }
 
     @jax.jit
-    def run(x, scale):
+    def run(variables, x, scale):  # as constants the arrays would be folded while it compiles
         features = module.bind(variables).backbone(x, False)
         return features, module.apply(variables, x, channel_scale=scale)['logits']
 
     with jax.default_matmul_precision('highest'):
-        features, logits = run(x, scale)
+        features, logits = run(variables, x, scale)
     for name, key, every in (('stride4', 'low', 32), ('last', 'high', 64)):
         clean, theirs = features[name], nhwc(f'v1net_{key}_every{every}')
         close(clean[..., ::every], theirs[: len(x)])
