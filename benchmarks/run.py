@@ -49,6 +49,7 @@ MORE = (
     ('methods', 'step --cases cutmix,supervised', 200),
     ('dinov2', 'step --cases dinov2_small,dinov2_base,dinov2_base_xla', 300),
     ('dinov2_memory', 'step --cases dinov2_base_remat,dinov2_base_frozen', 200),
+    ('unimatch', 'step --cases unimatch_small,unimatch_base_remat', 300),
     ('deterministic', 'step --cases deterministic', 150),
     ('parts', 'parts', 300),
     ('convolutions', 'convolutions', 300),

@@ -39,6 +39,7 @@ from css_jax.models import atrous
 HEADLINE = 'bfloat16'
 # DINOv2 and DPT take sides that are multiples of 14: 518, and 70 where the size is 'small'.
 _DINOV2 = {'method': 'supervised', 'model.family': 'dpt', 'multiple': 14}
+_UNIMATCH = _DINOV2 | {'method': 'unimatch'}  # V2, as published: 16 + 16 images
 _BLOCKS = ('layer1', 'layer2', 'layer3', 'layer4')
 _CITYSCAPES = {'model.stem': 'deep', 'supervised.loss': 'ohem', 'classes': 19, 'crop': 1.5}
 # What a case changes of CSS(mix) in bfloat16 with the teacher on labelled and unlabelled images:
@@ -74,6 +75,12 @@ CASES: dict[str, dict[str, Any]] = {
         'model.backbone': 'dinov2_base',
         'model.frozen_backbone': True,
     },
+    'unimatch_small': {**_UNIMATCH, 'model.backbone': 'dinov2_small'},
+    'unimatch_base_remat': {
+        **_UNIMATCH,
+        'model.backbone': 'dinov2_base',
+        'model.remat': _BLOCKS,
+    },
 }
 # Case and platform -> options of XLA. A CPU's compiler would find that remat computes twice.
 _REMAT = {'xla_disable_hlo_passes': 'cse_barrier_expander'}
@@ -82,6 +89,7 @@ OPTIONS = {
     ('remat_layer3', 'cpu'): _REMAT,
     ('remat_all', 'cpu'): _REMAT,
     ('dinov2_base_remat', 'cpu'): _REMAT,
+    ('unimatch_base_remat', 'cpu'): _REMAT,
 }
 BATCH, SIDE = {'real': 16, 'small': 8}, {'real': 512, 'small': 64}
 CAPTION = {
@@ -136,8 +144,8 @@ def filled(like: Any, classes: int) -> Any:
     """Make arrays of these shapes from random numbers; nothing is compiled for it.
 
     Kernels are scaled by what goes into them, so that activations stay in range; an optimiser's
-    momentum is small, and what counts begins at 0. The uint8 arrays are images and labels, and no
-    pixel is padding.
+    momentum is small, Adam's mean of squares is positive, and what counts begins at 0. The uint8
+    arrays are images and labels, and no pixel is padding.
     """
     rng = np.random.default_rng(0)
 
@@ -153,7 +161,8 @@ def filled(like: Any, classes: int) -> Any:
         if len(x.shape) < 2:
             return (scale * rng.uniform(0.5, 1.5, x.shape)).astype(x.dtype)
         scale *= (2 / np.prod(x.shape[:-1])) ** 0.5
-        return (scale * rng.standard_normal(x.shape, np.float32)).astype(x.dtype)
+        values = (scale * rng.standard_normal(x.shape, np.float32)).astype(x.dtype)
+        return np.abs(values) if '.nu' in name else values
 
     return jax.tree_util.tree_map_with_path(array, like)
 
