@@ -2,6 +2,7 @@
 
     python -m benchmarks.evidence collect RUNS --commit HASH --to FILE.jsonl
     python -m benchmarks.evidence table FILE.jsonl --rows 'animals-55-*' --against ROW
+    python -m benchmarks.evidence curves FILE.jsonl --names loss confident --to FILE.svg
 
 A run is a folder NAME-sSEED or NAME-sSEED-MORE; what stands beside the seed names its row. A line
 of the file is a run: its settings, its scores and what it logged. 'miou' is of the network that the
@@ -20,6 +21,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks import curves
 from css_jax.evaluation import results, tables
 from css_jax.report import runs
 
@@ -179,9 +181,13 @@ def main() -> None:
     collecting.add_argument('--commit', required=True, help='of the code that made them')
     collecting.add_argument('--to', required=True)
     showing = commands.add_parser('table', help='print a table of such a file')
-    showing.add_argument('file')
-    showing.add_argument('--rows', nargs='+', default=['*'], help='patterns, in this order')
     showing.add_argument('--against', default='', help='row that the others are compared with')
+    drawing = commands.add_parser('curves', help='draw what was logged')
+    drawing.add_argument('--names', nargs='+', required=True, help='of logged values')
+    drawing.add_argument('--to', required=True, help='SVG file')
+    for one in (showing, drawing):
+        one.add_argument('file')
+        one.add_argument('--rows', nargs='+', default=['*'], help='patterns, in this order')
     given = parser.parse_args()
     if given.what == 'collect':
         records = collect(given.runs, given.commit)
@@ -191,7 +197,10 @@ def main() -> None:
     every = read(given.file)
     chosen = [r for pattern in given.rows for r in every if fnmatch.fnmatch(r['row'], pattern)]
     unique = list({(record['row'], record['seed']): record for record in chosen}.values())
-    print(table(unique, given.against))
+    if given.what == 'curves':
+        pathlib.Path(given.to).write_text(curves.svg(unique, given.names))
+    else:
+        print(table(unique, given.against))
 
 
 if __name__ == '__main__':

@@ -1,11 +1,12 @@
 """Tables of runs over seeds: pairs, spreads, and what a run's folder has to be called."""
 
 import json
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
-from benchmarks import evidence
+from benchmarks import curves, evidence
 
 
 def record(row, seed, miou, student=None):
@@ -57,3 +58,26 @@ def test_read(tmp_path):
     path = tmp_path / 'runs.jsonl'
     path.write_text(json.dumps(record('a', 0, 1.0)) + '\n')
     assert evidence.read(path) == [record('a', 0, 1.0)]
+
+
+def logged(row, seed, points):
+    return {'row': row, 'seed': seed, 'log': {'loss': points}}
+
+
+def test_curves():
+    records = [
+        logged('a & b', 0, [[50, 1.0], [100, 3.0]]),
+        logged('a & b', 1, [[50, 2.0], [100, None]]),
+        logged('other', 0, [[100, 2.0]]),
+    ]
+    drawn = ElementTree.fromstring(curves.svg(records, ['loss']))
+    words = [element.text for element in drawn.iter() if element.tag.endswith('text')]
+    assert {'a & b', 'other', 'step', '100'} <= set(words)
+    dots = [element for element in drawn.iter() if element.tag.endswith('circle')]
+    assert len(dots) == 3  # one step: a seed of 'a & b', its mean, and 'other'
+    with pytest.raises(ValueError, match="'confident'"):
+        curves.svg(records, ['confident'])
+
+
+def test_curves_are_means_of_the_steps_that_all_seeds_have():
+    assert curves.mean([[(50, 1.0), (100, 3.0)], [(50, 2.0)]]) == [(50, 1.5)]
