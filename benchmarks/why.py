@@ -7,6 +7,7 @@
 
 A run lies in FOLDER/ROW-sSEED; finished ones are not run again. Two rows know the truth of the
 unlabelled images, which no method has: they bound what a filter of pseudo-labels can gain.
+`logit_adaptive` has a threshold for each class, which no method here has either.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from configs import quickstart
 from css_jax import parallel, train
@@ -33,17 +35,19 @@ class Row(NamedTuple):
     Attributes:
         method: of the quickstart.
         changes: key -> value.
-        oracle: '' | 'filter': wrong pseudo-labels are dropped | 'truth': they are corrected.
+        labels: '' | 'filter': wrong pseudo-labels are dropped | 'truth': they are corrected |
+            'adaptive': classes that the teacher is less sure of have a lower threshold.
     """
 
     method: str
     changes: Mapping[str, Any] = MappingProxyType({})
-    oracle: str = ''
+    labels: str = ''
 
 
 _FULL = {'contrastive.weight': 1.0, 'contrastive.schedule': 'constant'}
 _SELECTS = {'contrastive.similarity_temperature': 0.1}
-_STRONGER = _FULL | {'model.representation_dim': 256}
+_BATCH = 'data.streams.unlabelled.batch_size'
+_BOTH = {'logit': ('cutmix', {}), 'mix': ('css_mix', _FULL)}.items()
 
 
 def _threshold(value: float) -> dict[str, float]:
@@ -57,15 +61,20 @@ ROWS = {
     'baseline': Row('baseline'),
     'mix': Row('css_mix'),
     'cross': Row('css_cross'),
-    'logit_oracle': Row('cutmix', oracle='filter'),
-    'logit_truth': Row('cutmix', oracle='truth'),
+    'logit_oracle': Row('cutmix', labels='filter'),
+    'logit_truth': Row('cutmix', labels='truth'),
     'mix_full': Row('css_mix', _FULL),
     'logit_contrast_full': Row('css', {'pseudo_label': 'logit', **_FULL}),
     'mix_selects': Row('css_mix', _FULL | _SELECTS),
-    'mix_wide': Row('css_mix', _STRONGER),
+    'mix_wide': Row('css_mix', _FULL | {'model.representation_dim': 256}),
     'mix_teacher': Row('css_mix', _FULL | {'contrastive.prototype_source': 'teacher'}),
     'mix_fast_prototypes': Row('css_mix', _FULL | {'contrastive.prototype_decay': 0.9}),
     'mix_no_labelled_pass': Row('css_mix', _FULL | {'teacher.labelled_pass': False}),
+    'logit_adaptive': Row('cutmix', labels='adaptive'),
+    **{f'{name}_classmix': Row(m, c | {'augment.mixing': 'classmix'}) for name, (m, c) in _BOTH},
+    **{f'{name}_batch': Row(m, c | {_BATCH: 16}) for name, (m, c) in _BOTH},
+    **{f'{name}_late': Row(m, c | {'burn_in_steps': 400}) for name, (m, c) in _BOTH},
+    'mix_anchors': Row('css_mix', _FULL | {'contrastive.anchors': 1024, 'contrastive.bank': 1024}),
     **{f'logit_{value}': Row('cutmix', _threshold(value)) for value in (0.0, 0.5, 0.7, 0.97)},
     **{
         f'mix_{value}': Row('css_mix', _FULL | _threshold(value)) for value in (0.0, 0.5, 0.7, 0.97)
@@ -73,11 +82,11 @@ ROWS = {
 }
 
 
-def targets_of(oracle: str) -> Any:
-    """Return `css_jax.methods.mean_teacher.targets` with the truth of the unlabelled images.
+def targets_of(kind: str) -> Any:
+    """Return `css_jax.methods.mean_teacher.targets` with other pseudo-labels.
 
     Args:
-        oracle: see `Row`.
+        kind: see `Row.labels`.
     """
 
     def targets(
@@ -86,7 +95,13 @@ def targets_of(oracle: str) -> Any:
         weak, truth = batch['unlabelled']['image'], views.host_labels(batch['unlabelled']['label'])
         out, taught = teacher.run(state.teacher, views.normalise(weak, ctx), ctx)
         label, indicator = pseudo_labels.from_logits(out['logits'], weak.shape[1:3])
-        known = truth if oracle == 'truth' else jnp.where(label == truth, label, -1)
+        known = label
+        if kind == 'truth':
+            known = truth
+        elif kind == 'filter':
+            known = jnp.where(label == truth, label, -1)
+        else:
+            indicator = adapted(label, indicator, ctx.config.num_classes)
         maps = {'label': known, 'indicator': indicator}
         strong, maps = views.strong(weak, maps, keys, ctx)
         images, labels = views.labelled(batch['labelled'], keys, ctx)
@@ -96,6 +111,23 @@ def targets_of(oracle: str) -> Any:
         return jax.lax.stop_gradient(prepared), taught.batch_stats
 
     return targets
+
+
+def adapted(label: Array, indicator: Array, num_classes: int) -> Array:
+    """Return confidences divided by their class's share of the surest class's confidence.
+
+    A threshold on them is one for each class of the batch, lower where the mean confidence of the
+    pixels with that label is lower.
+
+    Args:
+        label: [B, H, W] int, pseudo-labels.
+        indicator: [B, H, W] float, their confidence.
+        num_classes: of the labels.
+    """
+    of_class = jax.nn.one_hot(label, num_classes)  # [B, H, W, C]
+    mean = jnp.einsum('bhwc,bhw->c', of_class, indicator) / jnp.maximum(of_class.sum((0, 1, 2)), 1)
+    share = mean / mean.max()
+    return jnp.minimum(indicator / share[label], 1)
 
 
 def run(row: Row, folder: pathlib.Path, seed: int, split: str) -> None:
@@ -108,16 +140,16 @@ def run(row: Row, folder: pathlib.Path, seed: int, split: str) -> None:
     config.eval.split = split
     config.log_every = 100
     config.checkpoint_every = config.steps
-    if row.oracle:
-        config.method = f'oracle_{row.oracle}'
+    if row.labels:
+        config.method = f'labels_{row.labels}'
     train.train(config, folder)
 
 
 def main() -> None:
     """Read the arguments and run the cells."""
-    for oracle in ('filter', 'truth'):
-        METHODS[f'oracle_{oracle}'] = mean_teacher.CUTMIX._replace(
-            streams={'labelled': 'mask', 'unlabelled': 'mask'}, targets=targets_of(oracle)
+    for kind in ('filter', 'truth', 'adaptive'):
+        METHODS[f'labels_{kind}'] = mean_teacher.CUTMIX._replace(
+            streams={'labelled': 'mask', 'unlabelled': 'mask'}, targets=targets_of(kind)
         )
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
     parser.add_argument('--rows', nargs='+', default=list(ROWS), choices=ROWS, metavar='ROW')
