@@ -39,6 +39,11 @@ class Process:
         self._process = _CONTEXT.Process(target=_child, args=(self.files, *given), daemon=True)
         self._process.start()
 
+    @property
+    def pid(self):
+        """Its number."""
+        return self._process.pid
+
     def poll(self):
         """Gives the exit code, None while it runs."""
         return self._process.exitcode
@@ -46,7 +51,7 @@ class Process:
     def send_signal(self, number):
         """Sends it a signal, if it still runs."""
         if self.poll() is None:
-            os.kill(self._process.pid, number)
+            os.kill(self.pid, number)
 
     def kill(self):
         """Kills it."""
