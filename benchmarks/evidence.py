@@ -21,7 +21,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks import curves
+from benchmarks import curves, why  # noqa: F401 (the methods of its runs)
 from css_jax.evaluation import results, tables
 from css_jax.report import runs
 

@@ -130,6 +130,13 @@ def adapted(label: Array, indicator: Array, num_classes: int) -> Array:
     return jnp.minimum(indicator / share[label], 1)
 
 
+# Known to whoever reads these runs, too.
+for _kind in ('filter', 'truth', 'adaptive'):
+    METHODS[f'labels_{_kind}'] = mean_teacher.CUTMIX._replace(
+        streams={'labelled': 'mask', 'unlabelled': 'mask'}, targets=targets_of(_kind)
+    )
+
+
 def run(row: Row, folder: pathlib.Path, seed: int, split: str) -> None:
     """Train one cell, unless it is there already."""
     if (folder / results.RESULTS).exists():
@@ -147,10 +154,6 @@ def run(row: Row, folder: pathlib.Path, seed: int, split: str) -> None:
 
 def main() -> None:
     """Read the arguments and run the cells."""
-    for kind in ('filter', 'truth', 'adaptive'):
-        METHODS[f'labels_{kind}'] = mean_teacher.CUTMIX._replace(
-            streams={'labelled': 'mask', 'unlabelled': 'mask'}, targets=targets_of(kind)
-        )
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
     parser.add_argument('--rows', nargs='+', default=list(ROWS), choices=ROWS, metavar='ROW')
     parser.add_argument('--folder', type=pathlib.Path, default=pathlib.Path('runs/why'))
