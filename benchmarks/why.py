@@ -33,7 +33,7 @@ class Row(NamedTuple):
     """One setting.
 
     Attributes:
-        method: of the quickstart.
+        method: argument of configs/quickstart.py.
         changes: key -> value.
         labels: '' | 'filter': wrong pseudo-labels are dropped | 'truth': they are corrected |
             'adaptive': classes that the teacher is less sure of have a lower threshold.
@@ -54,13 +54,22 @@ def _threshold(value: float) -> dict[str, float]:
     return {'unsupervised.threshold': value}
 
 
-# `logit` is CutMix: logit labels, confidence, no contrast. `mix` is the quickstart's css_mix.
+# `logit` is CutMix: logit labels, confidence, no contrast. `mix` is the quickstart's css_mix. The first
+# ones are the cells of Tables 1 and 5 to 7 (docs/paper.md).
 ROWS = {
     'supervised': Row('supervised'),
     'logit': Row('cutmix'),
     'baseline': Row('baseline'),
     'mix': Row('css_mix'),
     'cross': Row('css_cross'),
+    'supervised_all': Row('supervised_all'),
+    'mean_teacher': Row('mean_teacher'),
+    'representation': Row('css,pseudo_label=representation,indicator=both'),
+    'logit_similarity': Row('css,pseudo_label=logit,indicator=similarity'),
+    'logit_both': Row('css,pseudo_label=logit,indicator=both'),
+    'mix_confidence': Row('css_mix,indicator=confidence'),
+    'mix_similarity': Row('css_mix,indicator=similarity'),
+    'cross_confidence': Row('css_cross,indicator=confidence'),
     'logit_oracle': Row('cutmix', labels='filter'),
     'logit_truth': Row('cutmix', labels='truth'),
     'mix_full': Row('css_mix', _FULL),
