@@ -54,8 +54,8 @@ def _threshold(value: float) -> dict[str, float]:
     return {'unsupervised.threshold': value}
 
 
-# `logit` is CutMix: logit labels, confidence, no contrast. `mix` is the quickstart's css_mix. The first
-# ones are the cells of Tables 1 and 5 to 7 (docs/paper.md).
+# `logit` is CutMix: logit labels, confidence, no contrast. `mix` is the quickstart's css_mix. Up to
+# `cross_confidence` they are the cells of Tables 1 and 5 to 7 (docs/paper.md).
 ROWS = {
     'supervised': Row('supervised'),
     'logit': Row('cutmix'),
