@@ -232,6 +232,9 @@ def _open(dataset: str, data_dir: str) -> tfds.core.DatasetBuilder:
     module, config = _find(dataset, data_dir)
     builder = _builder(module, config, data_dir)
     if not records.is_prepared(builder):
+        if Path(builder.data_dir).exists():
+            again = _how_to_repair(dataset, data_dir, builder.data_dir)
+            raise ValueError(f'dataset {dataset!r}: there is no dataset_info.json; {again}')
         if module.NEEDED_FROM_USER:
             raise FileNotFoundError(_how_to_prepare(dataset, config, data_dir, builder.data_dir))
         records.prepare(builder)
