@@ -177,7 +177,7 @@ def prepare(builder: tfds.core.DatasetBuilder) -> None:
         OSError: they cannot be written; names the folder.
         ValueError: their folder is there, and is not finished.
     """
-    if Path(builder.data_dir).exists() and not is_prepared(builder):
+    if is_unfinished(builder):
         raise ValueError(
             f'{builder.data_dir} has no dataset_info.json, which is written last: it is no whole '
             'dataset; remove it and prepare again'
@@ -247,6 +247,12 @@ def leftovers(builder: tfds.core.DatasetBuilder) -> list[Path]:
 def is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
     """Tell whether the builder's records lie in its folder."""
     return (Path(builder.data_dir) / 'dataset_info.json').exists()
+
+
+def is_unfinished(builder: tfds.core.DatasetBuilder) -> bool:
+    """Tell whether the builder's folder is there without what is written last."""
+    there = Path(builder.data_dir).exists()  # asked first: another process's gets its name whole
+    return there and not is_prepared(builder)
 
 
 def report(builder: tfds.core.DatasetBuilder) -> str:
