@@ -108,6 +108,7 @@ def head(name: object, file: IO[bytes] | Path) -> Image.Image:
     except Image.DecompressionBombError:  # Pillow's limit of an error is twice as high
         raise TooLarge(name) from None
     if _is_large(image.width * image.height):
+        image.close()
         raise TooLarge(name)
     return image
 
