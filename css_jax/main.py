@@ -63,6 +63,11 @@ flags.DEFINE_integer(
     'to predict: images with a longer side are made smaller to it; 0: none is; default: as the '
     "run's images were prepared",
 )
+flags.DEFINE_integer(
+    'max_pixels',
+    None,
+    'to predict: that an image may have, as large ones fill the memory; default: 89,478,485',
+)
 flags.DEFINE_enum(
     'format',
     None,
@@ -86,7 +91,7 @@ flags.DEFINE_bool(
     'print_commands', None, 'print the commands of a sweep, one a line, and run nothing'
 )
 # Flag -> the modes that read it; --config has the changes of its keys with it.
-_PREDICT = ('evaluation', 'max_side', 'confidence', 'for_labelling', 'threshold')
+_PREDICT = ('evaluation', 'max_side', 'max_pixels', 'confidence', 'for_labelling', 'threshold')
 _SWEEP = ('table', 'seeds', 'labels', 'print_commands')
 _EXPORT = ('format', 'evaluation', 'export_size')
 _PROCESSES = ('coordinator', 'process_count', 'process_id')

@@ -54,6 +54,8 @@ class Run(NamedTuple):
         every: evaluation -> its evaluator.
         warnings: sentences on what is odd about it.
         given: what a fresh run starts with, see `css_jax.weights.initial.load`.
+        damaged: stream -> records that others take the place of, see
+            `css_jax.data.streams.unreadable`.
     """
 
     config: ConfigDict
@@ -69,6 +71,7 @@ class Run(NamedTuple):
     every: Mapping[str, evaluator.Evaluator]
     warnings: list[str]
     given: Mapping[str, Any]
+    damaged: Mapping[str, tuple[int, ...]]
 
 
 def prepare(given: ConfigDict, workdir: pathlib.Path) -> Run:
@@ -89,6 +92,9 @@ def prepare(given: ConfigDict, workdir: pathlib.Path) -> Run:
         method = methods.METHODS[config.method]
         ids = splits.subsets(config.data)
         split = splits.record(config.data, ids)
+        damaged = streams.unreadable(config.data)
+        for name, records in damaged.items():
+            split['streams'][name]['unreadable'] = len(records)
         layout = parallel.Layout(config.parallel)
         batches = _batches(config, layout)
         every = evaluator.evaluators(config)
@@ -105,6 +111,7 @@ def prepare(given: ConfigDict, workdir: pathlib.Path) -> Run:
         resumes = checkpoint.exists(workdir)
     parallel.agree('configuration', run_folder.lines(config))
     parallel.agree('split hash of the training images', split['split_hash'])
+    parallel.agree('records that cannot be read', str(damaged))
     parallel.agree(f'checkpoints in {workdir}, which all processes need to see', str(resumes))
     if resumes:
         run_folder.match(config, workdir)
@@ -112,8 +119,9 @@ def prepare(given: ConfigDict, workdir: pathlib.Path) -> Run:
     with parallel.together():
         begun = {} if resumes else initial.load(config, method, ctx)
     return Run(
-        config, method, ids, split, layout, batches, ctx, make, rates, phases, every, odd, begun
-    )
+        config, method, ids, split, layout, batches, ctx, make, rates, phases, every, odd, begun,
+        damaged,
+    )  # fmt: skip
 
 
 def phases_of(

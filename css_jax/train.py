@@ -129,8 +129,9 @@ def _trained(
                     phase = next(phase for phase in run.phases if t < phase.until)
                     with progress.pause():
                         batches = streams.train_batches(
-                            config.data, config.seed, t, *parallel.process(), names=phase.sizes
-                        )
+                            config.data, config.seed, t, *parallel.process(),
+                            names=phase.sizes, damaged=run.damaged,
+                        )  # fmt: skip
                         with memory.training(config, needs):
                             batch = layout.place(next(batches))
                             step = _compile(phase.program, current, batch, needs)
@@ -183,6 +184,10 @@ def _trained(
             scores = evaluator.evaluate(every, current)
     found = results.report(workdir, config, every, scores, done, run.split, best)
     if primary:
+        for name, records in run.damaged.items():
+            if records:
+                LOG.info('note: %d of the %d images of stream %s could not be read, and others '
+                         'took their places', len(records), len(run.ids[name]), name)  # fmt: skip
         for note in diagnostics.notes(config, metrics.read(workdir), found):
             LOG.info('note: %s', note)
     return found

@@ -27,6 +27,9 @@ from tqdm import tqdm
 
 _CHUNK = 1 << 20  # bytes
 _TIMEOUT = 60  # seconds without an answer
+# A member may be so many times as large as what it is packed in; annotations in JSON are 5 times.
+_RATIO = 100
+_SMALL = 1 << 20  # bytes that any member may have
 _KINDS = {40: 'sha1', 64: 'sha256'}  # hexadecimal digits of a published checksum -> its kind
 
 Members = dict[str, Callable[[], bytes]]
@@ -56,8 +59,8 @@ def members(file: Path) -> Members:
 
     Raises:
         ValueError: the archive is damaged or cut short, or encrypted (reading a member may raise
-            it too), or a member is a link, lies outside the archive's folder or is there twice;
-            names it.
+            it too), or a member is a link, lies outside the archive's folder, is there twice or
+            is far larger than what it is packed in; names it.
     """
     with _in_words(file):
         if file.suffix == '.zip':
@@ -96,6 +99,7 @@ def walk(file: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes
         tarfile.open(fileobj=counted, mode='r|*', bufsize=_CHUNK) as archive,
     ):
         for member in archive:
+            _check_size(file, member.name, member.size, size)
             if _is_file(file, member) and wanted(_name(member.name)):
                 seen.add(name := _new_name(file, member.name, seen))
                 yield name, archive.extractfile(member).read()
@@ -243,6 +247,7 @@ def _zip_members(file: Path) -> Members:
     archive = zipfile.ZipFile(file)
     for info in archive.infolist():
         _check_name(file, info.filename, is_link=stat.S_ISLNK(info.external_attr >> 16))
+        _check_size(file, info.filename, info.file_size, info.compress_size)
     found: Members = {}
     for info in archive.infolist():
         if not info.is_dir():
@@ -292,8 +297,10 @@ def _read_spool(spool: IO[bytes], start: int, size: int) -> bytes:
 
 
 def _is_file(file: Path, member: tarfile.TarInfo) -> bool:
-    """Check a tar's member, and tells whether it is a regular file (otherwise a folder)."""
+    """Check a tar's member, and tell whether it is a regular file (otherwise a folder)."""
     _check_name(file, member.name, is_link=not (member.isfile() or member.isdir()))
+    if member.issparse():
+        raise ValueError(f'{file}: refused: its member {member.name!r} is stored with holes')
     return member.isfile()
 
 
@@ -303,6 +310,15 @@ def _check_name(file: Path, name: str, is_link: bool) -> None:
         raise ValueError(f'{file}: refused: its member {name!r} is a link, not a file')
     if path.is_absolute() or '..' in path.parts:
         raise ValueError(f'{file}: refused: its member {name!r} lies outside its folder')
+
+
+def _check_size(file: Path, name: str, size: int, packed: int) -> None:
+    """Refuse a member of `size` bytes that come from `packed` bytes, as zeros of a bomb do."""
+    if size > max(_SMALL, _RATIO * packed):
+        raise ValueError(
+            f'{file}: refused: its member {name!r} has {size:,} bytes, packed in {packed:,}; '
+            f'expected at most {_RATIO} times as many'
+        )
 
 
 def _name(name: str) -> str:

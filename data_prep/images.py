@@ -3,15 +3,18 @@
 Photographs become 8-bit RGB, upright; masks stay the numbers or colours that they have.
 """
 
+import contextlib
 import io
 import logging
-from collections.abc import Iterable
+import struct
+import warnings
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 LOG = logging.getLogger('data_prep')
 ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')  # in any case
@@ -19,6 +22,8 @@ FORMATS = ('JPEG', 'PNG', 'BMP', 'TIFF', 'WEBP')  # Pillow reads many more, some
 FULL = (0, 65_535)  # of 16 bits
 # MPO: several JPEG in one file, of telephones; readers take the first.
 _KEPT = {('JPEG', 'RGB'), ('JPEG', 'L'), ('MPO', 'RGB'), ('PNG', 'RGB'), ('PNG', 'L')}
+# Pillow warns of what is refused here, see `TooLarge`.
+warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
 _PNG = b'\x89PNG\r\n\x1a\n'
 _ORIENTATION = 0x0112  # of EXIF
 _TURNS = {  # its value -> the array turned upright
@@ -56,6 +61,56 @@ class Photograph(NamedTuple):
 def is_image(file: Path) -> bool:
     """Return whether a file's ending is one of `ENDINGS`, and it is not hidden."""
     return file.suffix.lower() in ENDINGS and not file.name.startswith('.')
+
+
+class TooLarge(ValueError):
+    """An image has more pixels than it may have, see `allowed`."""
+
+    def __init__(self, name: object):
+        """Say so of the file of this name."""
+        super().__init__(
+            f'{name}: an image of too many pixels; expected at most {Image.MAX_IMAGE_PIXELS:,} '
+            '(data_prep.folder and --mode predict take --max_pixels)'
+        )
+
+
+@contextlib.contextmanager
+def allowed(pixels: int | None) -> Iterator[None]:
+    """Let images have so many pixels meanwhile, in the whole process.
+
+    What is decoded lies in memory with 3 bytes a pixel or more, several images at a time, and a
+    file of some kilobytes may have any number of pixels. The limit is Pillow's own.
+
+    Args:
+        pixels: the most that an image may have; None: as many as before, 89,478,485 by default.
+    """
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = before if pixels is None else pixels
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def head(name: object, file: IO[bytes] | Path) -> Image.Image:
+    """Read the head of an image, which decodes nothing.
+
+    Args:
+        name: of the file, for messages.
+        file: of one of `FORMATS`.
+
+    Raises:
+        TooLarge: it has more pixels than it may have.
+        OSError, SyntaxError, ValueError: Pillow's, of what is no image.
+    """
+    try:
+        image = Image.open(file, formats=FORMATS)
+    except Image.DecompressionBombError:  # Pillow's limit of an error is twice as high
+        raise TooLarge(name) from None
+    if _is_large(image.width * image.height):
+        image.close()
+        raise TooLarge(name)
+    return image
 
 
 def decode(name: object, data: bytes, depth: tuple[int, int] = FULL) -> Photograph:
@@ -195,7 +250,10 @@ def decode_mask(name: object, data: bytes) -> np.ndarray:
         return np.asarray(image)[..., :3]
     # Palette images keep their indices here; other decoders give their colours, silently.
     if image.mode in ('1', 'L', 'P', 'I', 'I;16', 'I;16B', 'I;16L'):
-        return np.asarray(image).astype(np.int32)
+        values = np.asarray(image).astype(np.int32)
+        if values.min(initial=0) < 0:  # of 32 bits
+            raise ValueError(f'{name}: a mask with the value {values.min()}; expected 0 or more')
+        return values
     if image.mode in ('LA', 'PA'):
         return np.asarray(image)[..., 0].astype(np.int32)
     raise ValueError(
@@ -275,6 +333,8 @@ def _deep(name: object, data: bytes) -> np.ndarray | None:
     if not _may_be_deep(data):
         return None
     png = data.startswith(_PNG)
+    if _is_large(_deep_pixels(data)):
+        raise TooLarge(name)
     # Pillow cuts 48-bit PNG to 24 bits and opens no 48-bit TIFF.
     try:
         values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
@@ -298,12 +358,34 @@ def _may_be_deep(begin: bytes) -> bool:
     return begin[:4] in (b'II*\0', b'MM\0*')
 
 
+def _deep_pixels(data: bytes) -> int:
+    """Return how many pixels a PNG or a TIFF has by its header; 0 where that is damaged."""
+    try:
+        if data.startswith(_PNG):
+            width, height = struct.unpack('>II', data[16:24])
+            return width * height
+        entries = TiffImagePlugin.ImageFileDirectory_v2(data[:8])
+        file = io.BytesIO(data)
+        file.seek(entries.next)
+        entries.load(file)
+        return int(entries[TiffImagePlugin.IMAGEWIDTH]) * int(entries[TiffImagePlugin.IMAGELENGTH])
+    except (struct.error, SyntaxError, OSError, KeyError, TypeError, ValueError):
+        return 0
+
+
+def _is_large(pixels: int) -> bool:
+    """Return whether an image has more pixels than it may have, see `allowed`."""
+    return Image.MAX_IMAGE_PIXELS is not None and pixels > Image.MAX_IMAGE_PIXELS
+
+
 def _open(name: object, data: bytes) -> Image.Image:
     """Decode an image to its last pixel."""
     broken = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = head(name, io.BytesIO(data))
         image.load()
+    except TooLarge:
+        raise
     except broken as error:  # PIL's, on broken files
         why = f'expected {", ".join(FORMATS)}' if 'cannot identify' in str(error) else error
         why = why if data else 'it is empty'

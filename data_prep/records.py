@@ -46,6 +46,17 @@ class FromFiles(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         super().__init__(**kwargs)
 
 
+class _Info(tfds.core.DatasetInfo):
+    """A description that TFDS does not look for elsewhere.
+
+    Its own asks Google's storage for every dataset that is not on this disk, and makes a folder
+    for the answer that nobody removes.
+    """
+
+    def initialize_from_bucket(self) -> None:
+        """Leave the description as it is."""
+
+
 def dataset_info(
     builder: tfds.core.DatasetBuilder,
     class_names: tuple[str, ...],
@@ -69,7 +80,7 @@ def dataset_info(
         'image': tfds.features.Image(shape=(None, None, 3)),
         'label': tfds.features.Image(shape=(None, None, 1), encoding_format='png'),
     }
-    return tfds.core.DatasetInfo(
+    return _Info(
         builder=builder,
         features=tfds.features.FeaturesDict(features),
         metadata=tfds.core.MetadataDict(
@@ -163,17 +174,29 @@ def prepare(builder: tfds.core.DatasetBuilder) -> None:
     twice, and never in memory.
 
     Raises:
-        OSError: they cannot be written.
+        OSError: they cannot be written; names the folder.
+        ValueError: their folder is there, and is not finished.
     """
+    if is_unfinished(builder):
+        raise ValueError(
+            f'{builder.data_dir} has no dataset_info.json, which is written last: it is no whole '
+            'dataset; remove it and prepare again'
+        )
     if not sys.stderr.isatty():  # in a file its lines would run into those of the program
         tfds.disable_progress_bar()
     try:
         with mock.patch.object(shuffle, 'Shuffler', _Spool):
-            builder.download_and_prepare(file_format='array_record')
-    except OSError:
+            builder.download_and_prepare(
+                file_format='array_record',
+                download_config=tfds.download.DownloadConfig(try_download_gcs=False),
+            )
+    except OSError as error:
         # Another process may have finished the same records first; then they are as good as ours.
-        if not is_prepared(builder):
-            raise
+        if is_prepared(builder):
+            return
+        if error.errno and not error.filename:  # a full disk names no file
+            raise OSError(f'{builder.data_dir}: {error.strerror}') from error
+        raise
     except RuntimeError as error:  # ArrayRecord's, as of a full disk
         raise OSError(f'{builder.data_dir}: {str(error).splitlines()[0]}') from error
 
@@ -224,6 +247,12 @@ def leftovers(builder: tfds.core.DatasetBuilder) -> list[Path]:
 def is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
     """Tell whether the builder's records lie in its folder."""
     return (Path(builder.data_dir) / 'dataset_info.json').exists()
+
+
+def is_unfinished(builder: tfds.core.DatasetBuilder) -> bool:
+    """Tell whether the builder's folder is there without what is written last."""
+    there = Path(builder.data_dir).exists()  # asked first: another process's gets its name whole
+    return there and not is_prepared(builder)
 
 
 def report(builder: tfds.core.DatasetBuilder) -> str:

@@ -265,6 +265,7 @@ HOST = {
     'data.resampling': 'pil',
     'data.threads': 1,
     'data.prefetch': 1,
+    'data.unreadable': 1,
     'data.streams.*.dataset': 'shapes/64',
     'data.streams.*.split': 'val',
     'data.streams.*.reads': None,  # the method's

@@ -100,14 +100,16 @@ def test_what_is_broken_is_named_at_the_end_and_the_others_are_written(run, phot
     (photos / 'cut.jpg').write_bytes((photos / 'turned.jpg').read_bytes()[:500])
     put(photos / 'empty.png', b'')
     put(photos / 'text.jpeg', 'no image')
+    put(photos / 'large.webp', image(6, 50, 60))
     put(photos / 'film.mp4', 'no video')
     out = tmp_path / 'out'
     given = [str(photos), str(photos / 'film.mp4')]
-    with pytest.raises(ValueError, match='4 of 11 could not be predicted, the others are') as said:
-        predict(None, run, given, out)
+    with pytest.raises(ValueError, match='5 of 12 could not be predicted, the others are') as said:
+        predict(None, run, given, out, asked=Asked(max_pixels=2999))
     lines = str(said.value).splitlines()
-    assert len(lines) == 5 and 'cut.jpg is no readable image' in lines[1]
-    assert 'film.mp4 is no readable video' in lines[4]
+    assert len(lines) == 6 and 'cut.jpg is no readable image' in lines[1]
+    assert 'large.webp: an image of too many pixels; expected at most 2,999 (' in lines[3]
+    assert 'film.mp4 is no readable video' in lines[5]
     assert len(list(out.glob('*.png'))) == 7 and not list(out.glob('film*'))
 
 
@@ -350,6 +352,7 @@ def test_the_command_takes_paths_as_a_shell_gives_them(run, photos, tmp_path):
             '--source=x --target=y --for_labelling --threshold=2',
             '--threshold: got 2.0, expected a number from 0 to 1',
         ),
+        ('--source=x --target=y --max_pixels=0', '--max_pixels: got 0, expected a number from 1'),
         ('--source=x --target=y --config.seed=7', '--source=x: there is no such file'),
     ],
 )

@@ -297,9 +297,9 @@ def test_a_burn_in_reads_and_counts_the_labelled_images_alone(tmp_path, data_dir
     asked, update, open_ = [], progress.Progress.update, streams.train_batches
     traced = collections.Counter()
 
-    def opened(data, seed, step, *processes, names):
+    def opened(data, seed, step, *processes, names, **given):
         asked.append((step, sorted(names)))
-        return open_(data, seed, step, *processes, names=names)
+        return open_(data, seed, step, *processes, names=names, **given)
 
     def counted(clock, step, images_per_step):
         asked.append((step, images_per_step))

@@ -116,6 +116,11 @@ KEYS = {
     ),
     'data.threads': Key(4, 'that read and crop', range=(1, 256)),
     'data.prefetch': Key(4, 'batches read ahead', range=(1, 256)),
+    'data.unreadable': Key(
+        0, 'records of the streams that may be damaged: all are read before the first step, and '
+        'the next image of its stream takes the place of one that cannot be; 0: the first one '
+        'ends the run', range=(0, _MANY),
+    ),
     'optimizer.learning_rate': Key(0.0064, 'at step 0', range=(0, 1e3)),
     'optimizer.warmup_steps': Key(0, 'linear, from 1/warmup_steps at step 0', range=(0, _MANY)),
     'optimizer.power': Key(0.9, 'poly: (1 - t/T)^power', range=(0, 1e3)),

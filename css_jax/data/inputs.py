@@ -5,8 +5,6 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from PIL import Image
-
 from data_prep import images
 from data_prep.folder import paths
 
@@ -65,10 +63,12 @@ def image_size(path: pathlib.Path) -> tuple[int, int]:
         ValueError: it is no readable image; names it.
     """
     try:
-        with Image.open(path, formats=images.FORMATS) as image:
+        with images.head(path, path) as image:
             turned = image.getexif().get(_ORIENTATION, 1) in _TURNED
             return (image.width, image.height) if turned else (image.height, image.width)
-    except (SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except images.TooLarge:
+        raise
+    except (SyntaxError, ValueError) as error:
         raise ValueError(f'{path} is no readable image: {error}') from error
     except OSError as error:
         if error.errno:  # of the file system

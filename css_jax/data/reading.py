@@ -1,6 +1,7 @@
 """Records of a dataset, decoded; one that is damaged is named."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -42,6 +43,33 @@ def read(source: Source, index: int, label: bool = True) -> dict[str, np.ndarray
             source, index, f'label value {wrong[0]}, expected a class, 0 to {last}, or {VOID}: void'
         )
     return {'image': image, 'label': mask}
+
+
+def unreadable(
+    source: Source, indices: Sequence[int], label: bool = True, threads: int = 1
+) -> dict[int, str]:
+    """Decode records once, to find those that cannot be.
+
+    Args:
+        source: the images.
+        indices: of the images.
+        label: whether their masks are decoded too.
+        threads: that read.
+
+    Returns:
+        Index -> what `read` says of it, in the order of `indices`; of those that cannot be read.
+    """
+
+    def reason(index: int) -> str:
+        try:
+            read(source, index, label)
+        except ValueError as error:
+            return str(error)
+        return ''
+
+    with ThreadPoolExecutor(threads) as pool:
+        found = zip(indices, pool.map(reason, indices), strict=True)
+        return {index: why for index, why in found if why}
 
 
 def damaged(source: Source, index: int, what: str) -> ValueError:

@@ -231,6 +231,9 @@ def _open(dataset: str, data_dir: str) -> tfds.core.DatasetBuilder:
     """Return the builder of a dataset, prepared."""
     module, config = _find(dataset, data_dir)
     builder = _builder(module, config, data_dir)
+    if records.is_unfinished(builder):
+        again = _how_to_repair(dataset, data_dir, builder.data_dir)
+        raise ValueError(f'dataset {dataset!r}: there is no dataset_info.json; {again}')
     if not records.is_prepared(builder):
         if module.NEEDED_FROM_USER:
             raise FileNotFoundError(_how_to_prepare(dataset, config, data_dir, builder.data_dir))

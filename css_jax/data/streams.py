@@ -2,11 +2,13 @@
 
 Which images a stream holds is decided in `splits`; which come when, and how they are cropped,
 depends on (seed, stream's name, place in the stream) alone. Batches are therefore the same for any
-number of threads and processes, and a run resumes from its step without stored iterator state.
+number of threads and processes, and a run resumes from its step without stored iterator state. So
+it is with what takes the place of a damaged record: which ones are damaged is a matter of the disk.
 """
 
 import functools
 import hashlib
+import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 
 import grain
@@ -18,6 +20,7 @@ from css_jax.data import geometry, reading, sources, splits
 from css_jax.data.sources import Source
 from css_jax.data.splits import check
 
+LOG = logging.getLogger('css_jax')
 _STEPS = 2**31  # batches in a stream: more than any run takes, as many in all for zipping
 RESIZE_LAWS = ('factor', 'long_side')
 # `config.pad` -> the border of `geometry.crop_at`, and the level of a mean in [0, 1].
@@ -37,6 +40,7 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
     names: Collection[str] = (),
+    damaged: Mapping[str, Collection[int]] | None = None,
 ) -> Iterator[dict[str, dict[str, np.ndarray]]]:
     """Return an endless iterator of training batches.
 
@@ -47,6 +51,7 @@ def train_batches(
         process_index: which process asks; process p gets the p-th contiguous block of each batch.
         process_count: how many processes share a batch.
         names: streams that are read, with the batches they have in any company; (): all.
+        damaged: records that others take the place of, as `unreadable` gives them; None: looks.
 
     Returns:
         Iterator of stream name -> {'image': uint8 [B/P, H, W, 3], RGB, and what the stream reads:
@@ -68,11 +73,12 @@ def train_batches(
         check(divides, f'data.streams.{name}.batch_size', config.batch_size, wanted)
 
     loaded = splits.load(data)
+    damaged = unreadable(data) if damaged is None else damaged
     batches = {}
     for name, config in data.streams.items():
         if names and name not in names:
             continue
-        examples = _examples(name, data, loaded, seed)
+        examples = _examples(name, data, loaded, seed, damaged.get(name, ()))
         # Batch first, then deal the blocks out: dealing out single images first would give every
         # process count another order, and with it other keys per image and other mixing partners.
         blocks = examples.batch(config.batch_size // process_count)
@@ -81,6 +87,38 @@ def train_batches(
     steps = steps.map(lambda parts: dict(zip(batches, parts, strict=True)))
     options = grain.ReadOptions(num_threads=data.threads, prefetch_buffer_size=data.prefetch)
     return iter(steps.to_iter_dataset(options))
+
+
+def unreadable(data: ConfigDict) -> dict[str, tuple[int, ...]]:
+    """Find the records of the streams that cannot be read, and name each in the log.
+
+    Args:
+        data: `config.data`; where `unreadable` is 0 nothing is looked at.
+
+    Returns:
+        Stream -> indices of records of its source.
+
+    Raises:
+        ValueError: there are more than `unreadable` lets there be, or a stream has no other.
+    """
+    if not data.unreadable:
+        return {}
+    loaded, found, reasons = splits.load(data), {}, {}
+    for name, source in loaded.items():
+        indices, label = _indices(name, data, loaded), data.streams[name].reads[:4] == 'mask'
+        LOG.info('data.unreadable: reading the %d images of stream %s once', len(indices), name)
+        wrong = reading.unreadable(source, indices, label, max(1, data.threads))
+        for index, reason in wrong.items():
+            reasons.setdefault((source.dataset, source.ids[index]), reason)
+        any_left = len(wrong) < len(indices)
+        check(any_left, f'data.streams.{name}', 'no image that can be read', 'at least one')
+        found[name] = tuple(wrong)
+    first = next(iter(reasons.values()), '')
+    wanted = f'{len(reasons)} or more, as many records cannot be read; the first: {first}'
+    check(len(reasons) <= data.unreadable, 'data.unreadable', data.unreadable, wanted)
+    for reason in reasons.values():
+        LOG.warning('warning: %s; another image takes its place', reason)
+    return found
 
 
 def batch_shapes(
@@ -106,12 +144,14 @@ def batch_shapes(
 
 
 def _examples(
-    name: str, data: ConfigDict, loaded: Mapping[str, Source], seed: int
+    name: str,
+    data: ConfigDict,
+    loaded: Mapping[str, Source],
+    seed: int,
+    damaged: Collection[int],
 ) -> grain.MapDataset:
     """Return one stream's endless sequence of cropped examples."""
     config, source = data.streams[name], loaded[name]
-    row = {image_id: index for index, image_id in enumerate(source.ids)}
-    indices = [row[image_id] for image_id in splits.subset(name, data.streams, loaded)]
     border, level = _PADS[config.pad]
     fill = tuple(map(level, data.mean))
 
@@ -132,16 +172,23 @@ def _examples(
         )
 
     stream_seed = _stream_seed(seed, name)
-    record = _shuffled(indices, stream_seed)
+    record = _shuffled(_indices(name, data, loaded), stream_seed, damaged)
     dataset = grain.MapDataset.range(_STEPS * config.batch_size).seed(stream_seed)
     return dataset.map(lambda place: _decode(source, record(place), config.reads)).random_map(crop)
 
 
-def _shuffled(indices: list[int], seed: int) -> Callable[[int], int]:
+def _indices(name: str, data: ConfigDict, loaded: Mapping[str, Source]) -> list[int]:
+    """Return the indices of a stream's images in its source, ascending."""
+    row = {image_id: index for index, image_id in enumerate(loaded[name].ids)}
+    return [row[image_id] for image_id in splits.subset(name, data.streams, loaded)]
+
+
+def _shuffled(indices: list[int], seed: int, damaged: Collection[int] = ()) -> Callable[[int], int]:
     """Return the function from a place in an endless stream to the index of the record there.
 
     Every pass over the indices has a permutation of its own. (grain's `shuffle` would compute one
-    index at a time, which for 16 images costs several times the decoding.)
+    index at a time, which for 16 images costs several times the decoding.) In the place of a
+    damaged record is the next one of its pass that is not, or the first; no other changes places.
     """
 
     @functools.lru_cache(maxsize=4)  # passes that the threads may be in at once
@@ -150,7 +197,9 @@ def _shuffled(indices: list[int], seed: int) -> Callable[[int], int]:
 
     def record(place: int) -> int:
         number, rest = divmod(place, len(indices))
-        return int(permutation(number)[rest])
+        order = permutation(number)
+        places = ((rest + more) % len(order) for more in range(len(order)))
+        return next(int(order[i]) for i in places if order[i] not in damaged)
 
     return record
 

@@ -32,6 +32,7 @@ from data_prep import images
 
 LOG = logging.getLogger('css_jax')
 _THREADS = 4  # that read and write images
+_MOST_PIXELS = 1 << 30  # that OpenCV decodes
 _FPS = 25.0  # of a video that does not tell
 _ERRORS = (OSError, ValueError, cv2.error)
 
@@ -42,6 +43,7 @@ class Asked(NamedTuple):
     Attributes:
         evaluation: of a method with several, whose classes; None: the first one's.
         max_side: see `css_jax.predict.load`.
+        max_pixels: most that an image may have, see `data_prep.images.allowed`.
         confidence: whether confidence, and similarity where there is one, are written.
         for_labelling: whether files for a labelling tool are.
         threshold: least confidence of what they label.
@@ -49,6 +51,7 @@ class Asked(NamedTuple):
 
     evaluation: str | None = None
     max_side: int | None = None
+    max_pixels: int | None = None
     confidence: bool = False
     for_labelling: bool = False
     threshold: float = 0.9
@@ -84,6 +87,10 @@ def predict(
     """
     if not 0 <= asked.threshold <= 1:
         raise ValueError(f'--threshold: got {asked.threshold}, expected a number from 0 to 1')
+    if asked.max_pixels is not None and not 0 < asked.max_pixels <= _MOST_PIXELS:
+        raise ValueError(
+            f'--max_pixels: got {asked.max_pixels}, expected a number from 1 to {_MOST_PIXELS}'
+        )
     target, every = pathlib.Path(target), inputs.find(given)
     _check_target(target, given)
     videos = [one for one in every if one.is_video]
@@ -114,7 +121,8 @@ def predict(
     folder.claim(every, about)
     LOG.info('step %d of %s: %s', predictor.step, workdir, predictor.protocol)
 
-    broken = _images(predictor, folder, [one for one in every if not one.is_video])
+    with images.allowed(asked.max_pixels):
+        broken = _images(predictor, folder, [one for one in every if not one.is_video])
     for video in videos:
         try:
             _video(predictor, folder, video)

@@ -30,8 +30,10 @@ TRACES = (
 )
 # Keys that may differ between the processes of a run, and between one time and another.
 HOST = ('data.dir', 'data.threads', 'data.prefetch')
-# Keys that may differ where a run resumes: none changes what is trained, or how it is scored.
+# Keys that may differ where a run resumes: none changes what is trained, or how it is scored, but
+# for records that could not be trained on before.
 FREE = (
+    'data.unreadable',
     'parallel',
     'profile',
     'wandb',

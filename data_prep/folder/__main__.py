@@ -10,7 +10,7 @@ from pathlib import Path
 
 from absl import logging
 
-from data_prep import command, records
+from data_prep import command, images, records
 from data_prep.folder import builder, classes, layouts, picture, reading
 
 _SAMPLES = 'samples.png'
@@ -28,7 +28,7 @@ def main() -> None:
     """Read the command line, look at all files, report, and write the records."""
     args = _arguments()
     logging.set_verbosity(logging.ERROR)
-    with command.stops_in_words():
+    with command.stops_in_words(), images.allowed(args.max_pixels):
         _check_name(args.name)
         settings = reading.Settings(
             ignore=tuple(args.ignore),
@@ -72,6 +72,8 @@ def _arguments() -> argparse.Namespace:
     add('--seed', type=_whole(0), default=0, metavar='N', help='of that draw (0)')
     add('--max_side', type=_whole(0), default=0, metavar='N',
         help='make images smaller whose longer side has more pixels')  # fmt: skip
+    add('--max_pixels', type=_whole(1, 1 << 30), metavar='N',
+        help='that an image may have, as large ones fill the memory (89,478,485)')  # fmt: skip
     add('--skip_bad', type=_whole(0), default=0, metavar='N',
         help='leave out up to N files, or rows of labels.csv, that cannot be used')  # fmt: skip
     add('--dry_run', action='store_true', help='report, and write nothing')

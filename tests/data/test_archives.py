@@ -1,6 +1,8 @@
 import functools
 import http.server
 import re
+import struct
+import tarfile
 import threading
 
 import pytest
@@ -136,6 +138,33 @@ def test_members_zipfile_cannot_read_are_named(offset, value, why, tmp_path):
     with pytest.raises(ValueError, match=rf"x\.zip: its member 'set/a\.txt' cannot .*{why}"):
         found['set/a.txt']()
     assert found['set/deep/b.bin']() == MEMBERS['set/deep/b.bin']
+
+
+@pytest.mark.parametrize('name', ['x.tgz', 'x.zip'])
+def test_bombs_are_refused(name, tmp_path):
+    file = write(tmp_path, name, {**MEMBERS, 'set/zeros': bytes(3 << 20)})
+    with pytest.raises(ValueError, match="refused: its member 'set/zeros' has 3,145,728 bytes, p"):
+        read_all(file)
+
+
+def test_a_member_is_never_more_than_its_header_says(tmp_path):
+    file = write(tmp_path, 'x.zip', MEMBERS)
+    data = bytearray(file.read_bytes())
+    for place in (data.index(b'PK\1\2') + 24, data.index(b'PK\3\4') + 22):  # its size
+        data[place : place + 4] = struct.pack('<I', 2)
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match=r'x\.zip is damaged'):
+        archives.members(file)['set/a.txt']()
+
+
+@pytest.mark.parametrize('name', ['x.tar', 'x.tgz'])
+def test_a_member_with_holes_is_refused(name, tmp_path):
+    holes = tarfile.TarInfo('set/holes')
+    holes.pax_headers = {'GNU.sparse.map': '0,0', 'GNU.sparse.size': '5000'}
+    with tarfile.open(tmp_path / name, 'w:gz' if name == 'x.tgz' else 'w') as archive:
+        archive.addfile(holes)
+    with pytest.raises(ValueError, match="refused: its member 'set/holes' is stored with holes"):
+        read_all(tmp_path / name)
 
 
 @pytest.mark.parametrize('name', WRITERS)

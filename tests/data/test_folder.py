@@ -221,6 +221,7 @@ def test_what_is_wrong_ends_in_words_and_leaves_nothing(name, tmp_path, monkeypa
 @pytest.mark.parametrize(('option', 'code'), [
     ('--val_share=0', 2), ('--val_share=nan', 2), ('--ignore=70000', 2), ('--skip_bad=-1', 2),
     ('--name=../x', 1), ('--name=css_mix', 1), ('--name=', 1), (f'--name={"a" * 101}', 1),
+    ('--max_pixels=0', 2), ('--max_pixels=767', 1),
     ('--classes=bird', 1), ('--classes=class 0,class 0', 1), ('--classes=rest=void', 1),
 ])  # fmt: skip
 def test_options_that_make_no_sense(option, code, tmp_path, monkeypatch, capsys):

@@ -113,6 +113,12 @@ def test_a_split_without_masks_is_not_evaluated(prepared):
         evaluator.evaluators(config)
 
 
+def test_a_dataset_of_one_class_is_not_trained_on(tmp_path):
+    data_dir = folders.prepare(tmp_path, 'one', 1, train=2, val=1)
+    with pytest.raises(ValueError, match=r'num_classes: got 1 .*, expected at least 2'):
+        configs.finalise(config_of(data_dir, 'folder/one'))
+
+
 def test_two_datasets_of_folder_have_nothing_in_common(data):
     data.streams.unlabelled.update(dataset='folder/cells', split='train', exclude='labelled')
     with pytest.raises(ValueError, match=r'exclude: got .* a stream of the same dataset'):

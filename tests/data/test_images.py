@@ -1,6 +1,8 @@
 """Photographs and masks of every kind of file, as the builders read them."""
 
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -16,7 +18,10 @@ DEEP = RNG.integers(0, 4096, (24, 32, 3)).astype(np.uint16)  # of a camera of 12
 IDS = RNG.integers(0, 2, (24, 32)).astype(np.uint8)
 IMAGE = Image.fromarray(PIXELS)
 GOLDEN = Path(__file__).parents[1] / 'fixtures' / 'usss_ops.npz'
-pytestmark = pytest.mark.filterwarnings('ignore::UserWarning')  # Pillow's, of damaged files
+pytestmark = [  # Pillow's, of damaged files and of large ones
+    pytest.mark.filterwarnings('ignore::UserWarning'),
+    pytest.mark.filterwarnings('ignore::PIL.Image.DecompressionBombWarning'),
+]
 
 
 def encode(image, kind, **options):
@@ -135,6 +140,36 @@ def test_what_is_no_image_is_named(data, reason):
     assert '\n' not in str(error.value)
 
 
+def of_size(width, height, depth):
+    """The beginning of a PNG: what its header says alone makes it a bomb."""
+    head = b'IHDR' + struct.pack('>IIBBBBB', width, height, depth, 0, 0, 0, 0)
+    data = b'IDAT' + zlib.compress(bytes(100))
+    parts = (struct.pack('>I', len(p) - 4) + p + struct.pack('>I', zlib.crc32(p))
+             for p in (head, data))  # fmt: skip
+    return images._PNG + b''.join(parts)
+
+
+@pytest.mark.parametrize('depth', [8, 16])
+@pytest.mark.parametrize('size', [(30_000, 4_000), (60_000, 60_000)])
+def test_what_is_too_large_is_refused_by_its_header(size, depth):
+    for decode in (images.decode, images.decode_mask):
+        with pytest.raises(ValueError, match=r'^a: an image of too many pixels; expected .* 89,'):
+            decode('a', of_size(*size, depth))
+
+
+def test_more_pixels_can_be_allowed():
+    kinds = [encode(IMAGE, kind) for kind in images.FORMATS]
+    deep = [cv2.imencode(ending, DEEP)[1].tobytes() for ending in ('.png', '.tif')]
+    before = Image.MAX_IMAGE_PIXELS
+    for data in (*kinds, *deep):
+        with images.allowed(767):
+            with pytest.raises(images.TooLarge, match=r'expected at most 767 .*take --max_pixels'):
+                images.decode('a', data)
+            with images.allowed(768):
+                assert images.decode('a', data).size == (24, 32)
+    assert before == Image.MAX_IMAGE_PIXELS
+
+
 def test_damaged_files_give_no_other_error():
     rng = np.random.default_rng(1)
     kinds = [encode(IMAGE, kind, exif=turned(6)) for kind in ('JPEG', 'PNG', 'TIFF', 'WEBP')]
@@ -187,11 +222,15 @@ def test_masks_of_colours_keep_them():
         (encode(IMAGE, 'JPEG'), 'a mask in JPEG, which blurs class ids; expected PNG, BMP or TIFF'),
         (encode(IMAGE, 'WEBP'), 'a mask in WEBP'),
         (FLOATS, 'a mask of mode F; expected class ids'),
+        (
+            encode(Image.fromarray(IDS.astype(np.int32) - 65_535), 'TIFF'),
+            'a mask with the value -65535; expected 0 or more',
+        ),
         (encode(IMAGE.convert('CMYK'), 'TIFF'), 'a mask of mode CMYK'),
         (PNG[:-300], 'no readable image'),
         (TGA, 'no readable image'),
     ],
-    ids=range(6),
+    ids=range(7),
 )
 def test_what_is_no_mask_is_named(data, reason):
     with pytest.raises(ValueError, match=f'^m.png.*{reason}'):

@@ -2,13 +2,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import tracemalloc
 
 import cv2
 import numpy as np
 import pytest
 from tensorflow_datasets.core import shuffle
-from tensorflow_datasets.core.utils import shard_utils
+from tensorflow_datasets.core.utils import gcs_utils, shard_utils
 
 from css_jax.data import geometry, sources
 from data_prep import command, records
@@ -146,6 +147,120 @@ def test_a_command_names_what_an_earlier_one_left(camvid_command, tmp_path, caps
     assert 'ABC123_0.9.0' not in err
     assert (folder / 'incomplete.ABC123_1.0.0').is_dir()  # it might be another process's
     assert 'train: 3 images' in out
+
+
+def test_of_two_commands_at_once_one_writes_and_both_report(
+    camvid_command, camvid_source, prepare_camvid, tmp_path, capsys
+):
+    others = [prepare_camvid]  # begins once the first has read an image, and ends before it
+    camvid_command(lambda: others and others.pop()(camvid_source))
+    assert 'train: 3 images' in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / 'prepared/camvid/full').iterdir()] == ['1.0.0']
+    assert len(sources.load('camvid', 'train', str(tmp_path / 'prepared')).records) == 3
+
+
+def test_a_folder_that_is_no_whole_dataset_is_named_and_left(camvid_command, tmp_path):
+    folder = tmp_path / 'prepared/camvid/full/1.0.0'
+    folder.mkdir(parents=True)
+    (folder / 'mine.txt').write_text('mine')
+    with pytest.raises(SystemExit) as stopped:
+        camvid_command(lambda: None)
+    assert stopped.value.code.startswith(f'error: {folder} has no dataset_info.json')
+    assert [path.name for path in folder.iterdir()] == ['mine.txt']
+    with pytest.raises(ValueError, match=r'no dataset_info\.json; .* damaged: remove .* and run'):
+        sources.load('camvid', 'train', str(tmp_path / 'prepared'))
+
+
+# Prepares all and is killed before the finished folder gets its name.
+KILLED = """
+import os, signal, sys
+from data_prep import command
+from data_prep.camvid import builder
+from tensorflow_datasets.core import dataset_info
+write = dataset_info.DatasetInfo.write_to_directory
+def killed(self, *args):
+    write(self, *args)
+    os.kill(os.getpid(), signal.SIGKILL)
+dataset_info.DatasetInfo.write_to_directory = killed
+builder.Builder.SPLITS = {'train': 3, 'val': 2, 'test': 1}
+command.run('camvid', 'Prepares.', builder, check=builder.check_source)
+"""
+
+
+def test_a_killed_command_leaves_nothing_that_looks_finished_and_the_next_completes(
+    camvid_command, camvid_source, tmp_path, capsys
+):
+    arguments = ['--source', str(camvid_source), '--data_dir', str(tmp_path / 'prepared')]
+    done = subprocess.run([sys.executable, '-c', KILLED, *arguments], check=False)
+    assert done.returncode == -signal.SIGKILL
+    (left,) = (tmp_path / 'prepared/camvid/full').iterdir()
+    assert (left / 'dataset_info.json').exists()
+    with pytest.raises(FileNotFoundError, match='not prepared'):
+        sources.load('camvid', 'train', str(tmp_path / 'prepared'))
+    camvid_command(lambda: None)
+    out, err = capsys.readouterr()
+    assert f'{left} is unfinished' in err and 'train: 3 images' in out
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A function that makes `tmp_path`/disk a disk of its own with these options, or changes it."""
+    place, mounted = tmp_path / 'disk', []
+    place.mkdir()
+
+    def options(text):
+        more = ['-o', f'remount,{text}'] if mounted else ['-t', 'tmpfs', '-o', text, 'tmpfs']
+        done = subprocess.run(['mount', *more, str(place)], capture_output=True, check=False)
+        if done.returncode:
+            pytest.skip('mount is not allowed here: a small disk cannot be had')
+        mounted.append(text)
+        return place
+
+    yield options
+    if mounted:
+        subprocess.run(['umount', '--lazy', str(place)], check=True)
+
+
+@pytest.mark.parametrize('size', ['400k', '1200k'])  # of 800 KB, which lie there twice meanwhile
+def test_a_full_disk_is_named_and_with_room_it_is_completed(size, disk, monkeypatch):
+    label = np.zeros((4, 4), np.uint8)
+    pixels = [np.random.default_rng(index).bytes(100_000) for index in range(8)]
+    place = disk(f'size={size}')
+
+    def prepare():
+        items = ((f'image{index}', each, label) for index, each in enumerate(pixels))
+        monkeypatch.setattr(Shapes, '_draw', lambda *_: items)
+        records.prepare(Shapes(data_dir=place, splits={'val': 8}))
+
+    with pytest.raises(OSError, match=f'^{place}/shapes/64/1.0.0: ') as full:
+        prepare()
+    assert '\n' not in str(full.value)
+    assert not (place / 'shapes/64/1.0.0').exists()
+    del full
+    disk('size=4m')
+    prepare()
+    assert [r['image'] for r in sources.load('shapes', 'val', str(place)).records] == pixels
+
+
+def test_a_folder_that_can_only_be_read_is_read_and_named_where_it_should_be_written(disk):
+    place = disk('size=4m')
+    records.prepare(Shapes(data_dir=place, splits={'val': 1}))
+    disk('ro')
+    assert len(sources.load('shapes/64', 'val', str(place)).records) == 1
+    with pytest.raises(OSError, match=f'Read-only file system: .*{place}/shapes/'):
+        sources.load('shapes/128', 'val', str(place))
+
+
+def test_tfds_is_asked_for_nothing_and_leaves_nothing(
+    camvid_source, prepare_camvid, tmp_path, monkeypatch
+):
+    (tmp_path / 'temporary').mkdir()
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path / 'temporary'))
+    monkeypatch.setattr(gcs_utils, 'gcs_path', lambda *_: pytest.fail('asks in the network'))
+    for module in sources.DATASETS.values():
+        module.Builder(data_dir=tmp_path)
+    prepare_camvid(camvid_source)
+    assert not list((tmp_path / 'temporary').iterdir())
 
 
 def test_splits_of_any_size_are_written_in_order_and_not_held_in_memory(tmp_path, monkeypatch):

@@ -1,4 +1,6 @@
+import dataclasses
 import itertools
+import logging
 import subprocess
 import sys
 
@@ -6,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from css_jax.data import geometry, sources, splits, streams
+from css_jax.data import geometry, reading, sources, splits, streams
 
 WEAK = {'long_side': (30, 90), 'flip_prob': 0.5, 'pad': 'constant_floor'}
 
@@ -175,6 +177,62 @@ def test_batches_do_not_depend_on_threads(data, changes):
     expected = take(streams.train_batches(data, seed=0), 6)
     for data.threads, data.prefetch in ((0, 1), (1, 1), (7, 9)):
         assert_same(take(streams.train_batches(data, seed=0), 6), expected)
+
+
+@pytest.fixture
+def damaged(data, monkeypatch):
+    """Two of the 8 labelled images whose records are damaged; one of them has an image alone."""
+    load = sources.load
+    first, second = (load('shapes', 'train', data.dir).ids.index(image_id)
+                     for image_id in splits.subsets(data)['labelled'][2:4])  # fmt: skip
+
+    def spoilt(*args):
+        source = load(*args)
+        records = list(source.records)
+        records[first] = {**records[first], 'image': b'x'}
+        records[second] = {**records[second], 'label': b'x'}
+        return dataclasses.replace(source, records=records)
+
+    monkeypatch.setattr(sources, 'load', spoilt)
+    return [f"shapes/64:train, image 'train_{index:05d}': its" for index in (first, second)]
+
+
+def test_a_damaged_record_ends_a_stream_with_its_name(data, damaged):
+    with pytest.raises(ValueError, match=f'^{damaged[0]}|^{damaged[1]}'):
+        take(streams.train_batches(data, seed=0), 2)
+
+
+def test_damaged_records_are_left_out_named_and_counted(data, damaged, caplog, monkeypatch):
+    caplog.set_level(logging.INFO, 'css_jax')
+    data.unreadable = 1
+    with pytest.raises(ValueError, match=rf'unreadable: got 1, expected 2 or more.*{damaged[0]}'):
+        streams.train_batches(data, seed=0)
+    assert 'another image' not in caplog.text
+    data.unreadable = 2
+    found = take(streams.train_batches(data, seed=0), 4)  # two passes of the labelled images
+    said = [text for text in caplog.messages if 'another image takes its place' in text]
+    assert [one in text for one, text in zip(damaged, said, strict=True)] == [True, True]
+
+    data.threads = 1
+    assert_same(take(streams.train_batches(data, seed=0, start_step=1), 3), found[1:])
+    halves = [next(streams.train_batches(data, 0, 3, p, 2)) for p in range(2)]
+    pixels = np.concatenate([half['labelled']['image'] for half in halves])
+    np.testing.assert_array_equal(pixels, found[3]['labelled']['image'])
+
+    monkeypatch.undo()
+    whole = take(streams.train_batches(data, seed=0), 4)
+    assert_same([{'unlabelled': batch['unlabelled']} for batch in found],
+                [{'unlabelled': batch['unlabelled']} for batch in whole])  # fmt: skip
+    for start in (0, 2):  # of each pass two images are others
+        changed = [
+            (one['labelled']['image'] != other['labelled']['image']).any((1, 2, 3)).sum()
+            for one, other in zip(found[start : start + 2], whole[start:], strict=False)
+        ]
+        assert sum(changed) == 2  # fmt: skip
+    data.streams.labelled.update(count=1, min_per_class=0)
+    monkeypatch.setattr(reading, 'unreadable', lambda source, indices, *_: dict.fromkeys(indices))
+    with pytest.raises(ValueError, match=r'labelled: got no image that can be read, expected at l'):
+        streams.unreadable(data)
 
 
 def test_seeds_streams_and_passes_differ(data):
