@@ -8,8 +8,9 @@ import fnmatch
 
 from ml_collections import ConfigDict
 
-from css_jax import methods
+from css_jax import methods, models
 from css_jax.config import table
+from css_jax.keys import at
 from css_jax.methods.method import computing
 from css_jax.methods.method import streams as streams_of
 from css_jax.models import backbones, published
@@ -22,7 +23,10 @@ def known(config: ConfigDict) -> None:
         ValueError: a key is declared nowhere; names the nearest.
     """
     every = table.keys()
+    groups = {'data.streams', *(path.rpartition('.')[0] for path in every)} - {''}
     for path in unknown(config):
+        if path in groups:
+            raise ValueError(f'{path}: got {at(config, path)!r}, expected a table of keys')
         place, _, leaf = path.rpartition('.')
         streams = place.startswith('data.streams.')
         there = [known.rpartition('.') for known in every]
@@ -76,6 +80,18 @@ def values(config: ConfigDict) -> None:
             )
     with computing(f'the check of method {config.method}'):
         method.check(config)
+
+
+def network(config: ConfigDict) -> None:
+    """Refuse a network that cannot be built: a family without its backbone, a stride there is not.
+
+    Raises:
+        ValueError: names the key, what came and what was expected.
+    """
+    try:
+        models.build(config.model, config.num_classes, {'logits': config.num_classes})
+    except ValueError as error:
+        raise ValueError(f'model.{error} (model.backbone={config.model.backbone})') from None
 
 
 def _multiples(config: ConfigDict) -> None:
