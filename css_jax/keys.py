@@ -124,6 +124,12 @@ def ascending(value: tuple[float, ...]) -> str:
     return '' if good else f'(low, high) with 0 < low <= high, at most {_LARGEST}'
 
 
+def share(value: tuple[float, ...]) -> str:
+    """Expect a range of shares; see `Key.expected`."""
+    good = not ascending(value) and value[1] <= 1
+    return '' if good else '(low, high) with 0 < low <= high <= 1'
+
+
 def factors(value: tuple[float, ...]) -> str:
     """Expect scales; see `Key.expected`."""
     good = value and min(value) > 0 and max(value) <= _LARGEST

@@ -281,8 +281,6 @@ def _fault(drawn: Case, said: str) -> str:
     unprepared = 'is not prepared' in text  # has the commands in lines of their own
     if '\n' in text and not unprepared:
         return f'!more than one line: {said}'
-    if 'cannot be computed' in text:
-        return f'!known when it is traced alone: {said}'
     if (
         unprepared
         or 'has no split' in text
@@ -292,7 +290,8 @@ def _fault(drawn: Case, said: str) -> str:
     known = [*drawn.changes, *_names(drawn.file.partition(':')[0]), 'data.streams', 'model.']
     marked = [path for path in known if '.' in path or f'{path}:' in text or repr(path) in text]
     if not any(path in text for path in marked):
-        return f'!names no key: {said}'
+        traced = 'known when it is traced alone' if 'cannot be computed' in text else 'names no key'
+        return f'!{traced}: {said}'
     return ''
 
 

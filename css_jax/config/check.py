@@ -106,6 +106,12 @@ def _multiples(config: ConfigDict) -> None:
                 f'data.streams.{name}.crop: got {crop}, expected multiples {wanted}, such as '
                 f'{near[0]},{near[1]}'
             )
+        patch = config.model.output_stride if config.model.backbone in backbones.PLAIN else 1
+        if multiple == 1 and min(crop) < patch:
+            raise ValueError(
+                f'data.streams.{name}.crop: got {crop}, expected at least {patch} pixels a side, '
+                f'a patch of {config.model.backbone}'
+            )
     if config.eval.multiple % multiple:
         raise ValueError(f'eval.multiple: got {config.eval.multiple}, expected a multiple {wanted}')
 
