@@ -20,7 +20,8 @@ def outcomes(data, tmp_path, monkeypatch):
 
     def run(seeds, trace=False):
         draw = fuzz.small if trace else fuzz.case
-        found = {seed: fuzz.outcome(draw(seed), tmp_path, data, trace) for seed in seeds}
+        with fuzz.opened_once():
+            found = {seed: fuzz.outcome(draw(seed), tmp_path, data, trace) for seed in seeds}
         flag = ' --trace' if trace else ''
         faults = [
             f'python -m tests.fuzz {seed}{flag}\n    {draw(seed)}\n    {said}'

@@ -150,7 +150,7 @@ def test_a_run_that_holds_nan_is_read_with_a_warning_and_not_started_from(tmp_pa
     caplog.clear()
     teacher = checkpoint.restore_network(tmp_path / 'run', 8, last.teacher)
     assert np.isnan(teacher.params['head_logits']['out']['bias'][0])
-    (said,) = caplog.messages
+    (said,) = (r.getMessage() for r in caplog.records if r.name == 'css_jax')
     assert (
         'checkpoints/8: 1 arrays hold numbers that are not finite, such as teacher/params' in said
     )

@@ -88,8 +88,9 @@ def network(config: ConfigDict) -> None:
     Raises:
         ValueError: names the key, what came and what was expected.
     """
+    heads = {'logits': config.num_classes}
     try:
-        models.build(config.model, config.num_classes, {'logits': config.num_classes})
+        models.build(config.model, config.num_classes, heads, axis_name=None)
     except ValueError as error:
         raise ValueError(f'model.{error} (model.backbone={config.model.backbone})') from None
 

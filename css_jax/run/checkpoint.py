@@ -311,8 +311,8 @@ def _find(workdir: pathlib.Path, which: str) -> int:
             f'no checkpoint in {workdir}: expected a folder that --mode train has written to'
         )
     steps = checksums.steps(folder)
-    if which == 'last' and steps:
-        return checksums.newest(folder, _damage)
+    if which == 'last' and (newest := checksums.newest(folder, _damage)) is not None:
+        return newest
     best, _ = Checkpoints(workdir, read_only=True).best() or (None, None)
     step = best if which == 'best' else int(which) if which.isdigit() else None
     if step not in steps:
