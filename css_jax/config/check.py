@@ -85,14 +85,22 @@ def values(config: ConfigDict) -> None:
 def network(config: ConfigDict) -> None:
     """Refuse a network that cannot be built: a family without its backbone, a stride there is not.
 
+    The heads of a method may be named by records; where these are gone, nothing is checked.
+
     Raises:
         ValueError: names the key, what came and what was expected.
     """
-    heads = {'logits': config.num_classes}
     try:
-        models.build(config.model, config.num_classes, heads, axis_name=None)
+        with computing(f'the heads of method {config.method}'):
+            outputs = methods.METHODS[config.method].outputs(config)
+    except FileNotFoundError:
+        return
+    try:
+        models.build(config.model, config.num_classes, outputs, axis_name=None)
     except ValueError as error:
-        raise ValueError(f'model.{error} (model.backbone={config.model.backbone})') from None
+        key = f'model.{str(error).split()[0]}'
+        said = f'model.{error}' if key in table.KEYS else f'model: {error}'
+        raise ValueError(f'{said} (model.backbone={config.model.backbone})') from None
 
 
 def _multiples(config: ConfigDict) -> None:
