@@ -126,9 +126,7 @@ def case(seed: int) -> Case:
     for _ in range(rng.choice((0, 1, 1, 1, 2, 3, 5))):
         path = rng.choice(names)
         if rng.random() < 0.03:
-            path = rng.choice(
-                (path + 'x', path[:-1], '', path.split('.')[0], 'data.streams.a.crop')
-            )
+            path = rng.choice((path + 'x', path[:-1], path.split('.')[0], 'data.streams.a.crop'))
         value = _value(rng, path)
         changes[path] = _text(value) if road == 'flags' else value
         if rng.random() < 0.25 and path != 'data.dir':  # where `shapes` would be prepared

@@ -78,7 +78,8 @@ def test_reading_beside_a_run_that_trains(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(checksums, 'steps', lambda at: [1, 2, 3] if at == folder else [])
     assert checkpoint.find(tmp_path, 'last') == 2
     assert checkpoint.find(tmp_path, 'best') == 1
-    assert not [r for r in caplog.records if r.name == 'css_jax'] and (folder / '3.orbax-checkpoint-tmp-7').exists()
+    assert not [r for r in caplog.records if r.name == 'css_jax']
+    assert (folder / '3.orbax-checkpoint-tmp-7').exists()
     with pytest.raises(FileNotFoundError, match=r'checkpoints/3 is gone: a run that trains keeps'):
         checkpoint.restore_network(tmp_path, 3, fake(0).teacher)
     with pytest.raises(FileNotFoundError, match=r'checkpoints/3 is gone'):
