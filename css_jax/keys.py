@@ -6,8 +6,14 @@ command line by that declaration alone.
 
 import difflib
 import math
+import unicodedata
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+SIDE = 65_535  # pixels; no JPEG has a longer side
+_LARGEST = 32  # factor of a size
 
 
 class Key(NamedTuple):
@@ -69,15 +75,17 @@ def check(name: str, key: Key, value: Any, where: str = '') -> None:
     if key.choices is not None:
         choice(name, value, key.choices, where)
     if wanted := _wanted(key, value):
-        raise ValueError(f'{name}: got {value!r}, expected {wanted}')
+        raise ValueError(f'{name}: got {_shown(value)}, expected {wanted}')
 
 
 def choice(name: str, value: Any, choices: Iterable, where: str = '') -> None:
     """Raise ValueError, with the nearest choice, unless `value` is one of `choices`."""
+    choices = list(choices)
     if value not in choices:
         near = difflib.get_close_matches(str(value), [str(one) for one in choices], n=1)
         hint = f'; did you mean {near[0]!r}?' if near else ''
-        raise ValueError(f'{name}: got {value!r}, expected one of {sorted(choices)}{where}{hint}')
+        came = _shown(value)
+        raise ValueError(f'{name}: got {came}, expected one of {sorted(choices)}{where}{hint}')
 
 
 def read(name: str, key: Key, text: str | None) -> Any:
@@ -112,13 +120,20 @@ def at(config: Any, name: str) -> Any:
 
 def ascending(value: tuple[float, ...]) -> str:
     """Expect a range; see `Key.expected`."""
-    good = len(value) == 2 and 0 < value[0] <= value[1]
-    return '' if good else '(low, high) with 0 < low <= high'
+    good = len(value) == 2 and 0 < value[0] <= value[1] <= _LARGEST
+    return '' if good else f'(low, high) with 0 < low <= high, at most {_LARGEST}'
+
+
+def share(value: tuple[float, ...]) -> str:
+    """Expect a range of shares; see `Key.expected`."""
+    good = not ascending(value) and value[1] <= 1
+    return '' if good else '(low, high) with 0 < low <= high <= 1'
 
 
 def factors(value: tuple[float, ...]) -> str:
     """Expect scales; see `Key.expected`."""
-    return '' if value and min(value) > 0 else 'one or more factors above 0'
+    good = value and min(value) > 0 and max(value) <= _LARGEST
+    return '' if good else f'one or more factors above 0, at most {_LARGEST}'
 
 
 def of_dataset(other: Any = None, **values: Any) -> Callable[..., Any]:
@@ -138,8 +153,8 @@ def of_dataset(other: Any = None, **values: Any) -> Callable[..., Any]:
 
 def size_or_none(value: tuple[int, ...]) -> str:
     """Expect a height and a width, or (0, 0); see `Key.expected`."""
-    good = tuple(value) == (0, 0) or (len(value) == 2 and min(value) >= 1)
-    return '' if good else '(height, width) or (0, 0)'
+    good = tuple(value) == (0, 0) or (len(value) == 2 and min(value) >= 1 and max(value) <= SIDE)
+    return '' if good else f'(height, width), at most {SIDE}, or (0, 0)'
 
 
 def _boolean(text: str) -> bool:
@@ -187,16 +202,34 @@ def _wanted(key: Key, value: Any) -> str:
         kinds = (int, float) if kind is float else kind
         items = value if isinstance(value, tuple | list) else (None,)
         good = all(isinstance(v, kinds) and not isinstance(v, bool) for v in items)
+        good = good and all(map(_plain, items))
         fits = key.any_length or key.expected or len(items) == len(example)
         if not good or not fits:
             return f'{_count(key)} {_ITEMS[kind]} such as {",".join(map(str, example))}'
+    if isinstance(example, bool) and not isinstance(value, bool):
+        return 'true or false'
+    if isinstance(example, str) and not (isinstance(value, str) and _plain(value)):
+        return 'a text of one line'
     if isinstance(example, int | float) and not isinstance(example, bool):
         low, high = key.range or (-math.inf, math.inf)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            return 'a number'
+        kinds, named = (int, 'whole ') if isinstance(example, int) else (int | float, '')
+        if isinstance(value, bool) or not isinstance(value, kinds):
+            return f'a {named}number'
         if not low <= value <= high:
             return f'a number from {low} to {high}'
     return key.expected(value) if key.expected else ''
+
+
+def _plain(value: Any) -> bool:
+    """Say whether a number is finite, or a text has no character that controls a terminal."""
+    if isinstance(value, str):
+        return not any(unicodedata.category(c) == 'Cc' for c in value)
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _shown(value: Any) -> str:
+    """Return a value as a message has it, in one line: a table has several."""
+    return ' '.join(repr(value).split()) if isinstance(value, ConfigDict) else repr(value)
 
 
 def _count(key: Key) -> str:

@@ -123,6 +123,16 @@ def flat(tree: Any) -> dict[str, Any]:
     return {_name(path): leaf for path, leaf in leaves}
 
 
+def not_finite(arrays: Mapping[str, Any]) -> list[str]:
+    """Return the names of the arrays that hold NaN or infinite numbers.
+
+    Args:
+        arrays: name -> array, of the host or the same on all devices.
+    """
+    floats = {k: x for k, x in arrays.items() if jnp.issubdtype(x.dtype, jnp.floating)}
+    return [name for name, x in floats.items() if not np.isfinite(np.asarray(x)).all()]
+
+
 def create(
     method: Any,
     tx: optax.GradientTransformation,

@@ -1,6 +1,7 @@
 """What is kept: the latest two and the best; a step is never saved twice; what save leaves free."""
 
 import contextlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +50,40 @@ def test_a_relative_folder_works(tmp_path, monkeypatch):
     assert checkpoint.find('run', 'last') == 1
     (tmp_path / 'run' / checkpoint.FOLDER / '1' / checksums.SUMS).unlink()  # Orbax reads it then
     assert checkpoint.find('run', 'last') == 1
+
+
+def test_a_folder_that_has_moved_works(tmp_path):
+    """Nothing in it names the place or the machine."""
+    with contextlib.closing(checkpoint.Checkpoints(tmp_path / 'there')) as checkpoints:
+        checkpoints.save(1, fake(1), {'split_hash': 'x'})
+    (tmp_path / 'there').rename(tmp_path / 'here')
+    for path in (tmp_path / 'here').rglob('*'):
+        assert path.is_dir() or str(tmp_path / 'there').encode() not in path.read_bytes(), path
+    assert checkpoint.find(tmp_path / 'here', 'last') == 1
+    with contextlib.closing(checkpoint.Checkpoints(tmp_path / 'here')) as checkpoints:
+        assert checkpoints.restore(fake(0)).teacher.params['w'][0] == 1
+        checkpoints.save(2, fake(2), {})
+        assert checkpoints.steps == [1, 2]
+
+
+def test_reading_beside_a_run_that_trains(tmp_path, monkeypatch, caplog):
+    with contextlib.closing(checkpoint.Checkpoints(tmp_path)) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, fake(step), {})
+            checkpoints.score(step, 0.3 / step)
+    folder = tmp_path / checkpoint.FOLDER
+    # The next step as it is under way: some of its files, under another name.
+    shutil.copytree(folder / '2' / 'meta', folder / '3.orbax-checkpoint-tmp-7' / 'meta')
+    # And one that is removed once it was listed.
+    monkeypatch.setattr(checksums, 'steps', lambda at: [1, 2, 3] if at == folder else [])
+    assert checkpoint.find(tmp_path, 'last') == 2
+    assert checkpoint.find(tmp_path, 'best') == 1
+    assert not [r for r in caplog.records if r.name == 'css_jax']
+    assert (folder / '3.orbax-checkpoint-tmp-7').exists()
+    with pytest.raises(FileNotFoundError, match=r'checkpoints/3 is gone: a run that trains keeps'):
+        checkpoint.restore_network(tmp_path, 3, fake(0).teacher)
+    with pytest.raises(FileNotFoundError, match=r'checkpoints/3 is gone'):
+        checkpoint.restore_arrays(tmp_path, 3, ['memory'])
 
 
 def test_the_newest_of_equals_is_the_best(tmp_path):

@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import pickle
 import shutil
 
 import jax
@@ -204,6 +205,27 @@ def test_the_checkpoints_of_an_older_version_are_read(workdir, warnings):
     halve(max((folder / '2' / 'state').rglob('*'), key=lambda path: path.stat().st_size))
     assert restore(workdir) == 1
     assert 'checkpoints/2 is damaged' in warnings()[0]
+
+
+class Trap:
+    """Runs a command where it is unpickled."""
+
+    def __reduce__(self):
+        return os.system, ('touch planted',)
+
+
+def test_planted_code_is_not_run(saved, tmp_path, monkeypatch):
+    """In every file of a checkpoint, and without checksums that tell it."""
+    monkeypatch.chdir(tmp_path)
+    files = [p for p in (saved / checkpoint.FOLDER / '2').rglob('*') if p.is_file()]
+    for file in [file for file in files if file.name != checksums.SUMS]:
+        shutil.copytree(saved, tmp_path / 'run')
+        for sums in (tmp_path / 'run').rglob(checksums.SUMS):
+            sums.unlink()
+        (tmp_path / 'run' / file.relative_to(saved)).write_bytes(pickle.dumps(Trap()))
+        assert restore(tmp_path / 'run') in (1, 2)
+        shutil.rmtree(tmp_path / 'run')
+    assert not (tmp_path / 'planted').exists()
 
 
 def test_another_shape_is_no_damage(workdir, warnings):

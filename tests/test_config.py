@@ -95,6 +95,11 @@ def test_an_unknown_argument_of_a_configuration_is_named():
         ('optimizer.power', -3.0, r'optimizer\.power: got'),
         ('eval.pad_to', (-1, 3), r'eval\.pad_to: got'),
         ('eval.dataset', 'shape', r'eval\.dataset: .*shapes'),
+        ('eval.pad_to', (10**6, 8), r'eval\.pad_to: got .*, expected .* at most 65535'),
+        ('eval.scales', (float('inf'),), r'eval\.scales: got \(inf,\), expected any number of'),
+        ('data.dir', 'a\nb', r"data\.dir: got 'a\\nb', expected a text of one line"),
+        ('model.backbone', 'vit_tiny', r"model\.family is 'deeplab'; expected 'largefov' or 'dpt'"),
+        ('model.output_stride', 32, r'model\.output_stride is 32; .*model\.backbone=resnet18'),
     ],
 )
 def test_impossible_values_are_answered_in_words(key, value, answer):

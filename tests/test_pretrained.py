@@ -124,6 +124,38 @@ def test_a_file_of_another_network_is_refused(backbone_file, changes, message):
         load(config_of(model__pretrained=str(backbone_file), **changes))
 
 
+@pytest.mark.parametrize('number', [np.nan, np.inf])
+def test_a_file_that_holds_nan_is_refused(number, backbone_file, tmp_path):
+    with np.load(backbone_file) as file:
+        arrays = {name: file[name].copy() for name in file.files}
+    arrays['fc.bias'][0] = number  # not used, so that it does no harm
+    weight_files.write(tmp_path / 'a.npz', arrays)
+    load(config_of('supervised', model__pretrained=str(tmp_path / 'a.npz')))
+    arrays['bn1.running_var'][3] = number
+    weight_files.write(tmp_path / 'b.npz', arrays)
+    with pytest.raises(
+        ValueError,
+        match=r'^model.pretrained=\S*b.npz: 1 arrays .*student/batch_stats/backbone/bn1/var',
+    ):
+        load(config_of('supervised', model__pretrained=str(tmp_path / 'b.npz')))
+
+
+def test_a_run_that_holds_nan_is_read_with_a_warning_and_not_started_from(tmp_path, caplog):
+    config = config_of('supervised')
+    last = ended(config, tmp_path / 'run', bad='head_logits')
+    with pytest.raises(
+        ValueError, match=r'^init_from=\S*run: 2 arrays .*/head_logits/out/bias; exp'
+    ):
+        load(config_of('supervised', init_from=str(tmp_path / 'run')))
+    caplog.clear()
+    teacher = checkpoint.restore_network(tmp_path / 'run', 8, last.teacher)
+    assert np.isnan(teacher.params['head_logits']['out']['bias'][0])
+    (said,) = (r.getMessage() for r in caplog.records if r.name == 'css_jax')
+    assert (
+        'checkpoints/8: 1 arrays hold numbers that are not finite, such as teacher/params' in said
+    )
+
+
 def test_impossible_sources_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r'model.pretrained: .*no.npz is not there'):
         load(config_of(model__pretrained=str(tmp_path / 'no.npz')))
@@ -155,14 +187,21 @@ def test_another_normalisation_is_warned_of(backbone_file, caplog):
     assert 'these weights were trained with (0.485, 0.456, 0.406)' in caplog.text
 
 
-def ended(config, workdir):
-    """Makes a folder as a run leaves it, every part of its state another; gives that state."""
+def ended(config, workdir, bad=None):
+    """Makes a folder as a run leaves it, every part of its state another; gives that state.
+
+    The bias of the head `bad` holds NaN.
+    """
     config, method, ctx = context_of(config)
     run_folder.claim(config, workdir)
     rng = np.random.default_rng(1)
     networks = jax.tree.map(
         lambda s: jnp.asarray(rng.normal(size=s.shape), s.dtype), state.networks(method, ctx)
     )
+    if bad:
+        for network in networks.values():
+            bias = network.params[bad]['out']['bias']
+            network.params[bad]['out']['bias'] = bias.at[0].set(jnp.nan)
     memory = {'prototypes': np.full((7, 16), 2.0, np.float32), 'seen': np.arange(7) < 5}
     memory = jax.tree.map(jnp.asarray, memory if method.init_memory(config) else {})
     key = jax.random.key(0)

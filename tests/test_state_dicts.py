@@ -166,10 +166,37 @@ def test_other_damage_of_an_npz_is_named_too(tmp_path):
     assert weight_files.read(path) == {}
 
 
-def test_objects_in_an_npz_are_not_opened(tmp_path):
-    np.savez(tmp_path / 'a.npz', a=np.array([{1: 2}], object))
-    with pytest.raises(ValueError, match=r'a.npz is not a .npz file of arrays'):
-        weight_files.read(tmp_path / 'a.npz')
+def npy(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def write_npz(path, member):
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.writestr('a.npy', member)
+
+
+def test_the_header_of_an_array_may_say_anything(tmp_path):
+    """The zip's checksum is right here, so that numpy reads on."""
+    whole, rng = npy(np.ones((2, 3), np.float32)), np.random.default_rng(0)
+    headers = [b"{'descr': '<f4', 'fortran_order': False, 'shape': (%s,), }" % n.encode()
+               for n in ('9' * 12, '9' * 30, '-1', '1e3', 'None', '(' * 300)]  # fmt: skip
+    members = [whole[:8] + len(text).to_bytes(2, 'little') + text for text in headers]
+    for _ in range(150):
+        wrong = bytearray(whole)
+        wrong[rng.integers(len(whole) - 24)] = rng.integers(256)
+        members.append(bytes(wrong))
+    refused = 0
+    for member in members:
+        write_npz(tmp_path / 'a.npz', member)
+        try:
+            weight_files.read(tmp_path / 'a.npz')
+        except ValueError as error:
+            assert re.match(r'\S*a.npz is not a .npz file of arrays: .', str(error))
+            assert str(error).isprintable()
+            refused += 1
+    assert refused > 100
 
 
 @pytest.mark.parametrize('form', ['zip', 'legacy'])
@@ -252,6 +279,38 @@ def test_planted_code_is_not_run(planted, form, tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ['a.pth']
 
 
+@pytest.mark.parametrize('ending', ['.npz', '.safetensors'])
+def test_planted_code_is_not_run_in_other_formats(ending, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trap, path = Trap(os.system, 'touch planted'), tmp_path / f'a{ending}'
+    objects = np.empty(1, object)
+    objects[0] = trap
+    np.savez(tmp_path / 'b.npz', a=objects)
+    files = [(tmp_path / 'b.npz').read_bytes(), pickle.dumps(trap), npy(objects)]
+    (tmp_path / 'b.npz').unlink()
+    for content in files:
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf'a\{ending} is not a \{ending} file of arrays'):
+            weight_files.read(path)
+    write_npz(tmp_path / 'a.npz', pickle.dumps(trap))  # a member that is no array is left out
+    assert weight_files.read(tmp_path / 'a.npz') == {}
+    assert not (tmp_path / 'planted').exists()
+
+
+def test_nothing_else_here_opens_a_pickle():
+    opens = (
+        r'\b(pickle|cPickle|dill|cloudpickle|joblib|marshal|shelve|torch\.load|allow_pickle=True)\b'
+    )
+    found = {
+        path.relative_to(ROOT).as_posix()
+        for folder in ('css_jax', 'configs', 'data_prep')
+        for path in (ROOT / folder).rglob('*.py')
+        if re.search(opens, path.read_text())
+    }
+    # The second has a command in its message, for the user to run.
+    assert found == {'css_jax/weights/torch_files.py', 'css_jax/weights/files.py'}
+
+
 DEPTH = 100_000
 HOSTILE = {
     'a key of tuples in tuples': b'\x80\x02})' + b'\x85' * DEPTH + b'K\x01s.',
@@ -312,15 +371,21 @@ def test_tensors_stay_within_their_storage(size, stride, offset, tmp_path):
         weight_files.read(tmp_path / 'a.pth')
 
 
-@pytest.mark.parametrize('form', ['zip', 'legacy'])
+@pytest.mark.parametrize('form', ['zip', 'legacy', '.npz', '.safetensors'])
 def test_a_file_cut_off_anywhere_is_no_file(form, tmp_path):
-    numbers = Storage('0', 'FloatStorage', np.ones(40, np.float32))
-    save(tmp_path / 'a.pth', {'a': tensor(numbers, (40,), (1,))}, form)
-    whole = (tmp_path / 'a.pth').read_bytes()
+    path = tmp_path / ('a' + (form if form[0] == '.' else '.pth'))
+    if form[0] == '.':
+        weight_files.write(path, {'a': np.ones(40, np.float32)})
+    else:
+        numbers = Storage('0', 'FloatStorage', np.ones(40, np.float32))
+        save(path, {'a': tensor(numbers, (40,), (1,))}, form)
+    whole = path.read_bytes()
     for length in range(0, len(whole), 7):
-        (tmp_path / 'a.pth').write_bytes(whole[:length])
-        with pytest.raises(ValueError, match=r'a.pth (is not a .pth file|holds)'):
-            weight_files.read(tmp_path / 'a.pth')
+        path.write_bytes(whole[:length])
+        with pytest.raises(
+            ValueError, match=rf'a\{path.suffix} (is not a \{path.suffix} fi|holds)'
+        ):
+            weight_files.read(path)
 
 
 def test_numbers_of_the_other_byte_order_are_refused(tmp_path):

@@ -8,8 +8,9 @@ import fnmatch
 
 from ml_collections import ConfigDict
 
-from css_jax import methods
+from css_jax import methods, models
 from css_jax.config import table
+from css_jax.keys import at
 from css_jax.methods.method import computing
 from css_jax.methods.method import streams as streams_of
 from css_jax.models import backbones, published
@@ -22,7 +23,10 @@ def known(config: ConfigDict) -> None:
         ValueError: a key is declared nowhere; names the nearest.
     """
     every = table.keys()
+    groups = {'data.streams', *(path.rpartition('.')[0] for path in every)} - {''}
     for path in unknown(config):
+        if path in groups:
+            raise ValueError(f'{path}: got {at(config, path)!r}, expected a table of keys')
         place, _, leaf = path.rpartition('.')
         streams = place.startswith('data.streams.')
         there = [known.rpartition('.') for known in every]
@@ -78,6 +82,27 @@ def values(config: ConfigDict) -> None:
         method.check(config)
 
 
+def network(config: ConfigDict) -> None:
+    """Refuse a network that cannot be built: a family without its backbone, a stride there is not.
+
+    The heads of a method may be named by records; where these are gone, nothing is checked.
+
+    Raises:
+        ValueError: names the key, what came and what was expected.
+    """
+    try:
+        with computing(f'the heads of method {config.method}'):
+            outputs = methods.METHODS[config.method].outputs(config)
+    except FileNotFoundError:
+        return
+    try:
+        models.build(config.model, config.num_classes, outputs, axis_name=None)
+    except ValueError as error:
+        key = f'model.{str(error).split()[0]}'
+        said = f'model.{error}' if key in table.KEYS else f'model: {error}'
+        raise ValueError(f'{said} (model.backbone={config.model.backbone})') from None
+
+
 def _multiples(config: ConfigDict) -> None:
     """Refuse crops that the backbone does not take, and evaluations that resize to such sizes."""
     multiple = backbones.MULTIPLES.get(config.model.backbone, 1)
@@ -89,6 +114,12 @@ def _multiples(config: ConfigDict) -> None:
             raise ValueError(
                 f'data.streams.{name}.crop: got {crop}, expected multiples {wanted}, such as '
                 f'{near[0]},{near[1]}'
+            )
+        patch = config.model.output_stride if config.model.backbone in backbones.PLAIN else 1
+        if multiple == 1 and min(crop) < patch:
+            raise ValueError(
+                f'data.streams.{name}.crop: got {crop}, expected at least {patch} pixels a side, '
+                f'a patch of {config.model.backbone}'
             )
     if config.eval.multiple % multiple:
         raise ValueError(f'eval.multiple: got {config.eval.multiple}, expected a multiple {wanted}')

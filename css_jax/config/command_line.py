@@ -69,6 +69,10 @@ def load(path: str, changes: Mapping[str, str | None] | None = None) -> ConfigDi
         ValueError: it is no Python file with a `get_config`, or that takes no such argument; or
             whatever it raises.
     """
+    if not path.isprintable():
+        raise ValueError(
+            f'--config: got {path!r}, expected FILE[:ARGUMENT] of printable characters'
+        )
     file, *argument = path.split(':', 1)
     file = found(file)
     if not pathlib.Path(file).is_file():

@@ -37,6 +37,7 @@ def read(workdir: str | pathlib.Path) -> ConfigDict:
     found = values(workdir)
     for name in found['data']['streams']:
         config.data.streams[name] = table.stream('')
+    path = ''  # of the key that is read
     try:
         stored = ConfigDict(found)
         gone = check.unknown(stored)
@@ -46,7 +47,9 @@ def read(workdir: str | pathlib.Path) -> ConfigDict:
                 place, _, leaf = path.rpartition('.')
                 (at(config, place) if place else config)[leaf] = at(stored, path)
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f'{_path(workdir)} is not the configuration of a run: {error!r}') from None
+        raise ValueError(
+            f'{_path(workdir)} is not the configuration of a run: {path}: {error!r}'
+        ) from None
     scored = {config.eval.dataset} - {stream.dataset for stream in config.data.streams.values()}
     if scored and 'by_number' not in found.get('eval', {}):
         config.eval.by_number = True  # as all datasets were scored when it was written
@@ -80,8 +83,10 @@ def values(workdir: str | pathlib.Path) -> dict[str, Any]:
         )
     try:
         found = _tuples(json.loads(path.read_text()))
-        for key in ('mean', 'std', 'streams'):
+        for key in ('mean', 'std'):
             found['data'][key]
+        for group in (found['data']['streams'], found.get('eval', {}), found.get('model', {})):
+            dict(group)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f'{path} is not the configuration of a run: {error!r}') from None
     return found

@@ -76,6 +76,7 @@ def _finalised(
             f'num_classes: got {config.num_classes} ({found["num_classes"]}), expected at least 2: '
             'of one class every pixel is right, and nothing is learned'
         )
+    check.network(config)
     _check_classes(config, every)
     _check_names(config, every)
     return FrozenConfigDict(config), found

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from css_jax import methods, models, parallel
-from css_jax.keys import Key, ascending, declared, factors, size_or_none
+from css_jax.keys import SIDE, Key, ascending, declared, factors, size_or_none
 from css_jax.methods.method import PADDING, READS
 from css_jax.models import backbones
 
@@ -29,12 +29,13 @@ def _expected_rgb(least: float) -> Any:
 
 
 def _expected_crop(value: tuple[int, ...]) -> str:
-    return '' if len(value) == 2 and min(value) >= 8 else '(height, width) of at least 8'
+    good = len(value) == 2 and min(value) >= 8 and max(value) <= SIDE
+    return '' if good else f'(height, width) of at least 8, at most {SIDE}'
 
 
 def _expected_side(value: tuple[int, ...]) -> str:
-    good = tuple(value) == (0, 0) or (len(value) == 2 and 0 < value[0] <= value[1])
-    return '' if good else '(low, high) with 0 < low <= high, or (0, 0)'
+    good = tuple(value) == (0, 0) or (len(value) == 2 and 0 < value[0] <= value[1] <= SIDE)
+    return '' if good else f'(low, high) with 0 < low <= high, at most {SIDE}, or (0, 0)'
 
 
 def _expected_trace(value: tuple[int, ...]) -> str:

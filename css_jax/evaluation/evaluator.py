@@ -347,7 +347,10 @@ def check(
     for name, one in every.items():
         what = f'the evaluation {name!r} of method {config.method}, of its {one.network}'
         if not jax.tree.leaves(networks[one.network]):
-            raise ValueError(f'{what} cannot be computed: it has no such network')
+            raise ValueError(
+                f'eval.network: got {one.network!r}, a network that method {config.method} has not '
+                f'(its evaluation {name!r})'
+            )
         with computing(what, passes=()):
             one.check(networks[one.network])
 

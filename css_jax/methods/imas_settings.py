@@ -13,7 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from css_jax import optimizer as optimizers
-from css_jax.keys import Key, ascending, of_dataset
+from css_jax.keys import Key, of_dataset, share
 from css_jax.methods import epochs, views
 from css_jax.models import published
 from css_jax.models.backbones import PLAIN
@@ -62,7 +62,7 @@ KEYS = {
         True, 'the strong view is blended by easiness; false: it is strong by that probability'
     ),
     'imas.operations': Key(2, 'on the colours of the strong view, out of 12', range=(1, 12)),
-    'imas.box': Key((0.1, 0.9), "sides of CutMix's boxes, of the image's", expected=ascending),
+    'imas.box': Key((0.1, 0.9), "sides of CutMix's boxes, of the image's", expected=share),
     'unsupervised.weight': views.UNSUPERVISED['unsupervised.weight']._replace(
         default=3.0, comment='lambda_u'
     ),

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from css_jax import models
 from css_jax import optimizer as optimizers
-from css_jax.keys import Key, ascending, of_dataset
+from css_jax.keys import Key, ascending, of_dataset, share
 from css_jax.methods import epochs, supervised, views
 from css_jax.models import published
 from css_jax.models.backbones import PLAIN
@@ -23,11 +23,6 @@ from css_jax.ops import schedules
 _MANY = 10**9
 _GPUS = 4  # the authors'
 _FAST = 1e-2  # AdamW moves every weight by about the rate in a step: more is of SGD
-
-
-def _expected_share(value: tuple[float, ...]) -> str:
-    good = not ascending(value) and value[1] <= 1
-    return '' if good else '(low, high) with 0 < low <= high <= 1'
 
 
 def by_optimizer(adamw: Any, sgd: Any) -> Callable[[Any], Any]:
@@ -60,7 +55,7 @@ STRONG = {
     'augment.blur_sigma': views.AUGMENT['augment.blur_sigma']._replace(default=(0.1, 2.0)),
     'unimatch.mix_prob': Key(0.5, 'probability that an image gets a box of another', range=(0, 1)),
     'unimatch.box_area': Key(
-        (0.02, 0.4), "of a box, as a share of the image's", expected=_expected_share
+        (0.02, 0.4), "of a box, as a share of the image's", expected=share
     ),
     'unimatch.box_ratio': Key(
         (0.3, 1 / 0.3), 'of a box, its height divided by its width', expected=ascending

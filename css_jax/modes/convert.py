@@ -107,6 +107,7 @@ def to_run(
     for part, network in given.items():
         wrong = initial.differences(network, shapes)
         wrong += [f'{path} is not here' for path in network if path not in shapes]
+        wrong += [f'{path} is not finite' for path in state.not_finite(network)]
         if wrong:
             raise ValueError(
                 f'{source}: {called[part]} is of another network: {reference.listed(wrong)}. '

@@ -7,6 +7,7 @@ array format notices much of it too, but may read zeros in the middle of a file 
 
 import functools
 import json
+import logging
 import pathlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -18,8 +19,9 @@ import orbax.checkpoint as ocp
 
 from css_jax import parallel
 from css_jax.run import checksums, files
-from css_jax.state import TrainState, Variables, flat
+from css_jax.state import TrainState, Variables, flat, not_finite
 
+LOG = logging.getLogger('css_jax')
 FOLDER = 'checkpoints'
 _WRITING = 300  # seconds that processes wait for each other's part of a checkpoint
 SCORES = 'scores.json'  # in a checkpoint's folder, once it was evaluated
@@ -227,18 +229,22 @@ def restore_arrays(
 
     Returns:
         Part -> path ('params/conv1/kernel') -> array; {} for what the state has none of.
+
+    Raises:
+        FileNotFoundError: it is gone.
     """
-    folder = pathlib.Path(workdir).absolute() / FOLDER / str(step)
+    folder = _there(workdir, step)
     saved = _metadata(folder)
     args = _as_numpy({part: saved[part] for part in parts})
     restored = _restore(folder, ocp.PyTreeCheckpointHandler, args)
+    _warn_of_nan(folder, restored)
     return {part: flat(restored[part]) for part in parts}
 
 
 def restore_network(
     workdir: str | pathlib.Path, step: int, like: Variables, network: str = 'teacher'
 ) -> Variables:
-    """Restore one network alone.
+    """Restore one network alone; warn where its numbers are not finite.
 
     Args:
         workdir: the run's folder.
@@ -248,6 +254,7 @@ def restore_network(
         network: 'teacher' or 'student'.
 
     Raises:
+        FileNotFoundError: it is gone.
         ValueError: the network is of other shapes; names them.
     """
     target = {network: _shapes(like)}
@@ -256,9 +263,31 @@ def restore_network(
         restore_args=ocp.checkpoint_utils.construct_restore_args(target),
         partial_restore=True,
     )
-    folder = pathlib.Path(workdir).absolute() / FOLDER / str(step)
+    folder = _there(workdir, step)
     _check_fit(folder, target)
-    return _restore(folder, ocp.PyTreeCheckpointHandler, args)[network]
+    restored = _restore(folder, ocp.PyTreeCheckpointHandler, args)
+    _warn_of_nan(folder, restored)
+    return restored[network]
+
+
+def _there(workdir: str | pathlib.Path, step: int) -> pathlib.Path:
+    """Return the folder of a step; FileNotFoundError where the run that trains has removed it."""
+    folder = pathlib.Path(workdir).absolute() / FOLDER / str(step)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f'checkpoint {folder} is gone: a run that trains keeps its latest two and its best; '
+            'the same command takes one that is there now'
+        )
+    return folder
+
+
+def _warn_of_nan(folder: pathlib.Path, tree: Any) -> None:
+    if wrong := not_finite(flat(tree)):
+        LOG.warning(
+            'warning: %s: %d arrays hold numbers that are not finite, such as %s: what is computed '
+            'with them means nothing',
+            *(folder, len(wrong), wrong[0]),
+        )
 
 
 def _damage(folder: pathlib.Path, whole: bool = True) -> str | None:
@@ -282,8 +311,8 @@ def _find(workdir: pathlib.Path, which: str) -> int:
             f'no checkpoint in {workdir}: expected a folder that --mode train has written to'
         )
     steps = checksums.steps(folder)
-    if which == 'last' and steps:
-        return checksums.newest(folder, _damage)
+    if which == 'last' and (newest := checksums.newest(folder, _damage)) is not None:
+        return newest
     best, _ = Checkpoints(workdir, read_only=True).best() or (None, None)
     step = best if which == 'best' else int(which) if which.isdigit() else None
     if step not in steps:
@@ -356,7 +385,8 @@ def _scores(folder: pathlib.Path) -> dict[int, float]:
             for path in [path for path in paths if path.exists()][:1]:
                 found[step] = float(json.loads(path.read_text())['miou'])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            checksums.warn(folder / str(step), f'{error!r}', 'it does not count as the best')
+            if (folder / str(step)).exists():  # else the run that trains has removed it
+                checksums.warn(folder / str(step), f'{error!r}', 'it does not count as the best')
     return found
 
 

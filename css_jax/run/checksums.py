@@ -109,7 +109,8 @@ def _newest(folder: pathlib.Path, check: Check) -> tuple[int | None, dict[int, s
     for step in reversed(steps(folder)):
         if not (reason := check(folder / str(step), True)):
             return step, reasons
-        reasons[step] = reason
+        if (folder / str(step)).exists():  # else the run that trains has removed it
+            reasons[step] = reason
     if reasons:
         listed = '; '.join(f'step {step}: {reason}' for step, reason in reasons.items())
         raise ValueError(f'none of {folder} is readable: {listed}')

@@ -3,6 +3,7 @@
 import importlib
 import os
 import pathlib
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -17,8 +18,9 @@ FORMATS = ('.npz', '.safetensors', '.pth', '.pt')
 # What a checkpoint may have of use, where the rest of it is not opened.
 PARTS = ('model', 'ema_model', 'prototypes', 'state_dict')
 _DAMAGE = (
-    *(ValueError, KeyError, EOFError, TypeError, RuntimeError, zlib.error, zipfile.BadZipFile),
-    safetensors.SafetensorError,
+    *(ValueError, LookupError, EOFError, TypeError, RuntimeError, zlib.error, zipfile.BadZipFile),
+    *(ArithmeticError, AttributeError, MemoryError, SyntaxError, OSError),
+    *(tokenize.TokenError, safetensors.SafetensorError),
 )
 
 
@@ -73,7 +75,9 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     except torch_files.Refused as refused:
         raise ValueError(f'{path} {_refusal(path, refused.name)}') from None
     except _DAMAGE as error:
-        raise ValueError(f'{path} is not a {path.suffix} file of arrays: {error}') from None
+        words = ' '.join(str(error).split()) or type(error).__name__
+        words = ''.join(c if c.isprintable() else '?' for c in words)[:200]
+        raise ValueError(f'{path} is not a {path.suffix} file of arrays: {words}') from None
 
 
 def write(path: str | pathlib.Path, tree: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from css_jax import methods, state
 from css_jax.data import sources
+from css_jax.keys import at
 from css_jax.methods import Method
 from css_jax.methods.method import computing
 from css_jax.models import published
@@ -45,7 +46,7 @@ def load(config: ConfigDict, method: Method, ctx: Context) -> dict[str, Arrays]:
 
     Raises:
         ValueError: both sources are named; the file or run does not fit this network or its
-            pixels; names the arrays, both shapes and the likely cause.
+            pixels; names the arrays, both shapes and the likely cause. Or it holds NaN.
         FileNotFoundError: there is no such file or run, or what a name stands for is not here and
             cannot be had, see `css_jax.weights.named`.
         OSError: it cannot be downloaded.
@@ -63,7 +64,19 @@ def load(config: ConfigDict, method: Method, ctx: Context) -> dict[str, Arrays]:
     with computing(f'what method {config.method} starts with'):
         given = method.given(config, _named)
         _check_given(given, method, ctx)
+    key = 'init_from' if config.init_from else 'model.pretrained'
+    _check_finite(found, f'{key}={at(config, key)}')
+    _check_finite(given, f'what method {config.method} starts with')
     return {part: {**found.get(part, {}), **given.get(part, {})} for part in {**found, **given}}
+
+
+def _check_finite(start: Mapping[str, Mapping[str, Any]], source: str) -> None:
+    """Raise ValueError where arrays hold NaN: a run would end at its first step."""
+    if wrong := state.not_finite(state.flat(start)):
+        raise ValueError(
+            f'{source}: {len(wrong)} arrays hold numbers that are not finite, such as {wrong[0]}; '
+            'expected weights of a run that has not diverged'
+        )
 
 
 def _check_given(given: Mapping[str, Mapping[str, Any]], method: Method, ctx: Context) -> None:
