@@ -1,4 +1,4 @@
-"""All tests, and the processes they start, share one cache of compiled programs."""
+"""All tests, and the processes they start, share one cache of compiled programs, and no network."""
 
 import gc
 import importlib.metadata
@@ -7,8 +7,15 @@ import pathlib
 import signal
 
 import pytest
+from hypothesis import settings
+
+from tests.offline import sitecustomize
 
 ROOT = pathlib.Path(__file__).parents[1]
+OFFLINE = pathlib.Path(sitecustomize.__file__).parent
+os.environ['PYTHONPATH'] = os.pathsep.join(
+    [str(OFFLINE), *filter(None, [os.environ.get('PYTHONPATH')])]
+)
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(ROOT / '.cache' / 'jax'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # the cache's notes on machine features
@@ -24,6 +31,12 @@ os.environ.setdefault('JAX_NUM_CPU_DEVICES', '2')  # for the tests of the device
 gc.set_threshold(50_000, 20, 20)
 # In the background of a script Ctrl-C comes ignored, and the tests of it would wait in vain.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# Properties hold for drawn inputs: the same ones in every `make test`, others in every `make soak`.
+settings.register_profile('test', derandomize=True, max_examples=12, deadline=None, database=None)
+settings.register_profile('soak', max_examples=1000, deadline=None, database=None, print_blob=True)
+settings.load_profile('test')
 
 
 # Whole files go to the workers, these before all others: a long one must not be the last.
