@@ -1,0 +1,307 @@
+"""What every loss of pixels promises, for drawn batches: see `LOSSES` for which there are.
+
+Each is held to its definition in float64, value and gradient; neither the order of images, pixels
+or classes nor what is in a void pixel changes it; and it is finite for whatever comes.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from css_jax.ops import cosa, crf, entropy, losses, weak
+from tests import drawn
+from tests.drawn import B, H, W
+
+THRESHOLD = np.float32(0.5)
+HARD, KEPT = np.float32(0.4), 7
+
+
+# Definitions in float64: (logits, batch) -> (sum, gradient by the logits, count).
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def cross_entropies(x, labels):
+    """Of each pixel, and the gradients; what is said of a pixel without a class means nothing."""
+    values, gradients = np.zeros(labels.shape), softmax(x)
+    for place, label in np.ndenumerate(labels):
+        row = x[place] - x[place].max()
+        values[place] = np.log(np.exp(row).sum()) - row[label]
+        gradients[(*place, label)] -= 1
+    return values, gradients
+
+
+def by_weights(weights_and_count):
+    """A definition by the weight [B, H, W] of each pixel's cross-entropy, and the count."""
+
+    def definition(x, b):
+        values, gradients = cross_entropies(x, b['labels'])
+        weights, count = weights_and_count(b, values)
+        return (weights * values).sum(), weights[..., None] * gradients, count
+
+    return definition
+
+
+def known(b):
+    return b['labels'] >= 0
+
+
+def confident(b):
+    return known(b) & (b['confidence'] >= THRESHOLD)
+
+
+def hard(b, values):
+    probabilities = np.exp(-values[known(b)])
+    limit = HARD
+    if len(probabilities) >= KEPT:
+        in_order = np.sort(probabilities)
+        assume(KEPT == len(in_order) or in_order[KEPT] - in_order[KEPT - 1] > 1e-4)
+        limit = max(HARD, in_order[KEPT - 1])
+    elif len(probabilities):
+        limit = 1.0
+    assume(not (np.abs(probabilities - HARD) < 1e-4).any())
+    kept = known(b) & (np.exp(-values) <= limit + 1e-5)
+    return kept, kept.sum()
+
+
+def share_of_confident(b, values):
+    weights = np.zeros((B, H, W))
+    for i in range(B):
+        sure = (b['confidence'][i] >= THRESHOLD).sum()
+        weights[i] = known(b)[i] * sure / max(known(b)[i].sum(), 1)
+    return weights, known(b).sum()  # a cross-entropy is above 0
+
+
+def soft_margin(x, b):
+    y = b['soft'].astype(float)
+    values = np.log1p(np.exp(-np.abs(x))) + np.maximum(x, 0) - x * y
+    return values.sum(), 1 / (1 + np.exp(-x)) - y, x.size
+
+
+def swapped(x, b):
+    cam, y = np.maximum(x[..., 1:], 0), b['soft'][..., 1:]
+    gradient = np.zeros_like(x)
+    gradient[..., 1:] = (1 / (1 + np.exp(-cam)) - y) * (cam > 0)
+    return (np.log1p(np.exp(cam)) - cam * y).sum(), gradient, cam.size
+
+
+def doubt(x, b):
+    q = softmax(x)
+    h = -(q * np.log(q)).sum(-1)
+    return h.sum(), -q * (np.log(q) + h[..., None]), h.size
+
+
+def energy(x, b):
+    """Of each pair of pixels; the gate and the other pixel's probability count as given."""
+    total, gradient = 0.0, np.zeros_like(x)
+    for i in range(B):
+        top, bottom, left, right = b['box'][i]
+        inside = np.zeros((H, W))
+        inside[top:bottom, left:right] = 1
+        q = softmax(x[i])
+        for p, label in np.ndenumerate(b['labels'][i]):
+            gate = 1.0 if label < 0 else max(inside[p] - q[p].max(), 0)
+            near = np.zeros(q.shape[-1])
+            for o in np.ndindex(H, W):
+                colour = (b['images'][i][p] - b['images'][i][o]).astype(float) / 100
+                place = np.subtract(p, o) / 2
+                kernel = np.exp(-((colour**2).sum() + (place**2).sum()) / 2)
+                near += kernel * inside[o] * q[o]
+            total -= gate * inside[p] * (q[p] * near).sum()
+            by_q = -2 * gate * inside[p] * near
+            gradient[i][p] = q[p] * (by_q - (q[p] * by_q).sum())
+    return total, gradient, B
+
+
+class Loss(NamedTuple):
+    """A loss of the logits of a batch, and what it promises.
+
+    Attributes:
+        function: (logits, batch) -> (sum, count).
+        definition: the same and the gradient, in float64; None: it is tested with the op.
+        unseen: batch -> [B, H, W], pixels whose contents it must not see; None: it sees all.
+        background: whether class 0 is another than the others.
+        places: whether it matters where in an image a pixel is.
+    """
+
+    function: Callable
+    definition: Callable | None = None
+    unseen: Callable | None = None
+    background: bool = False
+    places: bool = False
+
+
+def outside(b):
+    rows, columns = np.arange(H)[:, None], np.arange(W)
+    top, bottom, left, right = b['box'].T[:, :, None, None]
+    return ~((rows >= top) & (rows < bottom) & (columns >= left) & (columns < right))
+
+
+LOSSES = {
+    'cross-entropy': Loss(
+        lambda x, b: losses.cross_entropy(x, b['labels']),
+        by_weights(lambda b, _: (known(b), known(b).sum())),
+        lambda b: ~known(b),
+    ),
+    'hard examples': Loss(
+        lambda x, b: losses.ohem_cross_entropy(x, b['labels'], HARD, KEPT),
+        by_weights(hard),
+        lambda b: ~known(b),
+    ),
+    'weighted': Loss(
+        lambda x, b: losses.weighted_unsupervised(x, b['labels'], b['confidence'], THRESHOLD),
+        by_weights(share_of_confident),
+        lambda b: ~known(b),
+    ),
+    'thresholded': Loss(
+        lambda x, b: losses.thresholded_unsupervised(x, b['labels'], b['confidence'], THRESHOLD),
+        by_weights(lambda b, _: (confident(b), confident(b).sum())),
+        lambda b: ~confident(b),
+    ),
+    'by easiness': Loss(
+        lambda x, b: losses.easiness_weighted(
+            x, b['labels'], b['confidence'], b['easiness'], THRESHOLD
+        ),
+        by_weights(lambda b, _: (confident(b) * b['easiness'][:, None, None] / (H * W), B)),
+        lambda b: ~confident(b),
+    ),
+    'confident over valid': Loss(
+        lambda x, b: losses.confident_over_valid(
+            x, b['labels'], b['confidence'], b['valid'], THRESHOLD
+        ),
+        by_weights(lambda b, _: (confident(b) & b['valid'], b['valid'].sum())),
+        lambda b: ~(confident(b) & b['valid']),
+    ),
+    'background': Loss(
+        lambda x, b: cosa.cam2seg_loss(x, b['labels'], b['weights'])[0],
+        by_weights(lambda b, _: ((b['labels'] == 0) * b['weights'], (b['labels'] == 0).sum())),
+        lambda b: b['labels'] != 0,
+        background=True,
+    ),
+    'foreground': Loss(
+        lambda x, b: cosa.cam2seg_loss(x, b['labels'], b['weights'], by_weight=True)[1],
+        by_weights(
+            lambda b, _: ((b['labels'] > 0) * b['weights'], b['weights'][b['labels'] > 0].sum())
+        ),
+        lambda b: b['labels'] <= 0,
+        background=True,
+    ),
+    'soft margin': Loss(lambda x, b: weak.multilabel_soft_margin(x, b['soft']), soft_margin),
+    'swapped': Loss(lambda x, b: cosa.seg2cam_loss(x[..., 1:], b['soft']), swapped, background=True),
+    'separation': Loss(
+        lambda x, b: cosa.separation(x[..., 1:], b['labels'], b['image_labels']),
+        unseen=lambda b: ~known(b),
+        background=True,
+    ),
+    'entropy': Loss(lambda x, b: (entropy.entropy(x).sum(), np.float32(B * H * W)), doubt),
+    'energy': Loss(
+        lambda x, b: crf.dense_energy(
+            b['images'], jax.nn.softmax(x), b['labels'], b['box'], 100.0, 2.0, (H, W)
+        ),
+        energy,
+        outside,
+        places=True,
+    ),
+}
+every = pytest.mark.parametrize('name', LOSSES)
+
+
+@functools.cache
+def compiled(name):
+    """(sum, gradient, count) of a batch."""
+
+    @jax.jit
+    def run(b):
+        def loss(x):
+            total, count = LOSSES[name].function(x, b)
+            return total, count
+
+        (total, count), gradient = jax.value_and_grad(loss, has_aux=True)(b['logits'])
+        return total, gradient, count
+
+    return lambda b: jax.device_get(run(b))
+
+
+def assert_close(found, expected, relative=2e-5):
+    """The sum to so much of it, each number of the gradient to so much of the largest."""
+    np.testing.assert_allclose(found[0], expected[0], rtol=relative, atol=1e-6)
+    largest = np.abs(expected[1]).max()
+    np.testing.assert_allclose(found[1], expected[1], atol=relative * largest + 1e-30, rtol=0)
+    np.testing.assert_allclose(found[2], expected[2], rtol=1e-6)
+
+
+@pytest.mark.parametrize('classes', [5, 150, 255])
+@pytest.mark.parametrize('name', [name for name in LOSSES if LOSSES[name].definition])
+def test_value_and_gradient_are_those_of_the_definition(name, classes):
+    @given(drawn.batches(classes, special=drawn.SPECIAL))
+    def check(b):
+        definition = LOSSES[name].definition(b['logits'].astype(float), b)
+        assert_close(compiled(name)(b), definition)
+
+    check()
+
+
+@every
+@given(b=drawn.batches(special=drawn.SPECIAL), seed=drawn.orders)
+def test_the_order_of_images_pixels_and_classes_does_not_matter(name, b, seed):
+    total, gradient, count = compiled(name)(b)
+    images = drawn.order_of(seed, B)
+    moved = {key: x[images] for key, x in b.items()}
+    assert_close(compiled(name)(moved), (total, gradient[images], count))
+
+    if not LOSSES[name].places:
+        order = drawn.order_of(seed, H * W)
+        found = compiled(name)(drawn.with_pixels(b, order))
+        assert_close(found, (total, drawn.pixels(gradient, order), count))
+
+    classes = b['logits'].shape[-1]
+    order = drawn.order_of(seed, classes)
+    if LOSSES[name].background:
+        order = np.r_[0, 1 + drawn.order_of(seed, classes - 1)]
+    found = compiled(name)(drawn.with_classes(b, order))
+    assert_close(found, (total, gradient[..., order], count))
+
+
+@pytest.mark.parametrize('name', [name for name in LOSSES if LOSSES[name].unseen])
+@given(
+    b=drawn.batches(special=('nothing', 'all ignored', 'none valid', 'no box')),
+    other=drawn.batches(scales=(1.0, 1e4, 1e30), special=('nothing', 'zeros')),
+)
+def test_what_is_in_a_void_pixel_does_not_matter(name, b, other):
+    """Not to a bit, nor to any other pixel's gradient; its own is 0."""
+    unseen = LOSSES[name].unseen(b)[..., None]
+    hidden = {key: np.where(unseen, other[key], b[key]) for key in ('logits', 'images')}
+    first, second = compiled(name)(b), compiled(name)(b | hidden)
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+    assert not first[1][np.broadcast_to(unseen, first[1].shape)].any()
+
+
+@every
+@given(b=drawn.batches(scales=(1e-30, 1.0, 1e4, 1e30), special=drawn.SPECIAL))
+def test_it_is_finite_and_so_is_its_gradient(name, b):
+    total, gradient, count = compiled(name)(b)
+    assert np.isfinite(total) and np.isfinite(gradient).all() and np.isfinite(count)
+    mean = losses.mean(total, count)
+    assert np.isfinite(mean)
+    if LOSSES[name].unseen and LOSSES[name].unseen(b).all():
+        assert total == 0 and not gradient.any()
+
+
+@given(
+    total=st.floats(0, 2.0**100, width=32),
+    count=st.floats(0, 2.0**100, width=32, allow_subnormal=False),
+)
+def test_a_mean_is_the_quotient_or_nothing(total, count):
+    mean = jax.jit(losses.mean)
+    expected = np.float32(total) / np.float32(count) if count else 0.0
+    with np.errstate(over='ignore'):
+        np.testing.assert_allclose(mean(total, count), np.float32(expected), rtol=1e-6)
