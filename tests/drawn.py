@@ -4,6 +4,7 @@ Shapes are always the same, so that an op is compiled once; hypothesis draws wha
 """
 
 import numpy as np
+from hypothesis import settings
 from hypothesis import strategies as st
 
 B, H, W = 2, 3, 4
@@ -84,6 +85,9 @@ def batches(classes=5, scales=(0.1, 1.0), special=('nothing',)):
         st.sampled_from(special),
     )
 
+
+# For many classes, whose batches are large: a quarter of the examples.
+few = settings(max_examples=settings().max_examples // 4)
 
 orders = st.integers(0, 2**32 - 1)  # of permutations
 

@@ -1,8 +1,8 @@
 """No network but loopback in the tests, and in every Python that they start.
 
-Importing this file is what blocks it. tests/conftest.py does so, and puts this folder on PYTHONPATH:
-an interpreter imports a `sitecustomize` that it finds there by itself. A process that is no Python,
-such as a browser, or a library with sockets of its own, such as gRPC, is not held back.
+To import this file is what blocks it. tests/conftest.py does so and puts this folder on
+PYTHONPATH, where an interpreter finds a `sitecustomize` and imports it by itself. A process that is
+no Python, such as a browser, or a library with sockets of its own, such as gRPC, is not held back.
 """
 
 import ipaddress

@@ -64,8 +64,9 @@ def hard(b, values):
     limit = HARD
     if len(probabilities) >= KEPT:
         in_order = np.sort(probabilities)
-        assume(KEPT == len(in_order) or in_order[KEPT] - in_order[KEPT - 1] > 1e-4)
         limit = max(HARD, in_order[KEPT - 1])
+        # No two that rounding could put in another order.
+        assume(limit == HARD or (np.abs(in_order - limit) < 1e-4).sum() == 1)
     elif len(probabilities):
         limit = 1.0
     assume(not (np.abs(probabilities - HARD) < 1e-4).any())
@@ -196,7 +197,9 @@ LOSSES = {
         background=True,
     ),
     'soft margin': Loss(lambda x, b: weak.multilabel_soft_margin(x, b['soft']), soft_margin),
-    'swapped': Loss(lambda x, b: cosa.seg2cam_loss(x[..., 1:], b['soft']), swapped, background=True),
+    'swapped': Loss(
+        lambda x, b: cosa.seg2cam_loss(x[..., 1:], b['soft']), swapped, background=True
+    ),
     'separation': Loss(
         lambda x, b: cosa.separation(x[..., 1:], b['labels'], b['image_labels']),
         unseen=lambda b: ~known(b),
@@ -247,7 +250,7 @@ def test_value_and_gradient_are_those_of_the_definition(name, classes):
         definition = LOSSES[name].definition(b['logits'].astype(float), b)
         assert_close(compiled(name)(b), definition)
 
-    check()
+    (check if classes == 5 else drawn.few(check))()
 
 
 @every
