@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import assume, given
@@ -208,7 +209,13 @@ LOSSES = {
     'entropy': Loss(lambda x, b: (entropy.entropy(x).sum(), np.float32(B * H * W)), doubt),
     'energy': Loss(
         lambda x, b: crf.dense_energy(
-            b['images'], jax.nn.softmax(x), b['labels'], b['box'], 100.0, 2.0, (H, W)
+            b['images'],
+            jax.nn.softmax(x.astype(np.float32)),
+            b['labels'],
+            b['box'],
+            100.0,
+            2.0,
+            (H, W),
         ),
         energy,
         outside,
@@ -308,3 +315,19 @@ def test_a_mean_is_the_quotient_or_nothing(total, count):
     expected = np.float32(total) / np.float32(count) if count else 0.0
     with np.errstate(over='ignore'):
         np.testing.assert_allclose(mean(total, count), np.float32(expected), rtol=1e-6)
+
+
+@every
+@given(drawn.batches(scales=(0.1, 1.0)))
+def test_bfloat16_moves_a_pixel_s_loss_by_2_to_the_minus_6_of_the_largest_logit(name, b):
+    """It rounds a logit by 2^-8 of it; what is made of it is computed in float32."""
+    half = jnp.asarray(b['logits'], jnp.bfloat16)
+    total, gradient, count = compiled(name)(b | {'logits': half})
+    assert total.dtype == np.float32 and gradient.dtype == jnp.bfloat16
+    same = compiled(name)(b | {'logits': np.asarray(half, np.float32)})
+    rounded = np.asarray(same[1], jnp.bfloat16).astype(np.float32)
+    assert_close((total, gradient.astype(np.float32), count), (same[0], rounded, same[2]), 2**-7)
+    np.testing.assert_allclose(total, same[0], rtol=1e-6)
+    if name != 'hard examples':  # of which others may be kept
+        exact, _, _ = compiled(name)(b)
+        assert abs(total - exact) <= B * H * W * 2**-6 * np.abs(b['logits']).max()
