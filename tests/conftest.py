@@ -7,7 +7,7 @@ import pathlib
 import signal
 
 import pytest
-from hypothesis import settings
+from hypothesis import configuration, settings
 
 from tests.offline import sitecustomize
 
@@ -33,7 +33,8 @@ gc.set_threshold(50_000, 20, 20)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# Properties hold for drawn inputs: the same ones in every `make test`, others in every `make soak`.
+# Properties are tested on drawn inputs: by a fixed seed in `make test`, by others in `make soak`.
+configuration.set_hypothesis_home_dir(ROOT / '.cache' / 'hypothesis')
 settings.register_profile('test', derandomize=True, max_examples=12, deadline=None, database=None)
 settings.register_profile('soak', max_examples=1000, deadline=None, database=None, print_blob=True)
 settings.load_profile('test')
