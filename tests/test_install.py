@@ -31,8 +31,9 @@ def site(tmp_path_factory):
         'LICENSE',
     ):
         (source / name).symlink_to(ROOT / name)
-    pip = (sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--no-build-isolation')
-    subprocess.run([*pip, '--target', folder, source], check=True, timeout=300)
+    pip = (sys.executable, '-m', 'pip', 'install', '-q', '--no-index', '--no-deps')
+    command = [*pip, '--no-build-isolation', '--target', folder, source]
+    subprocess.run(command, check=True, timeout=300)
     return folder
 
 
