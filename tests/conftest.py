@@ -7,7 +7,7 @@ import pathlib
 import signal
 
 import pytest
-from hypothesis import configuration, settings
+from hypothesis import HealthCheck, configuration, settings
 
 from tests.offline import sitecustomize
 
@@ -35,8 +35,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Properties are tested on drawn inputs: by a fixed seed in `make test`, by others in `make soak`.
 configuration.set_hypothesis_home_dir(ROOT / '.cache' / 'hypothesis')
-settings.register_profile('test', derandomize=True, max_examples=12, deadline=None, database=None)
-settings.register_profile('soak', max_examples=1000, deadline=None, database=None, print_blob=True)
+# No limit of time: what takes long is a compilation, or another program on the machine.
+ALWAYS = settings(deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile('test', ALWAYS, derandomize=True, max_examples=12)
+settings.register_profile('soak', ALWAYS, max_examples=1000, print_blob=True)
 settings.load_profile('test')
 
 
