@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from css_jax.ops import cam, contrastive, perplexity, prototypes, pseudo_labels
@@ -172,6 +172,9 @@ def test_the_order_of_images_and_classes_does_not_matter_to_cams(b, seed):
     again = jax.device_get(of_cams({name: x[images] for name, x in b.items()}))
     for name, x in first.items():
         np.testing.assert_allclose(again[name], x[images], rtol=1e-5, atol=1e-6)
+    # Where two classes are largest at one place both are nearly 1 there; of equals the first wins.
+    present = first['normalised'] * b['image_labels'][:, None, None]
+    assume((np.diff(np.sort(present)[..., -2:]) > 1e-6)[present.max(-1) > 0.1].all())
     again = jax.device_get(of_cams(drawn.with_classes(b, order)))
     for name in ('labels', 'predicted'):
         back = np.where(again[name] < 0, -1, order[again[name]])
