@@ -43,6 +43,7 @@ test: .venv/ready
 
 soak: .venv/ready
 	$(RUN) -m pytest -m soak
+	$(RUN) -m pytest --hypothesis-profile=soak tests/ops -k properties
 
 lint: .venv/ready
 	.venv/bin/ruff check .

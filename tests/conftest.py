@@ -1,4 +1,4 @@
-"""All tests, and the processes they start, share one cache of compiled programs."""
+"""All tests, and the processes they start, share one cache of compiled programs, and no network."""
 
 import gc
 import importlib.metadata
@@ -7,8 +7,15 @@ import pathlib
 import signal
 
 import pytest
+from hypothesis import HealthCheck, configuration, settings
+
+from tests.offline import sitecustomize
 
 ROOT = pathlib.Path(__file__).parents[1]
+OFFLINE = pathlib.Path(sitecustomize.__file__).parent
+os.environ['PYTHONPATH'] = os.pathsep.join(
+    [str(OFFLINE), *filter(None, [os.environ.get('PYTHONPATH')])]
+)
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(ROOT / '.cache' / 'jax'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # the cache's notes on machine features
@@ -24,6 +31,15 @@ os.environ.setdefault('JAX_NUM_CPU_DEVICES', '2')  # for the tests of the device
 gc.set_threshold(50_000, 20, 20)
 # In the background of a script Ctrl-C comes ignored, and the tests of it would wait in vain.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# Properties are tested on drawn inputs: by a fixed seed in `make test`, by others in `make soak`.
+configuration.set_hypothesis_home_dir(ROOT / '.cache' / 'hypothesis')
+# No limit of time: what takes long is a compilation, or another program on the machine.
+ALWAYS = settings(deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile('test', ALWAYS, derandomize=True, max_examples=12)
+settings.register_profile('soak', ALWAYS, max_examples=1000, print_blob=True)
+settings.load_profile('test')
 
 
 # Whole files go to the workers, these before all others: a long one must not be the last.

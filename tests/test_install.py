@@ -9,7 +9,7 @@ import pytest
 from css_jax import __version__, cli
 from css_jax.config import command_line
 from css_jax.modes import MODES
-from tests.conftest import ROOT
+from tests.conftest import OFFLINE, ROOT
 
 TINY = (
     '--config.steps=2', '--config.eval.batch_size=50', '--config.model.width=0.125',
@@ -31,17 +31,22 @@ def site(tmp_path_factory):
         'LICENSE',
     ):
         (source / name).symlink_to(ROOT / name)
-    pip = (sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--no-build-isolation')
-    subprocess.run([*pip, '--target', folder, source], check=True, timeout=300)
+    pip = (sys.executable, '-m', 'pip', 'install', '-q', '--no-index', '--no-deps')
+    command = [*pip, '--no-build-isolation', '--target', folder, source]
+    subprocess.run(command, check=True, timeout=300)
     return folder
+
+
+def finding(site):
+    """An environment whose Python finds the package there, and has no network."""
+    return {**os.environ, 'PYTHONPATH': f'{site}{os.pathsep}{OFFLINE}'}
 
 
 def run(site, cwd, *arguments):
     """What the command prints, and its exit status, in a folder that is not the checkout."""
-    environment = {**os.environ, 'PYTHONPATH': str(site)}
     command = [sys.executable, site / 'bin' / 'css-jax', *arguments]
     done = subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
+        command, cwd=cwd, env=finding(site), capture_output=True, text=True, timeout=300
     )
     return done.stdout + done.stderr, done.returncode
 
@@ -58,9 +63,8 @@ def test_two_steps_in_an_empty_folder(site, tmp_path, data_dir):
     code = 'import css_jax, configs, data_prep; print(css_jax.__file__, configs.__file__)'
     command = [sys.executable, '-c', code]
     there = subprocess.run(
-        command, cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(site)}, capture_output=True,
-        text=True, check=True,
-    )  # fmt: skip
+        command, cwd=tmp_path, env=finding(site), capture_output=True, text=True, check=True
+    )
     assert there.stdout.count(str(site)) == 2
 
 
@@ -99,12 +103,13 @@ def test_a_configuration_is_found_by_its_name_from_any_folder(tmp_path, monkeypa
 
 @pytest.mark.soak
 def test_an_empty_environment_gets_all_it_needs(tmp_path):
-    """From the package index, which has to be reachable."""
+    """From the package index, which has to be reachable: of all tests, this one has a network."""
+    environment = {**os.environ, 'TFDS_DATA_DIR': str(tmp_path / 'data')}
+    environment.pop('PYTHONPATH')
     subprocess.run([sys.executable, '-m', 'venv', tmp_path / 'env'], check=True, timeout=300)
     python = tmp_path / 'env' / 'bin' / 'python'
-    subprocess.run([python, '-m', 'pip', 'install', '-q', ROOT], check=True, timeout=900)
-    environment = {**os.environ, 'TFDS_DATA_DIR': str(tmp_path / 'data')}
-    environment.pop('PYTHONPATH', None)
+    install = [python, '-m', 'pip', 'install', '-q', ROOT]
+    subprocess.run(install, env=environment, check=True, timeout=900)
     command = [
         tmp_path / 'env' / 'bin' / 'css-jax', 'train', '--config=quickstart:supervised',
         '--workdir=run', *TINY,

@@ -12,7 +12,7 @@ def confusion(labels: Array, predictions: Array, num_classes: int, ignore: int =
     """Return counts of (true class, predicted class) over one batch.
 
     Args:
-        labels: [...] integer truth, or `ignore`.
+        labels: [...] integer truth of any dtype, or `ignore`.
         predictions: [...] integer classes, same shape.
         num_classes: C.
         ignore: label of pixels that do not count.
@@ -21,6 +21,8 @@ def confusion(labels: Array, predictions: Array, num_classes: int, ignore: int =
         [C, C] int32, rows true. Sum batches on the host in int64: int32 overflows after
         1,024 Cityscapes frames.
     """
+    # As int32: a cell's number is beyond uint8, and -1 is none of its values.
+    labels = labels.astype(jnp.int32)
     index = jnp.where(labels != ignore, labels * num_classes + predictions, num_classes**2)
     counts = jnp.zeros(num_classes**2 + 1, jnp.int32).at[index.ravel()].add(1)
     return counts[:-1].reshape(num_classes, num_classes)
