@@ -86,7 +86,7 @@ def test_the_settings_of_v2_are_the_authors(method):
     ('method', 'changes', 'message'),
     [
         ('unimatch', {'unimatch__group': 5}, 'unimatch.group: got 5, expected a divisor of data.'),
-        ('fixmatch', {'burn_in_steps': 41}, 'burn_in_steps: got 41, expected at most steps=40'),
+        ('fixmatch', {'burn_in_steps': 40}, 'burn_in_steps: got 40, expected less than steps=40'),
         (
             'unimatch', {'model__family': 'fcn'},
             "model.family: got 'fcn', expected 'deeplab' .*channels of its features, or unimatch.d",

@@ -28,6 +28,8 @@ def known(config: ConfigDict) -> None:
         if path in groups:
             raise ValueError(f'{path}: got {at(config, path)!r}, expected a table of keys')
         place, _, leaf = path.rpartition('.')
+        if place in every:
+            raise ValueError(f'{place}: got a table of keys ({leaf}), expected a value')
         streams = place.startswith('data.streams.')
         there = [known.rpartition('.') for known in every]
         names = list(table.STREAM) if streams else [name for at, _, name in there if at == place]

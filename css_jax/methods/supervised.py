@@ -70,14 +70,15 @@ METHOD = Method(
 
 
 def check_burn_in(config: ConfigDict) -> None:
-    """Refuse a burn-in that is longer than the run.
+    """Refuse a burn-in that takes the whole run, which would be of another method then.
 
     Raises:
         ValueError: see above.
     """
-    if config.burn_in_steps > config.steps:
+    if config.burn_in_steps >= config.steps:
         raise ValueError(
-            f'burn_in_steps: got {config.burn_in_steps}, expected at most steps={config.steps}'
+            f'burn_in_steps: got {config.burn_in_steps}, expected less than steps={config.steps}: '
+            f'all steps would be of method supervised, none of {config.method}'
         )
 
 
