@@ -11,7 +11,7 @@ from css_jax.report import charts
 from css_jax.report import names as names_of
 
 _COLOURS = ('#1f77b4', '#d95f02', '#1b9e77', '#e7298a', '#7570b3', '#a6761d', '#444444', '#66a61e')
-_WIDTH, _HEIGHT = 300, 220  # of a panel
+_WIDTH, _HEIGHT = 400, 220  # of a panel
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 28, 24
 _LINE = 18  # height of a line of the legend
 
