@@ -21,7 +21,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks import curves, why  # noqa: F401 (the methods of its runs)
+from benchmarks import curves, why
 from css_jax.evaluation import results, tables
 from css_jax.report import runs
 
@@ -190,6 +190,7 @@ def main() -> None:
         one.add_argument('--rows', nargs='+', default=['*'], help='patterns, in this order')
     given = parser.parse_args()
     if given.what == 'collect':
+        why.register()
         records = collect(given.runs, given.commit)
         pathlib.Path(given.to).write_text(''.join(json.dumps(r) + '\n' for r in records))
         print(f'{len(records)} runs: {given.to}')

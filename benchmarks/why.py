@@ -139,11 +139,12 @@ def adapted(label: Array, indicator: Array, num_classes: int) -> Array:
     return jnp.minimum(indicator / share[label], 1)
 
 
-# Known to whoever reads these runs, too.
-for _kind in ('filter', 'truth', 'adaptive'):
-    METHODS[f'labels_{_kind}'] = mean_teacher.CUTMIX._replace(
-        streams={'labelled': 'mask', 'unlabelled': 'mask'}, targets=targets_of(_kind)
-    )
+def register() -> None:
+    """Add the methods of these runs to those of the project; who reads the runs needs them too."""
+    for kind in ('filter', 'truth', 'adaptive'):
+        METHODS[f'labels_{kind}'] = mean_teacher.CUTMIX._replace(
+            streams={'labelled': 'mask', 'unlabelled': 'mask'}, targets=targets_of(kind)
+        )
 
 
 def run(row: Row, folder: pathlib.Path, seed: int, split: str) -> None:
@@ -163,6 +164,7 @@ def run(row: Row, folder: pathlib.Path, seed: int, split: str) -> None:
 
 def main() -> None:
     """Read the arguments and run the cells."""
+    register()
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
     parser.add_argument('--rows', nargs='+', default=list(ROWS), choices=ROWS, metavar='ROW')
     parser.add_argument('--folder', type=pathlib.Path, default=pathlib.Path('runs/why'))

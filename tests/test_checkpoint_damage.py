@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import shutil
 
 import jax
@@ -223,7 +224,10 @@ def test_planted_code_is_not_run(saved, tmp_path, monkeypatch):
         for sums in (tmp_path / 'run').rglob(checksums.SUMS):
             sums.unlink()
         (tmp_path / 'run' / file.relative_to(saved)).write_bytes(pickle.dumps(Trap()))
-        assert restore(tmp_path / 'run') in (1, 2)
+        try:
+            assert restore(tmp_path / 'run') in (1, 2)
+        except ValueError as error:
+            assert re.match(r'checkpoint .*/2 cannot be read: .', str(error))
         shutil.rmtree(tmp_path / 'run')
     assert not (tmp_path / 'planted').exists()
 
@@ -269,7 +273,7 @@ def test_zeros_that_the_array_format_does_not_notice(tmp_path, warnings):
             read = checkpoint.restore_arrays(tmp_path, 2, ['student'])['student']
             silent += not np.array_equal(read['params/kernel'], kernel)
         assert restore(tmp_path) == 1
-    assert silent and len(warnings()) == 9
+    assert silent and len([line for line in warnings() if 'is damaged' in line]) == 9
 
 
 def test_checksums_say_what_differs(tmp_path):

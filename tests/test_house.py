@@ -394,7 +394,7 @@ def test_what_cannot_be_trained_or_evaluated_is_told_before_anything_is_written(
         ),
         'teacher': (
             toy._replace(defaults={}),
-            "the evaluation 'shapes' of method toy, of its teacher cannot be computed",
+            "eval.network: got 'teacher', a network that method toy has not",
         ),
         'weights': (
             toy._replace(weights=lambda state, ctx: {'scroes': 2.0}),
@@ -507,7 +507,7 @@ def test_a_network_that_a_run_has_not_is_named(house, data_dir, tmp_path):
         predict.load(tmp_path, network='teacher')
     config = stored.read(tmp_path)
     config.eval.network = 'teacher'
-    with pytest.raises(ValueError, match='of its teacher cannot be computed: it has no such net'):
+    with pytest.raises(ValueError, match='a network that method without_teacher has not'):
         evaluate.evaluate(config, tmp_path)
     config = toy_config('two_datasets', data_dir)
     assert configs.finalise(config).num_classes == 5

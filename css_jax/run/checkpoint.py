@@ -125,14 +125,19 @@ class Checkpoints:
 
         Raises:
             FileNotFoundError: there is no checkpoint.
-            ValueError: the state is of other shapes; names them. Or see `latest_step`.
+            ValueError: the state is of other shapes; names them. Or it cannot be read, or see
+                `latest_step`.
         """
         if (step := self.latest_step) is None:
             raise FileNotFoundError(f'no checkpoint in {self._folder.parent}')
         self._wait()
         target, folder = _shapes(like), self._folder / str(step)
         _check_fit(folder, target)
-        return _restore(folder, ocp.StandardCheckpointHandler, ocp.args.StandardRestore(target))
+        try:
+            return _restore(folder, ocp.StandardCheckpointHandler, ocp.args.StandardRestore(target))
+        except ValueError as error:  # of a file that nothing but this reads, without checksums
+            said = (str(error) or repr(error)).splitlines()[0]
+            raise ValueError(f'checkpoint {folder} cannot be read: {said}') from error
 
     def meta(self, step: int) -> dict[str, Any]:
         """Return the JSON data saved beside `step`."""
