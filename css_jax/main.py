@@ -120,6 +120,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f'unexpected arguments {argv[1:]}; flags start with --')
     # Orbax warns at every checkpoint that was not evaluated; what fails, it raises.
     absl_logging.set_verbosity(absl_logging.ERROR)
+    sys.unraisablehook = _unraisable
     lines = progress.Lines(sys.stdout)
     logging.basicConfig(format='%(message)s', handlers=[lines], force=True)
     logging.getLogger('css_jax').setLevel(logging.INFO)
@@ -297,6 +298,15 @@ def _stored() -> bool:
 
 def _first_line(error: Exception) -> str:
     return f'{type(error).__name__}: {error}'.splitlines()[0]
+
+
+def _unraisable(given: Any) -> None:
+    """Print what could not be raised, but for what a save that failed leaves behind.
+
+    TensorStore tells an event loop that is gone by then of every array that it did not write.
+    """
+    if str(given.exc_value) != 'Event loop is closed':
+        sys.__unraisablehook__(given)
 
 
 def _sentence(error: Exception | str) -> str:
